@@ -1,0 +1,3 @@
+#![no_std]
+//! Run-time core.
+extern crate alloc;
