@@ -1,3 +1,5 @@
 #![no_std]
 //! Run-time core.
 extern crate alloc;
+
+pub mod json;
