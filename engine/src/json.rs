@@ -682,26 +682,25 @@ impl Reader<'_> {
     fn number(&mut self) -> Result<(), Error> {
         let start = self.at;
         self.take(|byte| byte == b'-');
-        let whole = match self.peek() {
-            Some(b'0') => self.take(|byte| byte == b'0'),
-            _ => self.digits(),
-        };
-        let fraction = !self.take(|byte| byte == b'.') || self.digits();
-        let exponent = !self.take(|byte| matches!(byte, b'e' | b'E')) || {
-            self.take(|byte| matches!(byte, b'+' | b'-'));
-            self.digits()
-        };
-        let cut_off = matches!(
+        let sound = (self.take(|byte| byte == b'0') || self.digits())
+            && (!self.take(|byte| byte == b'.') || self.digits())
+            && (!self.take(|byte| matches!(byte, b'e' | b'E')) || self.exponent());
+        let ends_here = !matches!(
             self.peek(),
             Some(b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'+' | b'-')
         );
-        if whole && fraction && exponent && !cut_off {
+        if sound && ends_here {
             self.push(Kind::Number, start, false, false)
         } else if self.peek().is_none() {
             self.fail(ErrorKind::UnexpectedEnd)
         } else {
             self.fail(ErrorKind::BadNumber)
         }
+    }
+
+    fn exponent(&mut self) -> bool {
+        self.take(|byte| matches!(byte, b'+' | b'-'));
+        self.digits()
     }
 
     /// Takes digits; whether there was one.
