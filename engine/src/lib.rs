@@ -1,5 +1,23 @@
 #![no_std]
-//! Run-time core.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+//! Run-time core of every Tollgate gate.
 extern crate alloc;
 
+pub mod bundle;
+pub mod bytes;
+pub mod envelope;
+pub mod identity;
+pub mod journal;
 pub mod json;
+pub mod lease;
+pub mod ledger;
+pub mod price;
+pub mod time;

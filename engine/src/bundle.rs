@@ -1,0 +1,479 @@
+//! What a gate runs: documents compiled, immutable, digest-named, signed.
+//!
+//! A [`Bundle`] exists only verified: [`Bundle::closed`] denies everything, [`Bundle::install`] replaces it by a newer one
+//! or says why not. An older, foreign, expired or differently signed one never replaces a good one.
+
+use crate::{
+    bytes::Digest,
+    envelope::{self, OpenError, PublicKey},
+    ledger::{Unit, Window},
+    price::{Price, PriceTable},
+    time::Time,
+};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// The format this engine reads and the policy compiler writes.
+pub const FORMAT: u32 = 1;
+
+/// How far ahead of its own clock a gate accepts an issue time: five minutes, the usual bound of clock skew (RFC 4120 §1.6 uses the same).
+pub const CLOCK_SKEW_SECS: i64 = 300;
+
+/// How far a revision may jump at once. A control plane publishes a revision per change and per re-signing; a million of them is
+/// decades. Without a cap one stolen signature with revision `u64::MAX` would lock out every later bundle (TUF: "fast-forward").
+pub const MAX_REVISION_JUMP: u64 = 1_000_000;
+
+/// Bytes of a bundle envelope a gate looks at. 1 MiB of signed policy verifies in about 1.5 ms inside a V8 worker.
+pub const MAX_ENVELOPE_BYTES: usize = 4 << 20;
+
+/// The signed payload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Payload {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The tenant, `ws-<uuid>`.
+    pub workspace: String,
+    /// A workspace may publish several; a gate follows one.
+    pub channel: String,
+    /// Grows with every bundle of the channel; never names two different ones.
+    pub revision: u64,
+    /// Seconds since the Unix epoch.
+    pub issued_at: i64,
+    /// Seconds since the Unix epoch; from then on a gate denies.
+    pub expires_at: i64,
+    /// The policy.
+    pub documents: Vec<Document>,
+    /// Day edges of every time zone that a limit counts in.
+    pub calendars: Vec<Calendar>,
+    /// What models cost.
+    pub prices: PriceTable,
+    /// Keys that sign agent tokens.
+    pub token_keys: Vec<PublicKey>,
+    /// Agents whose tokens no longer count, by UUID, sorted.
+    pub revoked_agents: Vec<String>,
+}
+
+/// One policy document, compiled. Every field can only narrow what the others allow.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// As its author named it; every [`crate::decide::Reason`] carries it.
+    pub name: String,
+    /// Whom it applies to.
+    pub scope: Scope,
+    /// Hosts that may be called; `None` where the document has no `network`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Vec<HostPattern>>,
+    /// `capabilities.deny: network_outbound`: no host at all.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub no_network: bool,
+    /// `model:` capabilities.
+    #[serde(default, skip_serializing_if = "Names::is_open")]
+    pub models: Names,
+    /// `mcp_tool:` capabilities.
+    #[serde(default, skip_serializing_if = "Names::is_open")]
+    pub mcp_tools: Names,
+    /// Tools with `tools.<name>.allow: false`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_tools: Vec<String>,
+    /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<String>,
+    /// Budgets and rates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+}
+
+/// Whom a document applies to; in text `global`, `org:<id>`, `team:<id>`, `agent:<uuid>` or `tool:<name>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every call of the workspace.
+    Global,
+    /// Every agent of an organisation.
+    Org(String),
+    /// Every agent of a team.
+    Team(String),
+    /// One agent, by UUID.
+    Agent(String),
+    /// Calls that use this tool, of any agent.
+    Tool(String),
+}
+
+impl Scope {
+    /// Reads the text form; the identifier must not be empty. (That an agent's is a UUID is the compiler's to check.)
+    pub fn parse(text: &str) -> Option<Scope> {
+        if text == "global" {
+            return Some(Scope::Global);
+        }
+        let (kind, id) = text.split_once(':')?;
+        if id.is_empty() {
+            return None;
+        }
+        let id = id.to_string();
+        match kind {
+            "org" => Some(Scope::Org(id)),
+            "team" => Some(Scope::Team(id)),
+            "agent" => Some(Scope::Agent(id)),
+            "tool" => Some(Scope::Tool(id)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Global => f.write_str("global"),
+            Scope::Org(id) => write!(f, "org:{id}"),
+            Scope::Team(id) => write!(f, "team:{id}"),
+            Scope::Agent(id) => write!(f, "agent:{id}"),
+            Scope::Tool(id) => write!(f, "tool:{id}"),
+        }
+    }
+}
+
+impl Serialize for Scope {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Scope, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Scope::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom("expected global, org:, team:, agent: or tool: with an id")
+        })
+    }
+}
+
+/// A host, or every host below one. Lower-case ASCII without a trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostPattern(pub String);
+
+impl HostPattern {
+    /// Whether `host` (normalised: lower-case ASCII, no port, no trailing dot) is meant.
+    /// `*.example.com` means one or more labels below `example.com` and not `example.com` itself.
+    pub fn matches(&self, host: &str) -> bool {
+        match self.0.strip_prefix("*.") {
+            Some(apex) => host
+                .strip_suffix(apex)
+                .and_then(|labels| labels.strip_suffix('.'))
+                .is_some_and(|labels| !labels.is_empty()),
+            None => self.0 == host,
+        }
+    }
+}
+
+/// Allow and deny lists of names. `*` stands for any run of characters. Deny beats allow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Names {
+    /// `None`: everything not denied. Compared exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
+    /// Compared without regard to ASCII case: a provider that reads names that way must not be a way round.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+impl Names {
+    /// Whether the lists say nothing.
+    pub fn is_open(&self) -> bool {
+        self.allow.is_none() && self.deny.is_empty()
+    }
+
+    /// Whether a deny entry names `name`.
+    pub fn denies(&self, name: &str) -> bool {
+        self.deny.iter().any(|pattern| glob(pattern, name, true))
+    }
+
+    /// Whether there is an allow list and nothing in it names `name`.
+    pub fn omits(&self, name: &str) -> bool {
+        self.allow
+            .as_ref()
+            .is_some_and(|allow| !allow.iter().any(|pattern| glob(pattern, name, false)))
+    }
+}
+
+/// Matches `*` as any run of bytes. Time is at most pattern × name; both are short.
+fn glob(pattern: &str, name: &str, ignore_case: bool) -> bool {
+    let same = |a: u8, b: u8| a == b || (ignore_case && a.eq_ignore_ascii_case(&b));
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut at, mut seen) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while let Some(&byte) = name.get(seen) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(&wanted) if same(wanted, byte) => {
+                at += 1;
+                seen += 1;
+            }
+            _ => match star {
+                Some((star_at, star_seen)) => {
+                    star = Some((star_at, star_seen + 1));
+                    at = star_at + 1;
+                    seen = star_seen + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(at).all(|byte| *byte == b'*')
+}
+
+/// Whose spending a limit counts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The whole workspace.
+    Workspace,
+    /// The caller's organisation.
+    Org,
+    /// The caller's team.
+    Team,
+    /// The caller.
+    Agent,
+}
+
+impl Level {
+    /// The name used in accounts and policies.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Workspace => "workspace",
+            Level::Org => "org",
+            Level::Team => "team",
+            Level::Agent => "agent",
+        }
+    }
+}
+
+/// At most `amount` of `unit` per `window`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// The field that says so, such as `budget.daily_limit_usd`; becomes a reason's rule.
+    pub rule: String,
+    /// Whose spending is counted together.
+    pub per: Level,
+    /// What is counted.
+    pub unit: Unit,
+    /// Over what time.
+    pub window: Window,
+    /// The limit itself, in `unit`.
+    pub amount: u64,
+    /// What a model costs that the price table does not know; `None` denies it. Only for money.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_model: Option<Price>,
+}
+
+/// The days of one time zone, as instants: a gate compares integers and knows no zones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calendar {
+    /// IANA name, canonical spelling.
+    pub zone: String,
+    /// Midnights in seconds since the Unix epoch, ascending, from before the bundle's issue to after its expiry.
+    pub days: Vec<i64>,
+}
+
+/// Why a bundle was not installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallError {
+    /// Larger than [`MAX_ENVELOPE_BYTES`].
+    TooLarge,
+    /// Not signed by a trusted key, or not an envelope.
+    Envelope(OpenError),
+    /// Signed, but not a bundle this engine reads.
+    Malformed,
+    /// Written in a format this engine does not know.
+    Format,
+    /// Of another workspace.
+    ForeignWorkspace,
+    /// Of another channel.
+    ForeignChannel,
+    /// An older revision than the one that runs.
+    Rollback,
+    /// Same revision as the one that runs, different content.
+    Mixed,
+    /// A revision too far ahead to be real.
+    FastForward,
+    /// Its time is over.
+    Expired,
+    /// Issued in the future: this clock or the signer's is wrong.
+    FromTheFuture,
+    /// A pattern in it does not compile here.
+    Pattern,
+}
+
+impl InstallError {
+    /// A short name for metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            InstallError::TooLarge => "too_large",
+            InstallError::Envelope(OpenError::Malformed) => "not_an_envelope",
+            InstallError::Envelope(OpenError::WrongType) => "wrong_type",
+            InstallError::Envelope(OpenError::Unsigned) => "unsigned",
+            InstallError::Envelope(OpenError::Untrusted) => "untrusted",
+            InstallError::Malformed => "malformed",
+            InstallError::Format => "format",
+            InstallError::ForeignWorkspace => "foreign_workspace",
+            InstallError::ForeignChannel => "foreign_channel",
+            InstallError::Rollback => "rollback",
+            InstallError::Mixed => "mixed",
+            InstallError::FastForward => "fast_forward",
+            InstallError::Expired => "expired",
+            InstallError::FromTheFuture => "from_the_future",
+            InstallError::Pattern => "pattern",
+        }
+    }
+}
+
+impl fmt::Display for InstallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InstallError::TooLarge => write!(f, "larger than {MAX_ENVELOPE_BYTES} bytes"),
+            InstallError::Envelope(why) => why.fmt(f),
+            InstallError::Malformed => f.write_str("signed, but not a bundle"),
+            InstallError::Format => write!(f, "not in bundle format {FORMAT}"),
+            InstallError::ForeignWorkspace => f.write_str("of another workspace"),
+            InstallError::ForeignChannel => f.write_str("of another channel"),
+            InstallError::Rollback => f.write_str("older than the bundle that runs"),
+            InstallError::Mixed => {
+                f.write_str("same revision as the bundle that runs, with other content")
+            }
+            InstallError::FastForward => {
+                write!(f, "more than {MAX_REVISION_JUMP} revisions ahead")
+            }
+            InstallError::Expired => f.write_str("expired"),
+            InstallError::FromTheFuture => {
+                f.write_str("issued in the future; compare this clock with the control plane's")
+            }
+            InstallError::Pattern => f.write_str("a pattern in it does not compile here"),
+        }
+    }
+}
+
+/// A verified bundle, or the closed one.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    payload: Option<Payload>,
+    digest: Digest,
+}
+
+impl Bundle {
+    /// The bundle before the first: it denies everything.
+    pub fn closed() -> Bundle {
+        Bundle {
+            payload: None,
+            digest: Digest([0; 32]),
+        }
+    }
+
+    /// A bundle that was not signed because it never travelled: made by the compiler in the same process (`tollgate decide`, tests).
+    pub fn local(payload: Payload) -> Bundle {
+        Bundle {
+            payload: Some(payload),
+            digest: Digest([0; 32]),
+        }
+    }
+
+    /// Verifies `envelope` and, when it may take the place of this bundle, returns it. Same bytes again are fine.
+    pub fn successor(
+        &self,
+        envelope: &[u8],
+        trust: &[PublicKey],
+        workspace: &str,
+        channel: &str,
+        now: Time,
+    ) -> Result<Bundle, InstallError> {
+        if envelope.len() > MAX_ENVELOPE_BYTES {
+            return Err(InstallError::TooLarge);
+        }
+        let payload = envelope::open(envelope, envelope::BUNDLE_TYPE, trust)
+            .map_err(InstallError::Envelope)?;
+        let digest = Digest::of(&payload);
+        let payload: Payload =
+            serde_json::from_slice(&payload).map_err(|_| InstallError::Malformed)?;
+        if payload.format != FORMAT {
+            return Err(InstallError::Format);
+        }
+        if payload.workspace != workspace {
+            return Err(InstallError::ForeignWorkspace);
+        }
+        if payload.channel != channel {
+            return Err(InstallError::ForeignChannel);
+        }
+        if let Some(running) = &self.payload {
+            if payload.revision < running.revision {
+                return Err(InstallError::Rollback);
+            }
+            if payload.revision == running.revision && digest != self.digest {
+                return Err(InstallError::Mixed);
+            }
+            if payload.revision.saturating_sub(running.revision) > MAX_REVISION_JUMP {
+                return Err(InstallError::FastForward);
+            }
+        }
+        if now.secs() >= payload.expires_at {
+            return Err(InstallError::Expired);
+        }
+        if payload.issued_at > now.secs().saturating_add(CLOCK_SKEW_SECS) {
+            return Err(InstallError::FromTheFuture);
+        }
+        Ok(Bundle {
+            payload: Some(payload),
+            digest,
+        })
+    }
+
+    /// What to decide by at `now`; `Err` names why everything is denied.
+    pub fn at(&self, now: Time) -> Result<&Payload, Unusable> {
+        let payload = self.payload.as_ref().ok_or(Unusable::Missing)?;
+        if now.secs() >= payload.expires_at {
+            return Err(Unusable::Expired);
+        }
+        Ok(payload)
+    }
+
+    /// The payload, expired or not; `None` when closed.
+    pub fn payload(&self) -> Option<&Payload> {
+        self.payload.as_ref()
+    }
+
+    /// Its revision; 0 when closed.
+    pub fn revision(&self) -> u64 {
+        self.payload.as_ref().map_or(0, |payload| payload.revision)
+    }
+
+    /// The entity tag under which the control plane serves it (RFC 9110 §8.8.3); `None` when closed.
+    pub fn etag(&self) -> Option<String> {
+        self.payload
+            .as_ref()
+            .map(|payload| etag(payload.revision, self.digest))
+    }
+}
+
+/// The entity tag of a bundle: revision and content, so that neither can change without the other.
+pub fn etag(revision: u64, digest: Digest) -> String {
+    format!("\"{revision}-{digest}\"")
+}
+
+/// Why a gate has nothing to decide by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// No bundle has arrived yet.
+    Missing,
+    /// The last one is over its time and no newer one arrived.
+    Expired,
+}

@@ -1,0 +1,468 @@
+//! Spending rights at a gate.
+//!
+//! An [`Account`] is a limit somebody set. The control plane leases amounts of it to holders; what a holder has left lies in a [`Cell`],
+//! a small value in whatever store the host has. The engine supplies pure transitions ([`Op::apply`]); the host supplies one atomic
+//! swap: read the cell, apply, write unless it changed meanwhile, else again.
+//!
+//! Everything in a cell counts from the start of a window and only grows, so a message that arrives twice or late changes nothing:
+//! - `granted`: what the control plane has leased to this holder in this window,
+//! - `settled`: what calls really used,
+//! - `reserved`: the worst case of calls that are under way.
+//!
+//! A call may reserve while `settled + reserved + amount <= granted` and the lease lives. The control plane counts `granted` as gone
+//! until the window ends, so what a lost holder had is never given twice, whatever the clocks say.
+
+use crate::{bundle::Level, lease::Grant, time::Time};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// What an account counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Calls let through.
+    Calls,
+    /// Tokens in and out.
+    Tokens,
+    /// Money: 10⁻⁹ US dollars.
+    NanoUsd,
+}
+
+impl Unit {
+    /// The name used in accounts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unit::Calls => "calls",
+            Unit::Tokens => "tokens",
+            Unit::NanoUsd => "nano_usd",
+        }
+    }
+}
+
+/// When an account starts afresh. In text `minute` or `day@<zone>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Window {
+    /// Every full minute UTC.
+    Minute,
+    /// Every midnight of an IANA time zone.
+    Day(String),
+}
+
+impl Window {
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Window> {
+        match text.strip_prefix("day@") {
+            Some(zone) if !zone.is_empty() => Some(Window::Day(zone.to_string())),
+            Some(_) => None,
+            None => (text == "minute").then_some(Window::Minute),
+        }
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Window::Minute => f.write_str("minute"),
+            Window::Day(zone) => write!(f, "day@{zone}"),
+        }
+    }
+}
+
+impl Serialize for Window {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Window, D::Error> {
+        Window::parse(&String::deserialize(deserializer)?)
+            .ok_or_else(|| serde::de::Error::custom("expected minute or day@<zone>"))
+    }
+}
+
+/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Account {
+    /// Whose spending is counted together…
+    pub level: Level,
+    /// …and which of them.
+    pub id: String,
+    /// What is counted.
+    pub unit: Unit,
+    /// Over what time.
+    pub window: Window,
+}
+
+impl Account {
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Account> {
+        let mut parts = text.split('|');
+        let (entity, unit, window) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        let (level, id) = entity.split_once(':')?;
+        let level = match level {
+            "workspace" => Level::Workspace,
+            "org" => Level::Org,
+            "team" => Level::Team,
+            "agent" => Level::Agent,
+            _ => return None,
+        };
+        let unit = match unit {
+            "calls" => Unit::Calls,
+            "tokens" => Unit::Tokens,
+            "nano_usd" => Unit::NanoUsd,
+            _ => return None,
+        };
+        let window = Window::parse(window)?;
+        (!id.is_empty()).then(|| Account {
+            level,
+            id: id.to_string(),
+            unit,
+            window,
+        })
+    }
+
+    /// The name of its cell in the host's store.
+    pub fn cell_key(&self) -> String {
+        format!("cell {self}")
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}|{}|{}",
+            self.level.name(),
+            self.id,
+            self.unit.name(),
+            self.window
+        )
+    }
+}
+
+impl Serialize for Account {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Account {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Account, D::Error> {
+        Account::parse(&String::deserialize(deserializer)?)
+            .ok_or_else(|| serde::de::Error::custom("expected <level>:<id>|<unit>|<window>"))
+    }
+}
+
+/// A stretch of time an account counts over: from `start` up to and not including `end`, seconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First second.
+    pub start: i64,
+    /// First second of the next one.
+    pub end: i64,
+}
+
+/// One window of a cell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// First second of the window.
+    pub start: i64,
+    /// First second after the window.
+    pub end: i64,
+    /// Leased to this holder in this window, ever growing.
+    pub granted: u64,
+    /// Really used, ever growing.
+    pub settled: u64,
+    /// Worst case of calls under way.
+    pub reserved: u64,
+    /// The lease ends; milliseconds since the Unix epoch.
+    pub expires_ms: i64,
+    /// Asking for more is pointless before; milliseconds since the Unix epoch.
+    pub retry_ms: i64,
+    /// Number of the last request sent for this window.
+    pub seq: u64,
+    /// When that was sent; 0 when it has been answered. Milliseconds since the Unix epoch.
+    pub asked_ms: i64,
+    /// Size of the last grant: below half of it left, more is fetched ahead of need.
+    pub chunk: u64,
+    /// What `settled` was when last reported.
+    pub reported: u64,
+    /// Epoch of the lease. A grant of a newer one starts the slot afresh.
+    pub epoch: u64,
+}
+
+impl Slot {
+    /// What may still be reserved, lease permitting.
+    pub fn available(&self) -> u64 {
+        self.granted
+            .saturating_sub(self.settled)
+            .saturating_sub(self.reserved)
+    }
+}
+
+/// What a holder has of one account: the running window and the one before, which late settlements still reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    slots: Vec<Slot>,
+}
+
+/// Version of the cell's byte form.
+const CELL_FORMAT: u8 = 1;
+/// Fields of a slot, eight bytes each, little-endian, in the order of the struct.
+const SLOT_FIELDS: usize = 12;
+/// The running window and the one before.
+const MAX_SLOTS: usize = 2;
+
+impl Cell {
+    /// Reads the byte form. What is not a cell is an empty one: from nothing nothing can be spent.
+    pub fn decode(bytes: &[u8]) -> Cell {
+        let Some((&CELL_FORMAT, rest)) = bytes.split_first() else {
+            return Cell::default();
+        };
+        let words: Vec<u64> = rest
+            .chunks_exact(8)
+            .filter_map(|word| word.try_into().ok().map(u64::from_le_bytes))
+            .collect();
+        let slots = words
+            .chunks_exact(SLOT_FIELDS)
+            .take(MAX_SLOTS)
+            .filter_map(|words| {
+                let [
+                    start,
+                    end,
+                    granted,
+                    settled,
+                    reserved,
+                    expires,
+                    retry,
+                    seq,
+                    asked,
+                    chunk,
+                    reported,
+                    epoch,
+                ] = *<&[u64; SLOT_FIELDS]>::try_from(words).ok()?;
+                Some(Slot {
+                    start: start.cast_signed(),
+                    end: end.cast_signed(),
+                    granted,
+                    settled,
+                    reserved,
+                    expires_ms: expires.cast_signed(),
+                    retry_ms: retry.cast_signed(),
+                    seq,
+                    asked_ms: asked.cast_signed(),
+                    chunk,
+                    reported,
+                    epoch,
+                })
+            })
+            .collect();
+        Cell { slots }
+    }
+
+    /// Writes the byte form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1 + MAX_SLOTS * SLOT_FIELDS * 8);
+        out.push(CELL_FORMAT);
+        for slot in &self.slots {
+            for word in [
+                slot.start.cast_unsigned(),
+                slot.end.cast_unsigned(),
+                slot.granted,
+                slot.settled,
+                slot.reserved,
+                slot.expires_ms.cast_unsigned(),
+                slot.retry_ms.cast_unsigned(),
+                slot.seq,
+                slot.asked_ms.cast_unsigned(),
+                slot.chunk,
+                slot.reported,
+                slot.epoch,
+            ] {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// The windows it holds, oldest first.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The window that starts at `start`.
+    pub fn slot(&self, start: i64) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.start == start)
+    }
+
+    fn slot_mut(&mut self, start: i64) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.start == start)
+    }
+
+    /// The slot of `span`, made if absent; the oldest makes room. `None` for a window older than all that are held.
+    fn open(&mut self, span: Span) -> Option<&mut Slot> {
+        if self.slot(span.start).is_none() {
+            let oldest = self.slots.first().map(|slot| slot.start);
+            if self.slots.len() >= MAX_SLOTS {
+                if oldest.is_some_and(|oldest| span.start < oldest) {
+                    return None;
+                }
+                self.slots.remove(0);
+            }
+            self.slots.push(Slot {
+                start: span.start,
+                end: span.end,
+                ..Slot::default()
+            });
+            self.slots.sort_by_key(|slot| slot.start);
+        }
+        self.slot_mut(span.start)
+    }
+}
+
+/// How long an unanswered lease request keeps others from asking; milliseconds. A round trip takes a few; a lost one is asked again after this.
+pub const ASK_TIMEOUT_MS: i64 = 1_000;
+
+/// One change of one cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Set the worst case of a call aside.
+    Reserve {
+        /// The running window.
+        span: Span,
+        /// How much.
+        amount: u64,
+    },
+    /// Give a reservation back: the call did not go out.
+    Void {
+        /// Start of the window it was made in.
+        start: i64,
+        /// What was reserved.
+        reserved: u64,
+    },
+    /// Turn a reservation into what was really used.
+    Settle {
+        /// Start of the window it was made in.
+        start: i64,
+        /// What was reserved.
+        reserved: u64,
+        /// What was used.
+        used: u64,
+    },
+    /// Note that the control plane is about to be asked for more.
+    Ask {
+        /// The window to ask for.
+        span: Span,
+    },
+    /// Take in what the control plane granted.
+    Refill {
+        /// The grant.
+        grant: Grant,
+        /// The epoch of the answer it came in.
+        epoch: u64,
+    },
+}
+
+/// Why an [`Op`] was not applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No live lease here; asking may help.
+    NoLease,
+    /// The lease has too little left; asking may help.
+    Short,
+    /// The control plane has said there is no more before `retry_ms` (milliseconds since the Unix epoch).
+    Exhausted {
+        /// When asking makes sense again.
+        retry_ms: i64,
+    },
+    /// Somebody has asked and the answer is under way.
+    AlreadyAsked,
+}
+
+impl Op {
+    /// The cell after this change, in byte form. `old` is what the store holds now, `None` when nothing.
+    pub fn apply(&self, old: Option<&[u8]>, now: Time) -> Result<Vec<u8>, Refusal> {
+        let mut cell = old.map(Cell::decode).unwrap_or_default();
+        match self {
+            Op::Reserve { span, amount } => {
+                let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
+                let live = now.millis() < slot.expires_ms;
+                if live && *amount <= slot.available() {
+                    slot.reserved = slot.reserved.saturating_add(*amount);
+                } else if now.millis() < slot.retry_ms {
+                    return Err(Refusal::Exhausted {
+                        retry_ms: slot.retry_ms,
+                    });
+                } else if live {
+                    return Err(Refusal::Short);
+                } else {
+                    return Err(Refusal::NoLease);
+                }
+            }
+            Op::Void { start, reserved } => {
+                if let Some(slot) = cell.slot_mut(*start) {
+                    slot.reserved = slot.reserved.saturating_sub(*reserved);
+                }
+            }
+            Op::Settle {
+                start,
+                reserved,
+                used,
+            } => {
+                if let Some(slot) = cell.slot_mut(*start) {
+                    slot.reserved = slot.reserved.saturating_sub(*reserved);
+                    slot.settled = slot.settled.saturating_add(*used);
+                }
+            }
+            Op::Ask { span } => {
+                let slot = cell.open(*span).ok_or(Refusal::NoLease)?;
+                if slot.asked_ms != 0
+                    && now.millis().saturating_sub(slot.asked_ms).abs() < ASK_TIMEOUT_MS
+                {
+                    return Err(Refusal::AlreadyAsked);
+                }
+                slot.asked_ms = now.millis();
+                slot.seq = slot.seq.saturating_add(1);
+            }
+            Op::Refill { grant, epoch } => {
+                let span = Span {
+                    start: grant.window_start,
+                    end: grant.window_end,
+                };
+                if let Some(slot) = cell.open(span)
+                    && grant.seq >= slot.seq
+                    && *epoch >= slot.epoch
+                {
+                    if *epoch > slot.epoch {
+                        *slot = Slot {
+                            start: span.start,
+                            end: span.end,
+                            epoch: *epoch,
+                            ..Slot::default()
+                        };
+                    }
+                    let more = grant.granted.saturating_sub(slot.granted);
+                    if more > 0 {
+                        slot.chunk = more;
+                    }
+                    slot.seq = grant.seq;
+                    slot.asked_ms = 0;
+                    slot.granted = slot.granted.max(grant.granted);
+                    slot.expires_ms = grant.expires_ms;
+                    slot.retry_ms = grant.retry_ms;
+                    slot.reported = slot.reported.max(grant.settled);
+                }
+            }
+        }
+        Ok(cell.encode())
+    }
+}
