@@ -1,2 +1,86 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask`: everything around the product that takes more than one command.
+
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{cargo, process, progress, tools, wasm};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, tests and runs Tollgate from a checkout.",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch what cargo does not bring: Envoy, Rust's wasm targets, the Python packages of the tests.
+    Tools {
+        /// Use this Envoy instead of the pinned one.
+        #[arg(long, env = "ENVOY", value_name = "PATH")]
+        envoy: Option<PathBuf>,
+    },
+    /// Build the Envoy filter and the WIT component.
+    Wasm,
+    /// Run every check there is; what a change must pass.
+    Test(test::Options),
+    /// Run the corpus of case files on every host and compare their decisions.
+    Corpus {
+        /// Passed on: `--host NAME` (repeatable), `--filter TEXT`.
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "OPTIONS"
+        )]
+        options: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Tools { envoy } => {
+            let envoy = tools::envoy(envoy.as_deref())?;
+            progress::say("Envoy", envoy.display());
+            let python = tools::python()?;
+            progress::say("Python", python.display());
+            wasm::targets()
+        }
+        Command::Wasm => {
+            for module in [wasm::filter()?, wasm::component()?] {
+                progress::say("Built", wasm::describe(&module)?);
+            }
+            Ok(())
+        }
+        Command::Test(options) => test::run(&options),
+        Command::Corpus { options } => process::run(
+            cargo::cargo("run")
+                .args([
+                    "--quiet",
+                    "--package",
+                    "tollgate-tests",
+                    "--bin",
+                    "corpus",
+                    "--",
+                ])
+                .args(options),
+        ),
+    }
+}
