@@ -19,5 +19,7 @@ pub mod journal;
 pub mod json;
 pub mod lease;
 pub mod ledger;
+pub mod meter;
 pub mod price;
+pub mod sse;
 pub mod time;
