@@ -123,6 +123,26 @@ struct Provider {
     requests: Requests,
 }
 
+impl Provider {
+    /// Whether the key is there, in either of the two headers that the SDKs use (Anthropic's uses both, by version). No other
+    /// credential may stand beside it: that one would be the agent's own, which a gate must not let through.
+    fn is_paid_by(&self, headers: &HeaderMap) -> bool {
+        let bearer = format!("Bearer {}", self.key);
+        let mut presented = headers
+            .get_all("x-api-key")
+            .iter()
+            .map(|value| value == self.key.as_str())
+            .chain(
+                headers
+                    .get_all("authorization")
+                    .iter()
+                    .map(|value| value == bearer.as_str()),
+            )
+            .peekable();
+        presented.peek().is_some() && presented.all(|right| right)
+    }
+}
+
 /// The routes, for a caller that has a runtime of its own.
 pub fn router(provider_key: &str, requests: Requests) -> Router {
     let provider = Provider {
@@ -158,12 +178,8 @@ async fn chat_completions(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let key = headers
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
     let knobs = Knobs::from_headers(&headers);
-    let answer = if key == Some(&provider.key) {
+    let answer = if provider.is_paid_by(&headers) {
         openai::answer(&body, &knobs)
     } else {
         openai::wrong_key()
@@ -172,20 +188,17 @@ async fn chat_completions(
 }
 
 async fn messages(State(provider): State<Provider>, headers: HeaderMap, body: Bytes) -> Response {
-    let key = headers
-        .get("x-api-key")
-        .and_then(|value| value.to_str().ok());
     let knobs = Knobs::from_headers(&headers);
-    let answer = match key {
-        Some(key) if key == provider.key => match headers.get("anthropic-version") {
-            Some(_) => anthropic::answer(&body, &knobs),
-            None => anthropic::refusal(
-                400,
-                "invalid_request_error",
-                "anthropic-version: header is required",
-            ),
-        },
-        _ => anthropic::wrong_key(),
+    let answer = if !provider.is_paid_by(&headers) {
+        anthropic::wrong_key()
+    } else if !headers.contains_key("anthropic-version") {
+        anthropic::refusal(
+            400,
+            "invalid_request_error",
+            "anthropic-version: header is required",
+        )
+    } else {
+        anthropic::answer(&body, &knobs)
     };
     answer.into_response(&knobs)
 }

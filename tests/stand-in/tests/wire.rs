@@ -230,6 +230,16 @@ fn without_its_key_a_provider_answers_in_its_own_shape() {
         (answer.status, &answer.json()["error"]["type"]),
         (401, &"authentication_error".into())
     );
+    let both = [
+        ("x-api-key", KEY),
+        ("authorization", "Bearer agent"),
+        ("anthropic-version", "2023-06-01"),
+    ];
+    assert_eq!(
+        call("/v1/messages", &both, &body).status,
+        401,
+        "the agent's credential came through beside the key"
+    );
     let answer = call("/v1/other", &[], &body);
     assert_eq!(
         (answer.status, &answer.json()["error"]["type"]),
