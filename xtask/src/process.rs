@@ -279,3 +279,100 @@ fn line(command: &Command) -> String {
         .collect();
     words.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn shell(name: &str, script: &str) -> Process {
+        let log = std::env::temp_dir().join(format!("xtask-process-{name}-{}", std::process::id()));
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Process::spawn(name, command, &log).unwrap()
+    }
+
+    /// True while any process of the group is left.
+    fn group_lives(process: &Process) -> bool {
+        rustix::process::test_kill_process_group(Pid::from_child(&process.child)).is_ok()
+    }
+
+    #[test]
+    fn a_line_is_waited_for_even_from_a_process_that_ends_after_it() {
+        let mut process = shell("line", "echo one; echo port 42");
+        let port = process
+            .wait_for_line("the port", DEADLINE, |line| {
+                line.strip_prefix("port ")?.parse::<u16>().ok()
+            })
+            .unwrap();
+        assert_eq!(port, 42);
+    }
+
+    #[test]
+    fn a_process_that_ends_early_is_reported_with_its_log() {
+        let mut process = shell("early", "echo cannot bind >&2; exit 3");
+        let error = process
+            .wait_for_line("the port", DEADLINE, |_| None::<()>)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("exit status: 3") && error.contains("cannot bind"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn grandchildren_end_with_the_process() {
+        let mut process = shell("drop", "sleep 600 & echo started; wait");
+        process
+            .wait_for_line("the start", DEADLINE, |line| {
+                (line == "started").then_some(())
+            })
+            .unwrap();
+        let group = Pid::from_child(&process.child);
+        drop(process);
+        wait_until("the group to end", DEADLINE, || {
+            rustix::process::test_kill_process_group(group)
+                .is_err()
+                .then_some(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn the_group_ends_when_our_end_of_the_pipe_closes() {
+        let mut process = shell("orphan", "sleep 600 & echo started; wait");
+        process
+            .wait_for_line("the start", DEADLINE, |line| {
+                (line == "started").then_some(())
+            })
+            .unwrap();
+        assert!(group_lives(&process));
+        // What the operating system does when we are killed.
+        drop(process.watcher.stdin.take());
+        wait_until("the process to end", DEADLINE, || {
+            process.child.try_wait().unwrap()
+        })
+        .unwrap();
+        wait_until("the group to end", DEADLINE, || {
+            (!group_lives(&process)).then_some(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_process_that_ignores_the_request_to_end_is_killed() {
+        let mut process = shell(
+            "stubborn",
+            "trap '' TERM; echo started; while :; do sleep 1; done",
+        );
+        process
+            .wait_for_line("the start", DEADLINE, |line| {
+                (line == "started").then_some(())
+            })
+            .unwrap();
+        let status = process.stop().unwrap();
+        assert_eq!(status.code(), None, "ended by a signal");
+    }
+}
