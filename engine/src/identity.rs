@@ -8,6 +8,7 @@
 use crate::{
     bytes::{self, Digest},
     envelope::PublicKey,
+    facts::Headers,
     time::Time,
 };
 use alloc::{
@@ -173,17 +174,8 @@ impl IdentityError {
 
 /// Finds the token among the headers: `x-tollgate-token`, else the API key an SDK sends (`authorization: Bearer`, `x-api-key`).
 /// Two candidates, or one header twice, are ambiguous: whoever reads the call next might take the other one.
-pub fn find_token<'a>(headers: &'a [(Vec<u8>, Vec<u8>)]) -> Result<&'a [u8], IdentityError> {
-    let only = |name: &str| -> Result<Option<&'a [u8]>, IdentityError> {
-        let mut values = headers
-            .iter()
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()));
-        let first = values.next().map(|(_, value)| value.as_slice());
-        if values.next().is_some() {
-            return Err(IdentityError::Ambiguous);
-        }
-        Ok(first)
-    };
+pub fn find_token<'a>(headers: Headers<'_, 'a>) -> Result<&'a [u8], IdentityError> {
+    let only = |name| headers.only(name).map_err(|_| IdentityError::Ambiguous);
     let own = only(TOKEN_HEADER)?;
     let authorization = only("authorization")?;
     let api_key = only("x-api-key")?;

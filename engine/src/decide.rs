@@ -1,0 +1,557 @@
+//! The decision: one function over values.
+//!
+//! The order of checks is fixed here and nowhere else: network → capability, model, tool → data → rate → budget. (Identity comes before,
+//! in [`crate::exchange`]: who is not known cannot be judged. Pause, schedule and approval have their places between and are not built yet.)
+//! Every reason is collected; the most restrictive outcome wins.
+
+use crate::{
+    bundle::{Calendar, Document, Level, Limit, Payload, Scope},
+    facts::{Facts, Head, Route},
+    identity::Caller,
+    ledger::{Account, Span, Unit, Window},
+    price::{self, Price},
+    scan::Hits,
+    time::Time,
+};
+use alloc::{
+    borrow::Cow,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use serde::Serialize;
+
+/// What to do with a call, from least to most restrictive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Let it pass.
+    #[default]
+    Allow,
+    /// Let it pass with parts removed.
+    Redact,
+    /// Ask somebody first.
+    Hold,
+    /// Refuse it.
+    Deny,
+}
+
+/// What kind of obstacle a denial met; it decides the status and what the caller can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The caller did not say who it is, or not credibly.
+    Identity,
+    /// A rule forbids it.
+    Policy,
+    /// Too many calls for now.
+    Rate,
+    /// The budget is used up.
+    Budget,
+    /// The request has no single reading.
+    Malformed,
+    /// The body is over the cap.
+    TooLarge,
+    /// The gate lacks what it needs to decide: a bundle, a lease.
+    Unavailable,
+}
+
+impl Cause {
+    /// The name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Cause::Identity => "identity",
+            Cause::Policy => "policy",
+            Cause::Rate => "rate",
+            Cause::Budget => "budget",
+            Cause::Malformed => "malformed",
+            Cause::TooLarge => "too_large",
+            Cause::Unavailable => "unavailable",
+        }
+    }
+
+    /// HTTP status of a denial (RFC 9110 §15, RFC 6585 §4).
+    pub const fn status(self) -> u16 {
+        match self {
+            Cause::Identity => 401,
+            Cause::Policy => 403,
+            Cause::Rate | Cause::Budget => 429,
+            Cause::Malformed => 400,
+            Cause::TooLarge => 413,
+            Cause::Unavailable => 503,
+        }
+    }
+}
+
+/// Why. Names the rule and the document it stands in; never contains matched text, tokens or keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// Such as `network.allowlist` or `tools.bash.allow`.
+    pub rule: Cow<'static, str>,
+    /// The document's name; `None` for what no document says.
+    pub document: Option<String>,
+    /// For people.
+    pub message: Cow<'static, str>,
+    /// What kind of obstacle it is.
+    #[serde(skip)]
+    pub cause: Cause,
+}
+
+impl Reason {
+    /// A reason that no document gives.
+    pub fn of_gate(
+        cause: Cause,
+        rule: impl Into<Cow<'static, str>>,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Reason {
+        Reason {
+            rule: rule.into(),
+            document: None,
+            message: message.into(),
+            cause,
+        }
+    }
+}
+
+/// What an allowed call takes from an account before it goes out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// From which account.
+    pub account: Account,
+    /// In which window.
+    pub span: Span,
+    /// The worst case.
+    pub amount: u64,
+    /// The limit, for messages.
+    pub limit: u64,
+    /// The field that sets it.
+    pub rule: String,
+    /// The document it stands in.
+    pub document: String,
+}
+
+impl Charge {
+    /// The reason to give when the account cannot bear it.
+    pub fn refused(&self) -> Reason {
+        let (cause, what) = match self.account.unit {
+            Unit::Calls => (Cause::Rate, "call rate"),
+            Unit::Tokens => (Cause::Budget, "token budget"),
+            Unit::NanoUsd => (Cause::Budget, "budget"),
+        };
+        let limit = match self.account.unit {
+            Unit::Calls => format!("{} calls", self.limit),
+            Unit::Tokens => format!("{} tokens", self.limit),
+            Unit::NanoUsd => price::usd(self.limit),
+        };
+        let window = match &self.account.window {
+            Window::Minute => "minute".to_string(),
+            Window::Day(zone) => format!("day ({zone})"),
+        };
+        Reason {
+            rule: self.rule.clone().into(),
+            document: Some(self.document.clone()),
+            message: format!(
+                "the {what} of this {level}, {limit} per {window}, does not cover the call; it resets at {at}",
+                level = self.account.level.name(),
+                at = Time::from_secs(self.span.end),
+            )
+            .into(),
+            cause,
+        }
+    }
+}
+
+/// The verdict on one call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do.
+    pub outcome: Outcome,
+    /// Why not simply allow; empty on a plain allow.
+    pub reasons: Vec<Reason>,
+    /// What to reserve first; empty unless the call may go out.
+    pub charges: Vec<Charge>,
+    /// What the call may cost at most, in nano-USD, where the model's price is known.
+    pub worst_case_nano_usd: Option<u64>,
+}
+
+impl Decision {
+    /// A denial for these reasons.
+    pub fn deny(reasons: Vec<Reason>) -> Decision {
+        Decision {
+            outcome: Outcome::Deny,
+            reasons,
+            ..Decision::default()
+        }
+    }
+}
+
+/// Decides one call. `patterns` numbers the bundle's patterns as in [`crate::scan::distinct`]; `hits` are those found in the call.
+pub fn decide(
+    payload: &Payload,
+    patterns: &[String],
+    caller: &Caller,
+    head: &Head,
+    facts: &Facts,
+    hits: &Hits,
+    now: Time,
+) -> Decision {
+    if payload.documents.is_empty() {
+        return Decision::deny(Vec::from([Reason::of_gate(
+            Cause::Policy,
+            "policy.none",
+            "this workspace has no policy yet; nothing is allowed until one is applied",
+        )]));
+    }
+    let mut reasons = Vec::new();
+    for document in applicable(payload, caller, facts) {
+        let mut check = Check {
+            document,
+            reasons: &mut reasons,
+        };
+        check.network(head);
+        check.model(facts);
+        check.tools(facts);
+        check.data(patterns, hits);
+    }
+    let mut decision = Decision::default();
+    limits(payload, caller, facts, now, &mut decision, &mut reasons);
+    if !reasons.is_empty() {
+        return Decision {
+            worst_case_nano_usd: decision.worst_case_nano_usd,
+            ..Decision::deny(reasons)
+        };
+    }
+    decision
+}
+
+/// The documents that apply to a call, broadest scope first.
+fn applicable<'p>(
+    payload: &'p Payload,
+    caller: &Caller,
+    facts: &Facts,
+) -> impl Iterator<Item = &'p Document> {
+    payload
+        .documents
+        .iter()
+        .filter(|document| match &document.scope {
+            Scope::Tool(tool) => facts.tools().any(|used| used.eq_ignore_ascii_case(tool)),
+            scope => covers(scope, caller),
+        })
+}
+
+/// Whether a document of this scope applies to everything `caller` does.
+fn covers(scope: &Scope, caller: &Caller) -> bool {
+    match scope {
+        Scope::Global => true,
+        Scope::Org(org) => caller.org.as_ref() == Some(org),
+        Scope::Team(team) => caller.team.as_ref() == Some(team),
+        Scope::Agent(agent) => caller.agent == *agent,
+        Scope::Tool(_) => false,
+    }
+}
+
+/// One document against one call.
+struct Check<'c> {
+    document: &'c Document,
+    reasons: &'c mut Vec<Reason>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, rule: impl Into<Cow<'static, str>>, message: String) {
+        self.reasons.push(Reason {
+            rule: rule.into(),
+            document: Some(self.document.name.clone()),
+            message: message.into(),
+            cause: Cause::Policy,
+        });
+    }
+
+    fn network(&mut self, head: &Head) {
+        let listed = self
+            .document
+            .hosts
+            .as_ref()
+            .is_none_or(|hosts| hosts.iter().any(|pattern| pattern.matches(&head.host)));
+        if !listed {
+            self.refuse(
+                "network.allowlist",
+                format!("the host `{}` is not on the allowlist", head.host),
+            );
+        }
+        if self.document.no_network {
+            self.refuse(
+                "capabilities.deny",
+                "outbound network connections are denied".to_string(),
+            );
+        }
+    }
+
+    fn model(&mut self, facts: &Facts) {
+        let models = &self.document.models;
+        if models.is_open() {
+            return;
+        }
+        match (&facts.said.model, facts.route) {
+            (Some(model), _) if models.denies(model) => {
+                self.refuse(
+                    "capabilities.deny",
+                    format!("the model `{}` is denied", shown(model)),
+                );
+            }
+            (Some(model), _) if models.omits(model) => self.refuse(
+                "capabilities.allow",
+                format!("the model `{}` is not among those allowed", shown(model)),
+            ),
+            (None, Route::Llm(_) | Route::CountTokens | Route::LlmUnknown) => self.refuse(
+                "capabilities.model",
+                "the call names no model, and this policy restricts models".to_string(),
+            ),
+            (Some(_), _) | (None, Route::Mcp | Route::Plain) => {}
+        }
+    }
+
+    fn tools(&mut self, facts: &Facts) {
+        for tool in facts.tools() {
+            let denied = self
+                .document
+                .denied_tools
+                .iter()
+                .find(|denied| denied.eq_ignore_ascii_case(tool));
+            if let Some(denied) = denied {
+                let rule = format!("tools.{denied}.allow");
+                self.refuse(rule, format!("the tool `{}` is not allowed", shown(denied)));
+            }
+        }
+        if let Some(tool) = &facts.said.mcp_tool {
+            if self.document.mcp_tools.denies(tool) {
+                self.refuse(
+                    "capabilities.deny",
+                    format!("the MCP tool `{}` is denied", shown(tool)),
+                );
+            } else if self.document.mcp_tools.omits(tool) {
+                self.refuse(
+                    "capabilities.allow",
+                    format!("the MCP tool `{}` is not among those allowed", shown(tool)),
+                );
+            }
+        }
+    }
+
+    fn data(&mut self, patterns: &[String], hits: &Hits) {
+        for (index, pattern) in self.document.patterns.iter().enumerate() {
+            let found = patterns.binary_search(pattern).is_ok_and(|id| hits.has(id));
+            if found {
+                self.refuse(
+                    format!("data.sensitive_patterns[{index}]"),
+                    "the content matches a sensitive pattern".to_string(),
+                );
+            }
+        }
+    }
+}
+
+/// Longest name quoted in a message.
+const SHOWN_CHARS: usize = 64;
+
+/// A caller-chosen name, fit for a message or a header: printable ASCII, bounded.
+fn shown(name: &str) -> String {
+    let mut out: String = name
+        .chars()
+        .take(SHOWN_CHARS)
+        .map(|c| {
+            if c == ' ' || c.is_ascii_graphic() {
+                c
+            } else {
+                '?'
+            }
+        })
+        .collect();
+    if name.chars().nth(SHOWN_CHARS).is_some() {
+        out.push_str("...");
+    }
+    out
+}
+
+/// The budgets and rates a call falls under, each account once with its smallest limit; adds charges, or reasons where a charge cannot be known.
+fn limits(
+    payload: &Payload,
+    caller: &Caller,
+    facts: &Facts,
+    now: Time,
+    decision: &mut Decision,
+    reasons: &mut Vec<Reason>,
+) {
+    let said = &facts.said;
+    let known = said
+        .model
+        .as_deref()
+        .and_then(|model| payload.prices.find(model));
+    let output = said
+        .max_output_tokens
+        .or(known.and_then(|price| price.max_output_tokens))
+        .map(|tokens| tokens.saturating_mul(said.answers));
+    if let (Route::Llm(_), Some(price), Some(output)) = (facts.route, known, output) {
+        decision.worst_case_nano_usd =
+            Some(price::worst_case(said.prompt_tokens_bound, output, price));
+    }
+    for (limit, document) in in_force(payload, caller) {
+        let mut refuse = |rule: &str, message: &'static str| {
+            reasons.push(Reason {
+                rule: rule.to_string().into(),
+                document: Some(document.to_string()),
+                message: message.into(),
+                cause: Cause::Policy,
+            });
+        };
+        let generates = match (limit.unit, facts.route) {
+            (Unit::Calls, _) => false,
+            (_, Route::Llm(_)) => true,
+            (_, Route::LlmUnknown) => {
+                refuse(
+                    "budget.unmetered_route",
+                    "this endpoint may generate and its use cannot be metered, so no budget can cover it",
+                );
+                continue;
+            }
+            (_, Route::CountTokens | Route::Mcp | Route::Plain) => continue,
+        };
+        let Some(account) = account_of(limit, caller) else {
+            continue;
+        };
+        let Some(span) = span_of(&limit.window, &payload.calendars, now) else {
+            refuse(
+                "budget.calendar",
+                "the policy bundle does not cover today in this budget's time zone",
+            );
+            continue;
+        };
+        let amount = match limit.unit {
+            Unit::Calls => Some(1),
+            _ if !generates => None,
+            Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
+            Unit::NanoUsd => match known.or(limit.unknown_model.as_ref()) {
+                Some(price) => {
+                    output.map(|output| price::worst_case(said.prompt_tokens_bound, output, price))
+                }
+                None => {
+                    refuse(
+                        "budget.unknown_model",
+                        "the model has no known price, so the budget cannot cover it",
+                    );
+                    continue;
+                }
+            },
+        };
+        let Some(amount) = amount else {
+            refuse(
+                "budget.unbounded",
+                "the call sets no max_tokens and the model's limit is unknown; set max_tokens",
+            );
+            continue;
+        };
+        let charge = Charge {
+            account,
+            span,
+            amount,
+            limit: limit.amount,
+            rule: limit.rule.clone(),
+            document: document.to_string(),
+        };
+        match decision
+            .charges
+            .iter_mut()
+            .find(|other| other.account == charge.account)
+        {
+            Some(other) if other.limit <= charge.limit => {}
+            Some(other) => *other = charge,
+            None => decision.charges.push(charge),
+        }
+    }
+    // A fixed order, so that two calls never hold what the other needs: rates before budgets, broad before narrow.
+    decision
+        .charges
+        .sort_by(|a, b| (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account)));
+    // What can never be covered needs no lease to be refused.
+    for charge in &decision.charges {
+        if charge.amount > charge.limit {
+            reasons.push(charge.refused());
+        }
+    }
+}
+
+/// Every limit that applies to everything `caller` does, with its document.
+fn in_force<'p>(
+    payload: &'p Payload,
+    caller: &Caller,
+) -> impl Iterator<Item = (&'p Limit, &'p str)> {
+    payload
+        .documents
+        .iter()
+        .filter(|document| covers(&document.scope, caller))
+        .flat_map(|document| {
+            document
+                .limits
+                .iter()
+                .map(|limit| (limit, document.name.as_str()))
+        })
+}
+
+/// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say).
+fn account_of(limit: &Limit, caller: &Caller) -> Option<Account> {
+    let id = match limit.per {
+        Level::Workspace => Some(&caller.workspace),
+        Level::Org => caller.org.as_ref(),
+        Level::Team => caller.team.as_ref(),
+        Level::Agent => Some(&caller.agent),
+    }?;
+    Some(Account {
+        level: limit.per,
+        id: id.clone(),
+        unit: limit.unit,
+        window: limit.window.clone(),
+    })
+}
+
+/// The window around `now`; `None` when the calendars do not reach.
+pub fn span_of(window: &Window, calendars: &[Calendar], now: Time) -> Option<Span> {
+    match window {
+        Window::Minute => {
+            let start = now.secs().div_euclid(60).saturating_mul(60);
+            Some(Span {
+                start,
+                end: start.saturating_add(60),
+            })
+        }
+        Window::Day(zone) => {
+            let days = &calendars
+                .iter()
+                .find(|calendar| calendar.zone == *zone)?
+                .days;
+            let next = days.partition_point(|day| *day <= now.secs());
+            let start = *days.get(next.checked_sub(1)?)?;
+            Some(Span {
+                start,
+                end: *days.get(next)?,
+            })
+        }
+    }
+}
+
+/// The limit on `account` for a caller: the smallest in force. The control plane grants by it. `None` when there is none.
+pub fn limit_on(payload: &Payload, caller: &Caller, account: &Account) -> Option<u64> {
+    in_force(payload, caller)
+        .filter(|(limit, _)| account_of(limit, caller).as_ref() == Some(account))
+        .map(|(limit, _)| limit.amount)
+        .min()
+}
+
+/// What `price` a settled call is charged by under the bundle: the model's, or the dearest that a limit in force sets for unknown models.
+pub fn price_for(payload: &Payload, caller: &Caller, model: Option<&str>) -> Option<Price> {
+    model
+        .and_then(|model| payload.prices.find(model))
+        .copied()
+        .or_else(|| {
+            in_force(payload, caller)
+                .filter_map(|(limit, _)| limit.unknown_model)
+                .max_by_key(|price| (price.output, price.input))
+        })
+}

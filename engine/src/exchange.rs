@@ -1,0 +1,962 @@
+//! One governed call, from its first header to its record.
+//!
+//! An [`Exchange`] is driven by the host and never calls back. The contract:
+//!
+//! 1. [`Exchange::begin`] with the request's headers. It returns a [`Step`]; carry it out and hand in what it asks for, until the step is
+//!    [`Step::Forward`] or [`Step::Reply`].
+//! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set.
+//! 3. [`Exchange::finish`] always, exactly once, also when the client left or nothing came back. It consumes the exchange, so a call cannot
+//!    settle twice. Carry out its cell operations and append its record to the journal.
+//!
+//! Cells are changed only by applying a [`CellOp`] in one atomic swap. When an operation of [`Step::Swap`] is refused, stop there and hand
+//! in what was refused; `undo` operations cannot be refused.
+
+use crate::{
+    bundle::Unusable,
+    decide::{self, Cause, Charge, Decision, Outcome, Reason},
+    facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
+    gate::Gate,
+    identity::{self, Caller, TOKEN_HEADER},
+    json,
+    ledger::{Account, Op, Refusal, Span, Unit},
+    meter::{Framing, Meter, Metered, Output, Provider, Usage},
+    price::{self, Price},
+    reply::{self, DECISION_HEADER, Reply},
+    scan::Hits,
+    time::Time,
+};
+use alloc::{
+    format,
+    rc::Rc,
+    string::{String, ToString},
+    vec::Vec,
+};
+use serde::Serialize;
+
+/// How long a call waits for a lease that nobody here has: one second. A round trip takes milliseconds; whoever needs longer is down.
+pub const LEASE_WAIT_MS: i64 = 1_000;
+
+/// What the host must do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Buffer the whole request body, at most `cap` bytes, and hand it to [`Exchange::body`]; past the cap call
+    /// [`Exchange::body_over_cap`]. Send nothing on meanwhile.
+    NeedBody {
+        /// Bytes.
+        cap: usize,
+    },
+    /// Apply these in order, stop at the first that is refused, and tell [`Exchange::swapped`].
+    Swap(Vec<CellOp>),
+    /// Apply `undo`, hold the call, fetch leases for `wants`, then (or at `deadline` at the latest) call [`Exchange::retry`].
+    AwaitLease {
+        /// Gives back what was reserved before the refusal.
+        undo: Vec<CellOp>,
+        /// What to ask the control plane for.
+        wants: Vec<Want>,
+        /// When to give up.
+        deadline: Time,
+    },
+    /// Send the request on, changed like this.
+    Forward(Forward),
+    /// Apply `undo` and answer the caller; nothing goes upstream.
+    Reply {
+        /// The answer.
+        reply: Reply,
+        /// Gives back what was reserved.
+        undo: Vec<CellOp>,
+    },
+}
+
+/// One change of one cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CellOp {
+    /// Whose cell; its key is [`Account::cell_key`].
+    pub account: Account,
+    /// The change.
+    pub op: Op,
+}
+
+/// Spending rights that a call needs and nobody here has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// From which account.
+    pub account: Account,
+    /// In which window.
+    pub span: Span,
+    /// How much.
+    pub amount: u64,
+}
+
+/// How to change a request before it is sent on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forward {
+    /// Header names to take out, lower case, before setting.
+    pub remove: Vec<&'static str>,
+    /// Headers to set, replacing what was there.
+    pub set: Vec<(&'static str, String)>,
+    /// A new body (its length is among `set`); `None` leaves it.
+    pub body: Option<Vec<u8>>,
+}
+
+/// How to change a response's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// Header names to take out.
+    pub remove: Vec<&'static str>,
+    /// Headers to set.
+    pub set: Vec<(&'static str, String)>,
+}
+
+/// How an exchange came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The whole response passed.
+    Complete,
+    /// The caller went away first.
+    ClientLeft,
+    /// The response did not come, or broke off.
+    UpstreamBroken,
+}
+
+/// What is left to do when an exchange is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Settlements; apply each (they cannot be refused).
+    pub ops: Vec<CellOp>,
+    /// One line of JSON for the journal, without a newline.
+    pub record: Vec<u8>,
+    /// For metrics.
+    pub observed: Observed,
+}
+
+/// What metrics count of an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// What a denial was about.
+    pub cause: Option<Cause>,
+    /// Time from the first header to the decision, the wait for body and lease included.
+    pub decide_us: i64,
+    /// A body passed that nobody looked at.
+    pub uninspected: bool,
+    /// Settled on an estimate.
+    pub estimated: bool,
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Exchange {
+    id: String,
+    started: Time,
+    decided: Time,
+    revision: u64,
+    head: Option<Head>,
+    facts: Option<Facts>,
+    dialect: Dialect,
+    caller: Option<Rc<Caller>>,
+    token_from: Option<&'static str>,
+    decision: Decision,
+    price: Option<Price>,
+    forward: Forward,
+    hide_usage: bool,
+    reserved: bool,
+    waiting_until: Option<Time>,
+    sent: bool,
+    answered: Option<u16>,
+    upstream_status: Option<u16>,
+    meter: Option<Meter>,
+    metered: Option<Metered>,
+}
+
+impl Exchange {
+    /// Starts a call with an agent token among its headers. `has_body` is whether anything follows the headers; `entropy` names the decision
+    /// and must not repeat.
+    pub fn begin(
+        gate: &mut Gate,
+        headers: Headers<'_, '_>,
+        has_body: bool,
+        now: Time,
+        entropy: u128,
+    ) -> (Exchange, Step) {
+        let mut exchange = Exchange::new(now, entropy);
+        let step = exchange.identify(gate, headers, has_body, now);
+        (exchange, step)
+    }
+
+    /// Starts a call whose caller is known otherwise (`tollgate decide`).
+    pub fn begin_as(
+        gate: &mut Gate,
+        caller: Caller,
+        headers: Headers<'_, '_>,
+        has_body: bool,
+        now: Time,
+        entropy: u128,
+    ) -> (Exchange, Step) {
+        let mut exchange = Exchange::new(now, entropy);
+        exchange.caller = Some(Rc::new(caller));
+        let step = exchange.identify(gate, headers, has_body, now);
+        (exchange, step)
+    }
+
+    fn new(now: Time, entropy: u128) -> Exchange {
+        Exchange {
+            id: format!("d-{entropy:032x}"),
+            started: now,
+            decided: now,
+            revision: 0,
+            head: None,
+            facts: None,
+            dialect: Dialect::Problem,
+            caller: None,
+            token_from: None,
+            decision: Decision::default(),
+            price: None,
+            forward: Forward::default(),
+            hide_usage: false,
+            reserved: false,
+            waiting_until: None,
+            sent: false,
+            answered: None,
+            upstream_status: None,
+            meter: None,
+            metered: None,
+        }
+    }
+
+    /// Names the decision; also in the answer's `x-tollgate-decision` and in the record.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The decision so far.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    fn identify(
+        &mut self,
+        gate: &mut Gate,
+        headers: Headers<'_, '_>,
+        has_body: bool,
+        now: Time,
+    ) -> Step {
+        self.revision = gate.bundle().revision();
+        let head = match Head::read(headers, &gate.config.upstream) {
+            Ok(head) => head,
+            Err(why) => return self.malformed(why, now),
+        };
+        self.dialect = head.dialect;
+        self.head = Some(head);
+        if let Err(why) = gate.payload(now) {
+            return self.deny(vec_of(unusable(why)), None, now);
+        }
+        if self.caller.is_none() {
+            let caller = identity::find_token(headers).and_then(|token| gate.verify(token, now));
+            match caller {
+                Ok(caller) => self.caller = Some(caller),
+                Err(why) => {
+                    let reason = Reason::of_gate(Cause::Identity, why.rule(), why.message());
+                    return self.deny(vec_of(reason), None, now);
+                }
+            }
+            self.token_from = [TOKEN_HEADER, "authorization", "x-api-key"]
+                .into_iter()
+                .find(|name| headers.has(name));
+        }
+        let Some(head) = &self.head else {
+            return self.deny(Vec::new(), None, now);
+        };
+        let concerns_body = gate.bodies_matter || !matches!(head.route, Route::Plain);
+        if has_body && concerns_body {
+            let cap = gate.config.body_cap_bytes;
+            let declared = headers
+                .first("content-length")
+                .and_then(|length| length.parse::<usize>().ok());
+            if declared.is_some_and(|declared| declared > cap) {
+                return self.body_over_cap(gate, now);
+            }
+            return Step::NeedBody { cap };
+        }
+        let facts = Facts::of_head(head, has_body);
+        let mut hits = Hits::default();
+        if let Some(scanner) = &mut gate.scanner {
+            scanner.search(&head.target, &mut hits);
+        }
+        self.evaluate(gate, facts, &hits, now)
+    }
+
+    /// Hands in the whole body that [`Step::NeedBody`] asked for.
+    pub fn body(&mut self, gate: &mut Gate, body: &[u8], now: Time) -> Step {
+        if body.len() > gate.config.body_cap_bytes {
+            return self.body_over_cap(gate, now);
+        }
+        let Some(head) = &self.head else {
+            return self.deny(Vec::new(), None, now);
+        };
+        if body.is_empty() {
+            let facts = Facts::of_head(head, false);
+            return self.evaluate(gate, facts, &Hits::default(), now);
+        }
+        match read_body(head, gate, body) {
+            Ok((facts, hits, edited)) => {
+                self.dialect = facts.dialect;
+                if let Some(edited) = edited {
+                    self.hide_usage = true;
+                    self.forward
+                        .set
+                        .push(("content-length", edited.len().to_string()));
+                    self.forward.body = Some(edited);
+                }
+                self.evaluate(gate, facts, &hits, now)
+            }
+            Err(why) => self.malformed(why, now),
+        }
+    }
+
+    /// The body is larger than the cap.
+    pub fn body_over_cap(&mut self, gate: &Gate, now: Time) -> Step {
+        let reason = Reason::of_gate(
+            Cause::TooLarge,
+            "request.body_too_large",
+            format!(
+                "the body is larger than the {} bytes this gate inspects",
+                gate.config.body_cap_bytes
+            ),
+        );
+        self.deny(vec_of(reason), None, now)
+    }
+
+    fn evaluate(&mut self, gate: &mut Gate, facts: Facts, hits: &Hits, now: Time) -> Step {
+        let (Some(head), Some(caller)) = (&self.head, &self.caller) else {
+            return self.deny(Vec::new(), None, now);
+        };
+        // The bundle may have changed while the body came in; the one that runs now decides.
+        self.revision = gate.bundle().revision();
+        let payload = match gate.payload(now) {
+            Ok(payload) => payload,
+            Err(why) => return self.deny(vec_of(unusable(why)), None, now),
+        };
+        let decision = decide::decide(payload, &gate.patterns, caller, head, &facts, hits, now);
+        if let Route::Llm(_) = facts.route {
+            self.price = decide::price_for(payload, caller, facts.said.model.as_deref());
+        }
+        self.facts = Some(facts);
+        if decision.outcome == Outcome::Deny {
+            self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
+            return self.deny(decision.reasons, None, now);
+        }
+        self.decision = decision;
+        if self.decision.charges.is_empty() {
+            return self.send(gate, now);
+        }
+        self.reserve()
+    }
+
+    fn reserve(&self) -> Step {
+        Step::Swap(
+            self.decision
+                .charges
+                .iter()
+                .map(|charge| CellOp {
+                    account: charge.account.clone(),
+                    op: Op::Reserve {
+                        span: charge.span,
+                        amount: charge.amount,
+                    },
+                })
+                .collect(),
+        )
+    }
+
+    /// Tells how [`Step::Swap`] went: `Ok` when all were applied, else the place of the refused operation and why.
+    pub fn swapped(
+        &mut self,
+        gate: &Gate,
+        result: Result<(), (usize, Refusal)>,
+        now: Time,
+    ) -> Step {
+        let (refused, refusal) = match result {
+            Ok(()) => {
+                self.reserved = true;
+                return self.send(gate, now);
+            }
+            Err(refused) => refused,
+        };
+        let undo: Vec<CellOp> = self
+            .decision
+            .charges
+            .iter()
+            .take(refused)
+            .map(|charge| CellOp {
+                account: charge.account.clone(),
+                op: Op::Void {
+                    start: charge.span.start,
+                    reserved: charge.amount,
+                },
+            })
+            .collect();
+        let Some(charge) = self.decision.charges.get(refused) else {
+            return self.deny(Vec::new(), None, now);
+        };
+        match refusal {
+            Refusal::Exhausted { .. } => {
+                let reason = charge.refused();
+                let wait = charge.span.end.saturating_sub(now.secs());
+                with_undo(self.deny(vec_of(reason), Some(wait), now), undo)
+            }
+            Refusal::NoLease | Refusal::Short | Refusal::AlreadyAsked => {
+                let deadline = *self
+                    .waiting_until
+                    .get_or_insert(now.plus_millis(LEASE_WAIT_MS));
+                if now >= deadline {
+                    let reason = no_lease(charge);
+                    return with_undo(self.deny(vec_of(reason), Some(1), now), undo);
+                }
+                let wants = self
+                    .decision
+                    .charges
+                    .iter()
+                    .map(|charge| Want {
+                        account: charge.account.clone(),
+                        span: charge.span,
+                        amount: charge.amount,
+                    })
+                    .collect();
+                Step::AwaitLease {
+                    undo,
+                    wants,
+                    deadline,
+                }
+            }
+        }
+    }
+
+    /// A lease may have arrived, or the wait is over: tries the reservations again.
+    pub fn retry(&mut self) -> Step {
+        self.reserve()
+    }
+
+    fn send(&mut self, gate: &Gate, now: Time) -> Step {
+        self.decided = now;
+        self.sent = true;
+        let mut forward = core::mem::take(&mut self.forward);
+        forward.remove.push(TOKEN_HEADER);
+        if let Some(from) = self.token_from.filter(|from| *from != TOKEN_HEADER) {
+            forward.remove.push(from);
+        }
+        let route = self.facts.as_ref().map(|facts| facts.route);
+        if matches!(route, Some(Route::Llm(_))) {
+            // What the meter must read must not come compressed.
+            forward.remove.push("accept-encoding");
+        }
+        if let (Some(head), true) = (&self.head, gate.config.upstream.llm) {
+            let provider = match head.dialect {
+                Dialect::Anthropic => Provider::AnthropicMessages,
+                Dialect::OpenAi | Dialect::Mcp | Dialect::Problem => Provider::OpenAiChat,
+            };
+            if let Some(credential) = gate.config.credential(provider) {
+                // The caller's own credentials, whatever they are, do not go along with the gate's.
+                forward.remove.push("authorization");
+                forward.remove.push("x-api-key");
+                forward.set.push(credential);
+            }
+        }
+        Step::Forward(forward)
+    }
+
+    fn malformed(&mut self, why: facts::Unreadable, now: Time) -> Step {
+        let reason = Reason::of_gate(Cause::Malformed, why.rule, why.message);
+        self.deny(vec_of(reason), None, now)
+    }
+
+    fn deny(&mut self, mut reasons: Vec<Reason>, retry_after: Option<i64>, now: Time) -> Step {
+        if reasons.is_empty() {
+            reasons.push(Reason::of_gate(
+                Cause::Unavailable,
+                "gate.state",
+                "the gate was driven out of order",
+            ));
+        }
+        self.decided = now;
+        self.decision = Decision {
+            worst_case_nano_usd: self.decision.worst_case_nano_usd,
+            ..Decision::deny(reasons)
+        };
+        let mcp_id = self
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.said.mcp_id.as_deref());
+        let reply = reply::denial(
+            self.dialect,
+            &self.decision.reasons,
+            &self.id,
+            mcp_id,
+            retry_after,
+        );
+        self.answered = Some(reply.status);
+        Step::Reply {
+            reply,
+            undo: Vec::new(),
+        }
+    }
+
+    /// Whether the response still has to pass through this exchange. False once the gate has answered itself: a host whose own answers come
+    /// back as responses must not hand them in.
+    pub fn wants_response(&self) -> bool {
+        self.sent && self.answered.is_none()
+    }
+
+    /// The head of the upstream's response.
+    pub fn response_head(&mut self, headers: Headers<'_, '_>) -> ResponseHead {
+        let status = headers
+            .first(":status")
+            .and_then(|status| status.parse::<u16>().ok());
+        self.upstream_status = status;
+        let mut head = ResponseHead {
+            remove: Vec::new(),
+            set: Vec::from([(DECISION_HEADER, self.id.clone())]),
+        };
+        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
+            return head;
+        };
+        let encoded = headers
+            .first("content-encoding")
+            .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
+        let essence = headers
+            .first("content-type")
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        let framing = match essence.as_str() {
+            _ if encoded => return head,
+            "text/event-stream" => Framing::Sse,
+            "application/json" => Framing::Json,
+            _ => return head,
+        };
+        let hide = self.hide_usage && framing == Framing::Sse;
+        if hide {
+            head.remove.push("content-length");
+        }
+        self.meter = Some(Meter::new(provider, framing, hide));
+        head
+    }
+
+    /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
+    pub fn response_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
+        let Some(meter) = &mut self.meter else {
+            return Output::Pass;
+        };
+        let output = if chunk.is_empty() {
+            Output::Pass
+        } else {
+            meter.feed(chunk)
+        };
+        if !end {
+            return output;
+        }
+        let Some(metered) = self.meter.take().map(Meter::finish) else {
+            return output;
+        };
+        let rest = metered.rest.clone();
+        self.metered = Some(metered);
+        match (output, rest.is_empty()) {
+            (output, true) => output,
+            (Output::Pass, false) => Output::Replace([chunk, rest.as_slice()].concat()),
+            (Output::Replace(bytes), false) => Output::Replace([bytes, rest].concat()),
+        }
+    }
+
+    /// The end, whatever came before.
+    pub fn finish(mut self, end: End, now: Time) -> Finished {
+        if let Some(meter) = self.meter.take() {
+            self.metered = Some(meter.finish());
+        }
+        let settlement = self.settle(end);
+        let ops = if self.reserved {
+            self.decision
+                .charges
+                .iter()
+                .map(|charge| CellOp {
+                    account: charge.account.clone(),
+                    op: Op::Settle {
+                        start: charge.span.start,
+                        reserved: charge.amount,
+                        used: settlement.used(charge),
+                    },
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let cause = (self.decision.outcome == Outcome::Deny)
+            .then(|| reply::cause_of(&self.decision.reasons));
+        let observed = Observed {
+            outcome: self.decision.outcome,
+            cause,
+            decide_us: self.decided.micros().saturating_sub(self.started.micros()),
+            uninspected: self.sent && self.facts.as_ref().is_some_and(|facts| facts.uninspected),
+            estimated: settlement.estimated,
+        };
+        Finished {
+            ops,
+            record: self.record(&settlement, end, now),
+            observed,
+        }
+    }
+
+    /// What the call used. Where the provider did not say, the answer errs towards what was reserved, and never to zero.
+    fn settle(&self, end: End) -> Settlement {
+        let mut settlement = Settlement::default();
+        let generated = matches!(
+            self.facts.as_ref().map(|facts| facts.route),
+            Some(Route::Llm(_))
+        );
+        if !self.sent || !generated {
+            return settlement;
+        }
+        let metered = self.metered.as_ref();
+        let usage = metered.map(|metered| metered.usage).unwrap_or_default();
+        settlement.usage = usage;
+        let refused_upstream = match self.upstream_status {
+            // A gateway's timeout comes after the request was sent: the provider may have worked.
+            Some(status) => status >= 400 && status != 504,
+            None => false,
+        };
+        if refused_upstream && usage == Usage::default() {
+            settlement.tokens = Some(0);
+            settlement.nano_usd = Some(0);
+            return settlement;
+        }
+        let whole = end == End::Complete && metered.is_some_and(|metered| metered.complete);
+        settlement.estimated = !whole;
+        let said = self.facts.as_ref().map(|facts| &facts.said);
+        let bound = |said: &Said| {
+            said.max_output_tokens
+                .map(|max| max.saturating_mul(said.answers))
+        };
+        let input = usage
+            .input_tokens
+            .or(said.map(|said| said.prompt_tokens_bound));
+        let output = usage
+            .output_tokens
+            .filter(|_| whole)
+            .or_else(|| {
+                let counted = metered.map(|metered| metered.output_content_bytes)?;
+                let seen = usage.output_tokens.unwrap_or(0);
+                let cap = said.and_then(bound).unwrap_or(u64::MAX);
+                Some(counted.min(cap).max(seen))
+            })
+            .or_else(|| said.and_then(bound));
+        settlement.tokens = match (input, output) {
+            (Some(input), Some(output)) => Some(input.saturating_add(output)),
+            _ => None,
+        };
+        if let Some(price) = &self.price {
+            let charged = Usage {
+                input_tokens: input,
+                output_tokens: output,
+                ..usage
+            };
+            settlement.nano_usd = price::cost(&charged, price);
+        }
+        settlement
+    }
+
+    fn record(&self, settlement: &Settlement, end: End, now: Time) -> Vec<u8> {
+        let head = self.head.as_ref();
+        let facts = self.facts.as_ref();
+        let caller = self.caller.as_deref();
+        let usage = &settlement.usage;
+        let record = Record {
+            id: &self.id,
+            at_ms: self.started.millis(),
+            kind: "exchange",
+            revision: self.revision,
+            agent: caller.map(|caller| caller.agent.as_str()),
+            team: caller.and_then(|caller| caller.team.as_deref()),
+            org: caller.and_then(|caller| caller.org.as_deref()),
+            level: caller.map(|caller| caller.level),
+            method: head.map(|head| head.method.as_str()),
+            host: head.map(|head| head.host.as_str()),
+            path: head.map(|head| bounded(&head.path, MAX_PATH_BYTES)),
+            route: facts
+                .map(|facts| facts.route)
+                .or(head.map(|head| head.route))
+                .map(Route::name),
+            model: facts
+                .and_then(|facts| facts.said.model.as_deref())
+                .map(|model| bounded(model, MAX_NAME_BYTES)),
+            mcp_method: facts
+                .and_then(|facts| facts.said.mcp_method.as_deref())
+                .map(|method| bounded(method, MAX_NAME_BYTES)),
+            tools: facts
+                .into_iter()
+                .flat_map(Facts::tools)
+                .take(MAX_TOOLS)
+                .map(|tool| bounded(tool, MAX_NAME_BYTES))
+                .collect(),
+            outcome: self.decision.outcome,
+            reasons: self
+                .decision
+                .reasons
+                .iter()
+                .take(MAX_REASONS)
+                .map(|reason| RecordedReason {
+                    rule: &reason.rule,
+                    document: reason.document.as_deref(),
+                })
+                .collect(),
+            status: self.answered.or(self.upstream_status),
+            upstream_status: self.upstream_status,
+            usage: RecordedUsage {
+                input_tokens: usage.input_tokens,
+                output_tokens: usage.output_tokens,
+                cached_input_tokens: usage.cached_input_tokens,
+                cache_write_tokens: usage.cache_write_tokens,
+                reasoning_tokens: usage.reasoning_tokens,
+            },
+            cost_nano_usd: settlement.nano_usd.map(|amount| amount.to_string()),
+            estimated: settlement.estimated,
+            reserved_nano_usd: self
+                .decision
+                .worst_case_nano_usd
+                .map(|amount| amount.to_string()),
+            uninspected: facts.is_some_and(|facts| facts.uninspected),
+            decide_us: self.decided.micros().saturating_sub(self.started.micros()),
+            latency_ms: now.millis_since(self.started),
+            end: match (self.answered, end) {
+                (Some(_), _) => "answered_here",
+                (None, End::Complete) => "complete",
+                (None, End::ClientLeft) => "client_left",
+                (None, End::UpstreamBroken) => "upstream_broken",
+            },
+        };
+        serde_json::to_vec(&record).unwrap_or_default()
+    }
+}
+
+/// Longest path in a record. Identifiers beyond it tell nobody more.
+const MAX_PATH_BYTES: usize = 256;
+/// Longest caller-chosen name in a record.
+const MAX_NAME_BYTES: usize = 128;
+/// Tools named in a record; a call may offer hundreds.
+const MAX_TOOLS: usize = 8;
+/// Reasons in a record.
+const MAX_REASONS: usize = 16;
+
+/// The first `max` bytes of `text`, cut at a character.
+fn bounded(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or(text)
+}
+
+fn vec_of(reason: Reason) -> Vec<Reason> {
+    Vec::from([reason])
+}
+
+fn with_undo(step: Step, operations: Vec<CellOp>) -> Step {
+    match step {
+        Step::Reply { reply, undo } => Step::Reply {
+            reply,
+            undo: [undo, operations].concat(),
+        },
+        other => other,
+    }
+}
+
+fn unusable(why: Unusable) -> Reason {
+    match why {
+        Unusable::Missing => Reason::of_gate(
+            Cause::Unavailable,
+            "bundle.missing",
+            "this gate has not received a policy bundle yet",
+        ),
+        Unusable::Expired => Reason::of_gate(
+            Cause::Unavailable,
+            "bundle.expired",
+            "this gate's policy bundle has expired and no newer one has arrived",
+        ),
+    }
+}
+
+fn no_lease(charge: &Charge) -> Reason {
+    Reason {
+        rule: charge.rule.clone().into(),
+        document: Some(charge.document.clone()),
+        message:
+            "the control plane did not answer in time, and without a lease nothing may be spent"
+                .into(),
+        cause: Cause::Unavailable,
+    }
+}
+
+/// Reads and searches a body; the third part is the body to send instead, when a usage frame has to be asked for.
+fn read_body(
+    head: &Head,
+    gate: &mut Gate,
+    body: &[u8],
+) -> Result<(Facts, Hits, Option<Vec<u8>>), facts::Unreadable> {
+    let unreadable = |rule, message: String| facts::Unreadable {
+        rule,
+        message: message.into(),
+    };
+    let generates = matches!(
+        head.route,
+        Route::Llm(_) | Route::CountTokens | Route::LlmUnknown
+    );
+    let mut hits = Hits::default();
+    if let Some(scanner) = &mut gate.scanner {
+        scanner.search(&head.target, &mut hits);
+    }
+    match head.body {
+        BodyKind::Encoded => Err(unreadable(
+            "request.body_encoded",
+            "a compressed body cannot be inspected; send it without content-encoding".to_string(),
+        )),
+        BodyKind::Json | BodyKind::Unstated => {
+            let doc = match json::parse(body) {
+                Ok(doc) => doc,
+                // Not claimed to be JSON and not going to an LLM: then it is just bytes, which nobody can inspect.
+                Err(_) if head.body == BodyKind::Unstated && !generates => {
+                    return opaque(head, gate, hits);
+                }
+                Err(error) => {
+                    return Err(unreadable(
+                        "request.json",
+                        format!("the body is not JSON with a single reading: {error}"),
+                    ));
+                }
+            };
+            let facts = facts::read_json(head, &doc)?;
+            if let Some(scanner) = &mut gate.scanner {
+                let mut scratch = String::new();
+                for text in doc.strings() {
+                    scanner.search(text.resolve(&mut scratch).as_bytes(), &mut hits);
+                }
+            }
+            let ask = facts.route == Route::Llm(Provider::OpenAiChat)
+                && facts.said.stream
+                && !facts.said.asked_usage;
+            let edited = if ask {
+                Some(ask_for_usage(&doc, body).ok_or_else(|| {
+                    unreadable(
+                        "request.json",
+                        "`stream_options` must be an object".to_string(),
+                    )
+                })?)
+            } else {
+                None
+            };
+            Ok((facts, hits, edited))
+        }
+        BodyKind::Text if !generates => {
+            if let Some(scanner) = &mut gate.scanner {
+                scanner.search(body, &mut hits);
+            }
+            Ok((Facts::of_head(head, false), hits, None))
+        }
+        BodyKind::Text | BodyKind::Opaque if generates => Err(unreadable(
+            "request.content_type",
+            "a call to an LLM API must be application/json in UTF-8".to_string(),
+        )),
+        BodyKind::Text | BodyKind::Opaque => opaque(head, gate, hits),
+    }
+}
+
+/// A body that cannot be read: refused where a rule looks at content, else passed and counted.
+fn opaque(
+    head: &Head,
+    gate: &Gate,
+    hits: Hits,
+) -> Result<(Facts, Hits, Option<Vec<u8>>), facts::Unreadable> {
+    if gate.scanner.is_some() {
+        return Err(facts::Unreadable {
+            rule: "request.body_uninspectable",
+            message: "this kind of body cannot be inspected, and the policy has content rules"
+                .into(),
+        });
+    }
+    Ok((Facts::of_head(head, true), hits, None))
+}
+
+/// `body` with `stream_options.include_usage` set to true.
+fn ask_for_usage(doc: &json::Document<'_>, body: &[u8]) -> Option<Vec<u8>> {
+    let root = doc.root();
+    let edits = match root
+        .get("stream_options")
+        .filter(|options| !options.is_null())
+    {
+        Some(options) => options.set_members(&[("include_usage", "true")])?,
+        None => root.set_members(&[("stream_options", r#"{"include_usage":true}"#)])?,
+    };
+    json::splice(body, edits)
+}
+
+/// What a call used.
+#[derive(Debug, Default)]
+struct Settlement {
+    usage: Usage,
+    tokens: Option<u64>,
+    nano_usd: Option<u64>,
+    estimated: bool,
+}
+
+impl Settlement {
+    /// In the unit of `charge`; what is not known costs what was reserved.
+    fn used(&self, charge: &Charge) -> u64 {
+        match charge.account.unit {
+            Unit::Calls => charge.amount,
+            Unit::Tokens => self.tokens.unwrap_or(charge.amount),
+            Unit::NanoUsd => self.nano_usd.unwrap_or(charge.amount),
+        }
+    }
+}
+
+/// One line of the journal. No content, no credential, no query string.
+#[derive(Serialize)]
+struct Record<'r> {
+    id: &'r str,
+    at_ms: i64,
+    kind: &'static str,
+    revision: u64,
+    agent: Option<&'r str>,
+    team: Option<&'r str>,
+    org: Option<&'r str>,
+    level: Option<identity::GovernanceLevel>,
+    method: Option<&'r str>,
+    host: Option<&'r str>,
+    path: Option<&'r str>,
+    route: Option<&'static str>,
+    model: Option<&'r str>,
+    mcp_method: Option<&'r str>,
+    tools: Vec<&'r str>,
+    outcome: Outcome,
+    reasons: Vec<RecordedReason<'r>>,
+    status: Option<u16>,
+    upstream_status: Option<u16>,
+    usage: RecordedUsage,
+    cost_nano_usd: Option<String>,
+    estimated: bool,
+    reserved_nano_usd: Option<String>,
+    uninspected: bool,
+    decide_us: i64,
+    latency_ms: i64,
+    end: &'static str,
+}
+
+#[derive(Serialize)]
+struct RecordedReason<'r> {
+    rule: &'r str,
+    document: Option<&'r str>,
+}
+
+#[derive(Serialize)]
+struct RecordedUsage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cached_input_tokens: Option<u64>,
+    cache_write_tokens: Option<u64>,
+    reasoning_tokens: Option<u64>,
+}

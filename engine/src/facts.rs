@@ -1,0 +1,652 @@
+//! What a gate saw of a call, normalised. Hosts hand over header pairs and body bytes; every reading of them is here, so that no two
+//! hosts can disagree.
+//!
+//! The rule throughout: what decides must have one reading. A header that decides and comes twice, a JSON key that decides and is
+//! spelt in another case, a body in an encoding nobody here undoes: each is refused, never guessed.
+
+use crate::{
+    bundle::Payload,
+    bytes,
+    json::{self, Kind, Value},
+    meter::Provider,
+};
+use alloc::{
+    borrow::Cow,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+/// Request or response headers as a host has them, pseudo-headers (`:method`, `:path`, `:authority`, `:status`) included.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'h, 'a>(pub &'h [(&'a [u8], &'a [u8])]);
+
+/// A header that must be single came more than once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeated;
+
+impl<'a> Headers<'_, 'a> {
+    /// The value of `name` (lower case), `None` when absent.
+    pub fn only(self, name: &str) -> Result<Option<&'a [u8]>, Repeated> {
+        let mut values = self
+            .0
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()));
+        let first = values.next().map(|(_, value)| *value);
+        match values.next() {
+            Some(_) => Err(Repeated),
+            None => Ok(first),
+        }
+    }
+
+    /// The first value of `name` (lower case), as text; for headers that decide nothing.
+    pub fn first(self, name: &str) -> Option<&'a str> {
+        self.0
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
+            .and_then(|(_, value)| core::str::from_utf8(value).ok())
+    }
+
+    /// Whether `name` (lower case) is there at all.
+    pub fn has(self, name: &str) -> bool {
+        self.0
+            .iter()
+            .any(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
+/// What kind of endpoint is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A generation that is understood and metered.
+    Llm(Provider),
+    /// Anthropic's token counting: names a model, generates nothing, costs nothing.
+    CountTokens,
+    /// Something of an LLM API that is not understood: it may generate and cost.
+    LlmUnknown,
+    /// A JSON-RPC message of the Model Context Protocol.
+    Mcp,
+    /// Any other call.
+    Plain,
+}
+
+impl Route {
+    /// The name used in records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Route::Llm(Provider::OpenAiChat) => "openai_chat",
+            Route::Llm(Provider::AnthropicMessages) => "anthropic_messages",
+            Route::CountTokens => "anthropic_count_tokens",
+            Route::LlmUnknown => "llm_unknown",
+            Route::Mcp => "mcp",
+            Route::Plain => "plain",
+        }
+    }
+}
+
+/// How the caller expects to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's error object.
+    OpenAi,
+    /// Anthropic's error object.
+    Anthropic,
+    /// A JSON-RPC error.
+    Mcp,
+    /// RFC 9457 problem+json.
+    Problem,
+}
+
+/// Why a call could not be read. Each is a denial with this rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The reason's rule.
+    pub rule: &'static str,
+    /// What to tell the caller; never quotes content.
+    pub message: Cow<'static, str>,
+}
+
+impl Unreadable {
+    const fn new(rule: &'static str, message: &'static str) -> Unreadable {
+        Unreadable {
+            rule,
+            message: Cow::Borrowed(message),
+        }
+    }
+}
+
+/// The head of a call.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// `GET`, `POST`, …
+    pub method: String,
+    /// The host that will be called: lower-case, without port and trailing dot.
+    pub host: String,
+    /// Path without the query.
+    pub path: String,
+    /// Path with the query, percent-decoded, for scanning.
+    pub target: Vec<u8>,
+    /// By path alone; the body may refine it.
+    pub route: Route,
+    /// How to answer; the body may refine it.
+    pub dialect: Dialect,
+    /// What the body claims to be.
+    pub body: BodyKind,
+    /// `mcp-method`, which must agree with the body.
+    pub mcp_method: Option<String>,
+    /// `mcp-name`, which must agree with the body.
+    pub mcp_name: Option<String>,
+}
+
+/// What a body can be read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyKind {
+    /// JSON in UTF-8.
+    Json,
+    /// Text in UTF-8.
+    Text,
+    /// No content type.
+    Unstated,
+    /// Anything else: cannot be inspected.
+    Opaque,
+    /// Compressed: cannot be inspected.
+    Encoded,
+}
+
+/// Where calls go from this gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The one host all calls go to; `None` when the gate is a forward proxy and the caller names it.
+    pub host: Option<String>,
+    /// Whether that is an LLM API, so that a `POST` which is not understood may cost money.
+    pub llm: bool,
+}
+
+/// Headers that decide and therefore must be single.
+const SINGLE: [&str; 6] = [
+    "content-type",
+    "content-encoding",
+    "content-length",
+    "host",
+    "mcp-method",
+    "mcp-name",
+];
+
+impl Head {
+    /// Reads the head of a request.
+    pub fn read(headers: Headers<'_, '_>, upstream: &Upstream) -> Result<Head, Unreadable> {
+        let text = |bytes: &[u8]| core::str::from_utf8(bytes).ok().map(String::from);
+        for (_, value) in headers.0 {
+            if core::str::from_utf8(value).is_err() {
+                return Err(Unreadable::new(
+                    "request.header_encoding",
+                    "a header is not UTF-8",
+                ));
+            }
+        }
+        let mut single = [None; SINGLE.len()];
+        for (slot, name) in single.iter_mut().zip(SINGLE) {
+            *slot = headers.only(name).map_err(|Repeated| Unreadable {
+                rule: "request.repeated_header",
+                message: Cow::Owned(["the header ", name, " comes more than once"].concat()),
+            })?;
+        }
+        let [
+            content_type,
+            content_encoding,
+            _,
+            host_header,
+            mcp_method,
+            mcp_name,
+        ] = single;
+        let pseudo = |name| headers.only(name).ok().flatten();
+        let method = pseudo(":method").and_then(text).unwrap_or_default();
+        let target = pseudo(":path").and_then(text).unwrap_or_default();
+        let host = match &upstream.host {
+            Some(host) => host.clone(),
+            None => pseudo(":authority")
+                .or(host_header)
+                .and_then(|bytes| core::str::from_utf8(bytes).ok())
+                .and_then(normal_host)
+                .ok_or(Unreadable::new(
+                    "request.host",
+                    "the host is not a plain DNS name or address",
+                ))?,
+        };
+        if method.is_empty() || !target.starts_with('/') {
+            return Err(Unreadable::new(
+                "request.target",
+                "the request has no method or no absolute path",
+            ));
+        }
+        let path = target
+            .split(['?', '#'])
+            .next()
+            .unwrap_or_default()
+            .to_string();
+        let route = route_of(&method, &path, upstream.llm);
+        let body = match content_encoding {
+            Some(encoding) if !encoding.eq_ignore_ascii_case(b"identity") => BodyKind::Encoded,
+            _ => body_kind(content_type),
+        };
+        let dialect = match route {
+            Route::Llm(Provider::AnthropicMessages) | Route::CountTokens => Dialect::Anthropic,
+            Route::Llm(Provider::OpenAiChat) => Dialect::OpenAi,
+            _ if headers.has("anthropic-version") => Dialect::Anthropic,
+            _ if path.ends_with("/mcp") || headers.has("mcp-protocol-version") => Dialect::Mcp,
+            _ if upstream.llm => Dialect::OpenAi,
+            _ => Dialect::Problem,
+        };
+        Ok(Head {
+            target: percent_decoded(&target),
+            method,
+            host,
+            path,
+            route,
+            dialect,
+            body,
+            mcp_method: mcp_method.and_then(text),
+            mcp_name: mcp_name.and_then(text),
+        })
+    }
+}
+
+/// By path. A generation is recognised wherever the API is mounted; anything else on an LLM host that can carry a body is unknown.
+fn route_of(method: &str, path: &str, llm: bool) -> Route {
+    let sends = !matches!(method, "GET" | "HEAD" | "OPTIONS");
+    match path {
+        _ if !sends => Route::Plain,
+        _ if path.ends_with("/chat/completions") => Route::Llm(Provider::OpenAiChat),
+        _ if path.ends_with("/v1/messages") => Route::Llm(Provider::AnthropicMessages),
+        _ if path.ends_with("/v1/messages/count_tokens") => Route::CountTokens,
+        _ if llm => Route::LlmUnknown,
+        _ => Route::Plain,
+    }
+}
+
+/// Lower-case, without port and trailing dot; `None` for what is not letters, digits, hyphens and dots, or a bracketed IPv6 address.
+pub fn normal_host(authority: &str) -> Option<String> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            let valid = address
+                .bytes()
+                .all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
+            if !valid || address.is_empty() {
+                return None;
+            }
+            let port = match after {
+                "" => None,
+                _ => Some(after.strip_prefix(':')?),
+            };
+            (address, port)
+        }
+        None => {
+            let (host, port) = match authority.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            };
+            let host = host.strip_suffix('.').unwrap_or(host);
+            let plain = !host.is_empty()
+                && host.len() <= 253
+                && host.split('.').all(|label| {
+                    !label.is_empty()
+                        && label
+                            .bytes()
+                            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                });
+            if !plain {
+                return None;
+            }
+            (host, port)
+        }
+    };
+    let port_is_fine =
+        port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    port_is_fine.then(|| host.to_ascii_lowercase())
+}
+
+/// What a content type lets us read (RFC 9110 §8.3.1: type and subtype are case-insensitive, parameters follow `;`).
+fn body_kind(content_type: Option<&[u8]>) -> BodyKind {
+    let Some(value) = content_type.and_then(|bytes| core::str::from_utf8(bytes).ok()) else {
+        return BodyKind::Unstated;
+    };
+    let mut parts = value.split(';');
+    let essence = parts.next().unwrap_or_default().trim().to_ascii_lowercase();
+    let utf8 = parts.all(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        !name.trim().eq_ignore_ascii_case("charset")
+            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            || value
+                .trim()
+                .trim_matches('"')
+                .eq_ignore_ascii_case("us-ascii")
+    });
+    match essence.as_str() {
+        _ if !utf8 => BodyKind::Opaque,
+        "application/json" => BodyKind::Json,
+        _ if essence.ends_with("+json") => BodyKind::Json,
+        _ if essence.starts_with("text/") => BodyKind::Text,
+        _ => BodyKind::Opaque,
+    }
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match (byte, digit(bytes.get(at + 1)), digit(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                at += 3;
+            }
+            (b'+', ..) => {
+                out.push(b' ');
+                at += 1;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// What a body says, as far as it decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The model asked for.
+    pub model: Option<String>,
+    /// Tools offered to the model, by name, in order.
+    pub tools: Vec<String>,
+    /// JSON-RPC method.
+    pub mcp_method: Option<String>,
+    /// The tool an MCP `tools/call` names.
+    pub mcp_tool: Option<String>,
+    /// JSON-RPC id, as JSON text, to answer with.
+    pub mcp_id: Option<String>,
+    /// A stream was asked for.
+    pub stream: bool,
+    /// …and the usage frame with it.
+    pub asked_usage: bool,
+    /// Most tokens of one answer, where the caller set it.
+    pub max_output_tokens: Option<u64>,
+    /// How many answers (`n`).
+    pub answers: u64,
+    /// Most tokens the prompt can come to: no tokenizer in use makes more tokens than there are bytes, and what comes by reference
+    /// counts at [`MEDIA_TOKENS`].
+    pub prompt_tokens_bound: u64,
+}
+
+/// Most input tokens of one image or file that is named rather than contained in the body. OpenAI's dearest image (high detail) is
+/// 2,833 tokens on `gpt-4o-mini`-class accounting times 12 tiles = 36,835 (OpenAI, "Images and vision", cost of images); rounded up.
+pub const MEDIA_TOKENS: u64 = 40_000;
+
+/// What a body turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The kind of call, refined by the body.
+    pub route: Route,
+    /// How to answer, refined by the body.
+    pub dialect: Dialect,
+    /// What the body says.
+    pub said: Said,
+    /// A body went through that was not read (no rule asked for it).
+    pub uninspected: bool,
+}
+
+impl Facts {
+    /// The facts of a call whose body is not there or not looked at.
+    pub fn of_head(head: &Head, uninspected: bool) -> Facts {
+        Facts {
+            route: head.route,
+            dialect: head.dialect,
+            said: Said {
+                answers: 1,
+                ..Said::default()
+            },
+            uninspected,
+        }
+    }
+
+    /// The tools this call uses or offers.
+    pub fn tools(&self) -> impl Iterator<Item = &str> {
+        self.said
+            .tools
+            .iter()
+            .map(String::as_str)
+            .chain(self.said.mcp_tool.as_deref())
+    }
+}
+
+/// Keys that decide, by place. One of them in another case is refused: a reader that ignores case (Go's `encoding/json` does) would
+/// take it for the real one.
+const DECIDING_LLM: [&str; 8] = [
+    "model",
+    "messages",
+    "tools",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+];
+const DECIDING_RPC: [&str; 4] = ["jsonrpc", "method", "params", "id"];
+
+/// Reads a JSON body. `doc` must be the whole body of a call with this `head`.
+pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreadable> {
+    let root = doc.root();
+    let mut facts = Facts::of_head(head, false);
+    let is_llm = matches!(
+        head.route,
+        Route::Llm(_) | Route::CountTokens | Route::LlmUnknown
+    );
+    if root.kind() != Kind::Object {
+        return match head.route {
+            Route::Llm(_) | Route::CountTokens => Err(Unreadable::new(
+                "request.json",
+                "the body of this call must be a JSON object",
+            )),
+            // A batch of JSON-RPC messages: the protocol dropped them (MCP 2025-06-18), and each would need a verdict of its own.
+            _ if root.items().any(|item| item.get("jsonrpc").is_some()) => Err(Unreadable::new(
+                "mcp.batch",
+                "JSON-RPC batches are not supported; send one message per request",
+            )),
+            _ => Ok(facts),
+        };
+    }
+    one_spelling(root, &DECIDING_LLM)?;
+    if root.get("jsonrpc").is_some() && !matches!(head.route, Route::Llm(_) | Route::CountTokens) {
+        read_rpc(head, root, &mut facts)?;
+        return Ok(facts);
+    }
+    one_spelling(root, &DECIDING_RPC)?;
+    let model = root.get("model");
+    if !is_llm && model.is_none() {
+        return Ok(facts);
+    }
+    facts.said.model = text_of(model, "model")?;
+    if head.route == Route::Plain && facts.said.model.is_some() {
+        facts.route = Route::LlmUnknown;
+    }
+    read_llm(root, &mut facts.said, doc.text().len())?;
+    Ok(facts)
+}
+
+fn read_rpc(head: &Head, root: Value<'_, '_>, facts: &mut Facts) -> Result<(), Unreadable> {
+    one_spelling(root, &DECIDING_RPC)?;
+    facts.route = Route::Mcp;
+    facts.dialect = Dialect::Mcp;
+    let said = &mut facts.said;
+    said.mcp_method = text_of(root.get("method"), "method")?;
+    said.mcp_id = root
+        .get("id")
+        .filter(|id| matches!(id.kind(), Kind::String | Kind::Number))
+        .map(|id| id.raw().to_string());
+    let mut name = None;
+    if let Some(params) = root.get("params") {
+        one_spelling(params, &["name", "uri", "arguments"])?;
+        name = match said.mcp_method.as_deref() {
+            Some("resources/read") => text_of(params.get("uri"), "params.uri")?,
+            _ => text_of(params.get("name"), "params.name")?,
+        };
+    }
+    if said.mcp_method.as_deref() == Some("tools/call") {
+        said.mcp_tool = Some(name.clone().ok_or(Unreadable::new(
+            "mcp.tool_name",
+            "tools/call names no tool in params.name",
+        ))?);
+    }
+    // SEP-2243: the headers repeat what the body says; a caller that says two things is lying in one of them.
+    let lies = |header: &Option<String>, body: Option<&str>| {
+        header
+            .as_deref()
+            .is_some_and(|header| body != Some(mcp_header(header).as_ref()))
+    };
+    if lies(&head.mcp_method, said.mcp_method.as_deref()) || lies(&head.mcp_name, name.as_deref()) {
+        return Err(Unreadable::new(
+            "mcp.header_mismatch",
+            "the mcp-method or mcp-name header does not agree with the body",
+        ));
+    }
+    Ok(())
+}
+
+/// A value of an `mcp-…` header; what plain text cannot carry comes as `=?base64?…?=` (SEP-2243).
+fn mcp_header(value: &str) -> Cow<'_, str> {
+    value
+        .strip_prefix("=?base64?")
+        .and_then(|rest| rest.strip_suffix("?="))
+        .and_then(bytes::from_base64)
+        .and_then(|decoded| String::from_utf8(decoded).ok())
+        .map_or(Cow::Borrowed(value), Cow::Owned)
+}
+
+fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(), Unreadable> {
+    said.stream = flag_of(root.get("stream"), "stream")?;
+    if let Some(options) = root.get("stream_options").filter(|value| !value.is_null()) {
+        one_spelling(options, &["include_usage"])?;
+        said.asked_usage = flag_of(options.get("include_usage"), "stream_options.include_usage")?;
+    }
+    let limits = [
+        count_of(root.get("max_tokens"), "max_tokens")?,
+        count_of(root.get("max_completion_tokens"), "max_completion_tokens")?,
+    ];
+    said.max_output_tokens = limits.into_iter().flatten().max();
+    said.answers = count_of(root.get("n"), "n")?.unwrap_or(1).max(1);
+    if let Some(tools) = root.get("tools").filter(|value| !value.is_null()) {
+        if tools.kind() != Kind::Array {
+            return Err(Unreadable::new("request.json", "`tools` must be a list"));
+        }
+        for tool in tools.items() {
+            one_spelling(tool, &["name", "function", "type"])?;
+            // OpenAI nests the name under the tool's type (`function`, `custom`), Anthropic does not; a hosted tool has only a type.
+            let inner = ["function", "custom"]
+                .into_iter()
+                .find_map(|key| tool.get(key));
+            if let Some(inner) = inner {
+                one_spelling(inner, &["name"])?;
+            }
+            let name = inner
+                .and_then(|inner| inner.get("name"))
+                .or_else(|| tool.get("name"))
+                .or_else(|| tool.get("type"));
+            let name = text_of(name, "tools[].name")?.ok_or(Unreadable::new(
+                "request.json",
+                "an entry of `tools` has no name",
+            ))?;
+            said.tools.push(name);
+        }
+    }
+    let media = media_parts(root);
+    said.prompt_tokens_bound = u64::try_from(body_bytes)
+        .unwrap_or(u64::MAX)
+        .saturating_add(media.saturating_mul(MEDIA_TOKENS));
+    Ok(())
+}
+
+/// Content parts that name or contain something other than text.
+fn media_parts(root: Value<'_, '_>) -> u64 {
+    let is_media = |part: &Value<'_, '_>| {
+        part.get("type").and_then(Value::text).is_some_and(|kind| {
+            ["image_url", "image", "input_audio", "file", "document"]
+                .iter()
+                .any(|media| kind == **media)
+        })
+    };
+    root.get("messages")
+        .into_iter()
+        .flat_map(Value::items)
+        .filter_map(|message| message.get("content"))
+        .flat_map(Value::items)
+        .filter(is_media)
+        .count() as u64
+}
+
+/// Refuses a key that differs from a deciding one by case alone.
+fn one_spelling(object: Value<'_, '_>, deciding: &[&str]) -> Result<(), Unreadable> {
+    for (key, _) in object.members() {
+        let near = deciding.iter().any(|known| {
+            key.len() == known.len() && key != **known && key.to_cow().eq_ignore_ascii_case(known)
+        });
+        if near {
+            return Err(Unreadable::new(
+                "request.key_case",
+                "a key that decides is spelt in another case",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn wrong_type(field: &str, wanted: &str) -> Unreadable {
+    Unreadable {
+        rule: "request.json",
+        message: Cow::Owned(["`", field, "` must be ", wanted].concat()),
+    }
+}
+
+fn text_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<String>, Unreadable> {
+    match value {
+        None => Ok(None),
+        Some(value) => value
+            .as_str()
+            .map(|text| Some(text.into_owned()))
+            .ok_or_else(|| wrong_type(field, "text")),
+    }
+}
+
+fn flag_of(value: Option<Value<'_, '_>>, field: &str) -> Result<bool, Unreadable> {
+    match value.filter(|value| !value.is_null()) {
+        None => Ok(false),
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| wrong_type(field, "true or false")),
+    }
+}
+
+fn count_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<u64>, Unreadable> {
+    match value.filter(|value| !value.is_null()) {
+        None => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .map(Some)
+            .ok_or_else(|| wrong_type(field, "a whole number")),
+    }
+}
+
+/// Whether any document of the bundle has a rule that needs to read bodies. Coarse on purpose: which documents apply may depend on the body.
+pub fn bodies_matter(payload: &Payload) -> bool {
+    payload.documents.iter().any(|document| {
+        !document.patterns.is_empty()
+            || !document.denied_tools.is_empty()
+            || !document.models.is_open()
+            || !document.mcp_tools.is_open()
+            || document
+                .limits
+                .iter()
+                .any(|limit| limit.unit != crate::ledger::Unit::Calls)
+    })
+}

@@ -1,0 +1,294 @@
+//! What one enforcement point knows: its settings, its verified bundle, and what it has worked out from them.
+
+use crate::{
+    bundle::{Bundle, InstallError, Payload, Unusable},
+    envelope::PublicKey,
+    facts::{self, Upstream, normal_host},
+    identity::{Caller, IdentityError, TokenCache},
+    meter::Provider,
+    scan::{self, Scanner},
+    time::Time,
+};
+use alloc::{
+    format,
+    rc::Rc,
+    string::{String, ToString},
+    vec::Vec,
+};
+use serde::Deserialize;
+
+/// Largest request body inspected, unless set otherwise: 1 MiB. A scan of it takes about 2 ms inside a V8 worker, and nothing interrupts a worker.
+pub const DEFAULT_BODY_CAP_BYTES: usize = 1 << 20;
+/// No setting lifts the cap above this: the JSON tape of 16 MiB of short elements is as large again.
+const MAX_BODY_CAP_BYTES: usize = 16 << 20;
+
+/// Settings as an operator writes them. Secrets are named, never written: `env:NAME` is looked up by the host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `ws-<uuid>`.
+    pub workspace: String,
+    /// The bundle channel to follow.
+    #[serde(default = "default_channel")]
+    pub channel: String,
+    /// Keys that may sign bundles and lease answers. Not empty.
+    pub trust: Vec<PublicKey>,
+    /// Where the enrolment key is, `env:NAME`.
+    pub enrolment_key: String,
+    /// Where calls go.
+    pub upstream: UpstreamSettings,
+    /// Largest request body inspected, in bytes.
+    #[serde(default)]
+    pub body_cap_bytes: Option<usize>,
+}
+
+fn default_channel() -> String {
+    "default".to_string()
+}
+
+/// Where calls go, as an operator writes it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSettings {
+    /// The one host all calls go to; absent for a forward proxy.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Whether that is an LLM API.
+    #[serde(default)]
+    pub llm: bool,
+    /// The provider's API keys.
+    #[serde(default)]
+    pub keys: KeySettings,
+}
+
+/// Where the providers' API keys are, each `env:NAME`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySettings {
+    /// Sent as `authorization: Bearer …`.
+    #[serde(default)]
+    pub openai: Option<String>,
+    /// Sent as `x-api-key: …`.
+    #[serde(default)]
+    pub anthropic: Option<String>,
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps it.
+    pub fn new(text: String) -> Secret {
+        Secret(text)
+    }
+
+    /// The text itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl core::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Settings, checked, with their secrets.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `ws-<uuid>`.
+    pub workspace: String,
+    /// The bundle channel to follow.
+    pub channel: String,
+    /// Keys that may sign bundles and lease answers.
+    pub trust: Vec<PublicKey>,
+    /// Proves to the control plane that this gate belongs to the workspace.
+    pub enrolment_key: Secret,
+    /// Where calls go.
+    pub upstream: Upstream,
+    /// OpenAI's API key.
+    pub openai_key: Option<Secret>,
+    /// Anthropic's API key.
+    pub anthropic_key: Option<Secret>,
+    /// Largest request body inspected, in bytes.
+    pub body_cap_bytes: usize,
+}
+
+impl Config {
+    /// Reads JSON [`Settings`]; `look_up` finds a named secret. The error is a sentence for the operator.
+    pub fn read(json: &[u8], look_up: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
+        let settings: Settings =
+            serde_json::from_slice(json).map_err(|error| format!("gate settings: {error}"))?;
+        Config::resolve(settings, look_up)
+    }
+
+    /// Checks `settings` and fetches their secrets.
+    pub fn resolve(
+        settings: Settings,
+        look_up: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config, String> {
+        let secret = |field: &str, reference: &str| -> Result<Secret, String> {
+            let name = reference.strip_prefix("env:").ok_or_else(|| {
+                format!("gate settings: `{field}` must be env:NAME; secrets are not written into settings")
+            })?;
+            look_up(name)
+                .filter(|value| !value.is_empty())
+                .map(Secret)
+                .ok_or_else(|| {
+                    format!("gate settings: `{field}` names the variable {name}, which is not set")
+                })
+        };
+        if settings.trust.is_empty() {
+            return Err(
+                "gate settings: `trust` is empty; without a key no bundle can be verified"
+                    .to_string(),
+            );
+        }
+        if !is_workspace_id(&settings.workspace) {
+            return Err("gate settings: `workspace` must be ws-<uuid>".to_string());
+        }
+        let host = match &settings.upstream.host {
+            Some(host) => Some(normal_host(host).ok_or_else(|| {
+                format!("gate settings: `upstream.host` is not a host name: `{host}`")
+            })?),
+            None => None,
+        };
+        let body_cap_bytes = settings.body_cap_bytes.unwrap_or(DEFAULT_BODY_CAP_BYTES);
+        if body_cap_bytes == 0 || body_cap_bytes > MAX_BODY_CAP_BYTES {
+            return Err(format!(
+                "gate settings: `body_cap_bytes` must be between 1 and {MAX_BODY_CAP_BYTES}"
+            ));
+        }
+        let key = |field: &str, reference: &Option<String>| {
+            reference
+                .as_deref()
+                .map(|reference| secret(field, reference))
+                .transpose()
+        };
+        let keys = &settings.upstream.keys;
+        Ok(Config {
+            enrolment_key: secret("enrolment_key", &settings.enrolment_key)?,
+            openai_key: key("upstream.keys.openai", &keys.openai)?,
+            anthropic_key: key("upstream.keys.anthropic", &keys.anthropic)?,
+            upstream: Upstream {
+                host,
+                llm: settings.upstream.llm,
+            },
+            workspace: settings.workspace,
+            channel: settings.channel,
+            trust: settings.trust,
+            body_cap_bytes,
+        })
+    }
+
+    /// The header that carries the provider's key on calls to it.
+    pub(crate) fn credential(&self, provider: Provider) -> Option<(&'static str, String)> {
+        match provider {
+            Provider::OpenAiChat => self
+                .openai_key
+                .as_ref()
+                .map(|key| ("authorization", format!("Bearer {}", key.expose()))),
+            Provider::AnthropicMessages => self
+                .anthropic_key
+                .as_ref()
+                .map(|key| ("x-api-key", key.expose().to_string())),
+        }
+    }
+}
+
+/// Whether `text` is `ws-` and a hyphenated lower-case UUID.
+pub fn is_workspace_id(text: &str) -> bool {
+    text.strip_prefix("ws-").is_some_and(|uuid| {
+        uuid.len() == 36
+            && uuid.bytes().enumerate().all(|(at, byte)| match at {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
+            })
+    })
+}
+
+/// A gate at work. Starts closed.
+#[derive(Debug)]
+pub struct Gate {
+    /// Its settings.
+    pub config: Config,
+    bundle: Bundle,
+    tokens: TokenCache,
+    pub(crate) patterns: Vec<String>,
+    pub(crate) scanner: Option<Scanner>,
+    pub(crate) bodies_matter: bool,
+}
+
+impl Gate {
+    /// A gate that denies everything until a bundle is installed.
+    pub fn new(config: Config) -> Gate {
+        Gate {
+            config,
+            bundle: Bundle::closed(),
+            tokens: TokenCache::default(),
+            patterns: Vec::new(),
+            scanner: None,
+            bodies_matter: false,
+        }
+    }
+
+    /// Verifies `envelope` and runs it from now on; on any error the bundle that ran before still runs.
+    pub fn install(&mut self, envelope: &[u8], now: Time) -> Result<(), InstallError> {
+        let config = &self.config;
+        let next = self.bundle.successor(
+            envelope,
+            &config.trust,
+            &config.workspace,
+            &config.channel,
+            now,
+        )?;
+        self.run(next)
+    }
+
+    /// Runs a bundle that was compiled in this process.
+    pub fn install_local(&mut self, payload: Payload) -> Result<(), InstallError> {
+        self.run(Bundle::local(payload))
+    }
+
+    fn run(&mut self, bundle: Bundle) -> Result<(), InstallError> {
+        let documents = bundle
+            .payload()
+            .map_or(&[][..], |payload| &payload.documents);
+        let patterns = scan::distinct(
+            documents
+                .iter()
+                .map(|document| document.patterns.as_slice()),
+        );
+        let scanner = Scanner::new(&patterns).map_err(|_| InstallError::Pattern)?;
+        self.scanner = (!patterns.is_empty()).then_some(scanner);
+        self.patterns = patterns.into_iter().map(String::from).collect();
+        self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
+        self.bundle = bundle;
+        self.tokens.clear();
+        Ok(())
+    }
+
+    /// What it runs.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The caller that `token` proves, by the keys and revocations of the running bundle.
+    pub(crate) fn verify(&mut self, token: &[u8], now: Time) -> Result<Rc<Caller>, IdentityError> {
+        let payload = self.bundle.payload().ok_or(IdentityError::Untrusted)?;
+        let caller = self
+            .tokens
+            .verify(token, &payload.token_keys, &self.config.workspace, now)?;
+        match payload.revoked_agents.binary_search(&caller.agent) {
+            Ok(_) => Err(IdentityError::Revoked),
+            Err(_) => Ok(caller),
+        }
+    }
+
+    /// What to decide by at `now`.
+    pub(crate) fn payload(&self, now: Time) -> Result<&Payload, Unusable> {
+        self.bundle.at(now)
+    }
+}

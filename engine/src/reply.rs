@@ -1,0 +1,206 @@
+//! Denials that clients understand: each in the shape its SDK already knows how to show.
+
+use crate::{
+    decide::{Cause, Reason},
+    facts::Dialect,
+    json::quote,
+};
+use alloc::{
+    borrow::Cow,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+/// Names the decision in every answer, so that a person can find its record.
+pub const DECISION_HEADER: &str = "x-tollgate-decision";
+/// Names the first reason's rule in a denial.
+pub const REASON_HEADER: &str = "x-tollgate-reason";
+
+/// An answer the gate gives itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers; names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: String,
+}
+
+/// Writes the denial of a call. `reasons` must not be empty; the first one sets the status, unless a later one weighs more
+/// (a budget denial beside a policy denial is a policy denial: waiting would not help). `retry_after_secs` where waiting helps.
+pub fn denial(
+    dialect: Dialect,
+    reasons: &[Reason],
+    decision_id: &str,
+    mcp_id: Option<&str>,
+    retry_after_secs: Option<i64>,
+) -> Reply {
+    let cause = cause_of(reasons);
+    let first = reasons.iter().find(|reason| reason.cause == cause);
+    let rule: &str = first.map_or("unknown", |reason| &reason.rule);
+    let message = message_of(reasons);
+    let mut headers = Vec::from([
+        (DECISION_HEADER, decision_id.to_string()),
+        (REASON_HEADER, header_safe(rule)),
+    ]);
+    if let Some(secs) = retry_after_secs {
+        headers.push(("retry-after", secs.max(1).to_string()));
+    }
+    if matches!(cause, Cause::Rate | Cause::Budget) {
+        // Both vendors' SDKs retry 429 by themselves unless told otherwise; against a limit that only wears the limit out.
+        headers.push(("x-should-retry", "false".to_string()));
+    }
+    if cause == Cause::Identity {
+        // RFC 9110 §11.6.1: a 401 names the scheme.
+        headers.push(("www-authenticate", "Bearer".to_string()));
+    }
+    let (content_type, body) = match dialect {
+        Dialect::OpenAi => (
+            "application/json",
+            format!(
+                r#"{{"error":{{"message":{},"type":"{}","param":null,"code":{}}}}}"#,
+                quoted(&message),
+                openai_type(cause),
+                quoted(rule)
+            ),
+        ),
+        Dialect::Anthropic => (
+            "application/json",
+            format!(
+                r#"{{"type":"error","error":{{"type":"{}","message":{}}},"request_id":{}}}"#,
+                anthropic_type(cause),
+                quoted(&message),
+                quoted(decision_id)
+            ),
+        ),
+        Dialect::Mcp => (
+            "application/json",
+            format!(
+                r#"{{"jsonrpc":"2.0","id":{},"error":{{"code":{MCP_DENIED},"message":{},"data":{{"rule":{},"decision":{}}}}}}}"#,
+                mcp_id.unwrap_or("null"),
+                quoted(&message),
+                quoted(rule),
+                quoted(decision_id)
+            ),
+        ),
+        Dialect::Problem => (
+            "application/problem+json",
+            format!(
+                r#"{{"type":"about:blank","title":"{}","status":{},"detail":{},"rule":{},"decision":{}}}"#,
+                title(cause),
+                cause.status(),
+                quoted(&message),
+                quoted(rule),
+                quoted(decision_id)
+            ),
+        ),
+    };
+    headers.push(("content-type", content_type.to_string()));
+    Reply {
+        status: cause.status(),
+        headers,
+        body,
+    }
+}
+
+/// Server-defined error (JSON-RPC 2.0 §5.1 reserves -32000 to -32099 for servers).
+const MCP_DENIED: i32 = -32_001;
+
+/// The cause that weighs most: what cannot be cured by waiting comes before what can.
+pub fn cause_of(reasons: &[Reason]) -> Cause {
+    let weight = |cause: Cause| match cause {
+        Cause::Identity => 6,
+        Cause::TooLarge => 5,
+        Cause::Malformed => 4,
+        Cause::Policy => 3,
+        Cause::Unavailable => 2,
+        Cause::Budget => 1,
+        Cause::Rate => 0,
+    };
+    reasons
+        .iter()
+        .map(|reason| reason.cause)
+        .max_by_key(|cause| weight(*cause))
+        .unwrap_or(Cause::Unavailable)
+}
+
+fn message_of(reasons: &[Reason]) -> String {
+    let mut out = String::from("tollgate: ");
+    for (index, reason) in reasons.iter().enumerate() {
+        if index > 0 {
+            out.push_str("; ");
+        }
+        out.push_str(&reason.message);
+        if let Some(document) = &reason.document {
+            out.push_str(" (policy `");
+            out.push_str(document);
+            out.push_str("`)");
+        }
+    }
+    out
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    quote(text, &mut out);
+    out
+}
+
+/// A rule may contain a tool's name as its author wrote it; a header holds visible ASCII only (RFC 9110 §5.5).
+fn header_safe(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
+        .collect()
+}
+
+/// OpenAI, API reference, "Error codes".
+const fn openai_type(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Identity => "authentication_error",
+        Cause::Policy => "permission_error",
+        Cause::Rate => "rate_limit_error",
+        Cause::Budget => "insufficient_quota",
+        Cause::Malformed | Cause::TooLarge => "invalid_request_error",
+        Cause::Unavailable => "server_error",
+    }
+}
+
+/// Anthropic, API reference, "Errors".
+const fn anthropic_type(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Identity => "authentication_error",
+        Cause::Policy => "permission_error",
+        Cause::Rate | Cause::Budget => "rate_limit_error",
+        Cause::Malformed => "invalid_request_error",
+        Cause::TooLarge => "request_too_large",
+        Cause::Unavailable => "api_error",
+    }
+}
+
+const fn title(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Identity => "who is calling is not established",
+        Cause::Policy => "denied by policy",
+        Cause::Rate => "too many calls",
+        Cause::Budget => "budget used up",
+        Cause::Malformed => "the request has no single reading",
+        Cause::TooLarge => "the body is too large",
+        Cause::Unavailable => "the gate cannot decide now",
+    }
+}
+
+/// The well-formed end of a stream that is cut, in the caller's dialect, as one server-sent event.
+pub fn final_event(dialect: Dialect, message: &str) -> Cow<'static, str> {
+    let message = quoted(message);
+    match dialect {
+        Dialect::Anthropic => format!(
+            "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":{message}}}}}\n\n"
+        ),
+        Dialect::OpenAi | Dialect::Mcp | Dialect::Problem => format!(
+            "data: {{\"error\":{{\"message\":{message},\"type\":\"server_error\",\"param\":null,\"code\":\"stream_cut\"}}}}\n\n"
+        ),
+    }
+    .into()
+}

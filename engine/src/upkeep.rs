@@ -1,0 +1,469 @@
+//! What a gate does between calls: fetch bundles, keep leases alive, deliver its journal.
+//!
+//! The same shape as an exchange: [`Upkeep::next`] names the errands that are due, the host runs them as plain HTTP requests to the control
+//! plane (several at once if it likes), and hands each answer to the matching `…_answered` function. Nothing here waits: errands carry their
+//! time limit, back-off is a due time.
+//!
+//! Two small values outlive a host's crashed instance and are kept in its store: [`Holder`] and [`Journal`].
+
+use crate::{
+    bytes, envelope,
+    exchange::CellOp,
+    gate::Gate,
+    journal::{self, Batch, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Position, SealKey},
+    lease::{Answer, Ask, MAX_ASKS, Request},
+    ledger::{Account, Cell, Op, Slot, Span},
+    time::Time,
+};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use serde::{Deserialize, Serialize};
+
+/// Longest a bundle request is held open by the control plane. Below the 30 s at which common proxies give up on an idle request.
+const BUNDLE_WAIT_SECS: i64 = 25;
+/// …and how much longer the gate waits for the answer.
+const BUNDLE_TIMEOUT_MS: i64 = (BUNDLE_WAIT_SECS + 5) * 1_000;
+/// Time limit of every other errand.
+const TIMEOUT_MS: i64 = 5_000;
+/// First pause after a failure; doubles up to [`MAX_BACKOFF_MS`].
+const MIN_BACKOFF_MS: i64 = 200;
+/// Longest pause after failures. Short, because leases and policy wait for the control plane's return.
+const MAX_BACKOFF_MS: i64 = 5_000;
+/// How often spending is reported and leases are renewed while anything is spent.
+const REPORT_EVERY_MS: i64 = 1_000;
+/// A lease with less than this left is renewed even when nothing was spent under it since the last report.
+const RENEW_BEFORE_MS: i64 = 15_000;
+
+/// Who this gate is towards the control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holder {
+    /// `h-` and 32 hex digits, made once per life of the host's store.
+    pub id: String,
+    /// Given by the control plane; 0 until greeted.
+    pub epoch: u64,
+}
+
+impl Holder {
+    /// A holder not yet greeted; `entropy` must not repeat.
+    pub fn new(entropy: u128) -> Holder {
+        Holder {
+            id: format!("h-{entropy:032x}"),
+            epoch: 0,
+        }
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads the stored form.
+    pub fn decode(stored: &[u8]) -> Option<Holder> {
+        serde_json::from_slice(stored).ok()
+    }
+}
+
+/// Where the journal stands, and the batch that is on its way. Sealed bytes are kept until acknowledged and sent again unchanged:
+/// other bytes for the same sequence would be a fork.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    /// Epoch it belongs to.
+    pub epoch: u64,
+    /// Behind the last sealed batch.
+    pub position: Position,
+    /// The sealed batch that is not acknowledged yet; empty when there is none.
+    #[serde(with = "bytes::base64")]
+    pub pending: Vec<u8>,
+}
+
+impl Journal {
+    /// The empty journal of a greeted holder.
+    pub fn start(workspace: &str, holder: &Holder) -> Journal {
+        Journal {
+            epoch: holder.epoch,
+            position: Position::start(workspace, &holder.id, holder.epoch),
+            pending: Vec::new(),
+        }
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads the stored form.
+    pub fn decode(stored: &[u8]) -> Option<Journal> {
+        serde_json::from_slice(stored).ok()
+    }
+
+    /// Whether a new batch may be sealed.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Seals the next batch; `records` are taken as they were enqueued. Store the journal before sending.
+    pub fn seal(
+        &mut self,
+        gate: &Gate,
+        holder: &Holder,
+        records: &[Vec<u8>],
+        dropped: u64,
+        now: Time,
+    ) {
+        let root = SealKey::root(gate.config.enrolment_key.expose());
+        let key = SealKey::derive(&root, &holder.id);
+        self.pending = journal::seal(
+            &key,
+            &gate.config.workspace,
+            &holder.id,
+            holder.epoch,
+            &mut self.position,
+            records,
+            dropped,
+            now,
+        );
+    }
+
+    /// Moves what is pending into a new epoch: the control plane has refused it where it stood (it was restored from a backup, or somebody
+    /// else used this holder's name). The records are kept; the old place stays on record as a fork.
+    pub fn move_to(&mut self, gate: &Gate, holder: &Holder, now: Time) {
+        let pending = core::mem::take(&mut self.pending);
+        *self = Journal::start(&gate.config.workspace, holder);
+        if let Ok(batch) = Batch::read(&pending) {
+            let records: Vec<Vec<u8>> =
+                batch.records.iter().map(|record| record.to_vec()).collect();
+            self.seal(gate, holder, &records, batch.header.dropped, now);
+        }
+    }
+}
+
+/// How many records a batch may take, so that it stays below [`MAX_BATCH_BYTES`]; the host stops taking before either is passed.
+pub fn batch_has_room(records: usize, bytes: usize) -> bool {
+    // Header and seal lines take less than 1 KiB.
+    records < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES - 8 * 1_024
+}
+
+/// What an errand is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The next bundle.
+    Bundle,
+    /// Leases, or the greeting.
+    Leases,
+    /// A batch of records.
+    Journal,
+}
+
+/// A request to the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errand {
+    /// What it is for.
+    pub kind: Kind,
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// Path and query.
+    pub path: String,
+    /// Headers, lower case; the credential is among them.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body; empty for `GET`.
+    pub body: Vec<u8>,
+    /// Give up after.
+    pub timeout_ms: i64,
+}
+
+/// One kind of errand: when it is due, and whether it is under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane {
+    due: Time,
+    /// Under way until then at the latest.
+    busy_until: Option<Time>,
+    failures: u32,
+}
+
+impl Lane {
+    fn is_due(&self, now: Time) -> bool {
+        self.due <= now && self.busy_until.is_none_or(|until| until <= now)
+    }
+
+    fn start(&mut self, timeout_ms: i64, now: Time) {
+        // One second more than the errand itself has, so that the host's own answer comes first.
+        self.busy_until = Some(now.plus_millis(timeout_ms.saturating_add(1_000)));
+    }
+
+    fn succeeded(&mut self, next: Time) {
+        *self = Lane {
+            due: next,
+            busy_until: None,
+            failures: 0,
+        };
+    }
+
+    /// Doubling back-off, spread over its upper half so that gates do not come back in step.
+    fn failed(&mut self, now: Time, entropy: u64) {
+        let pause = MIN_BACKOFF_MS
+            .saturating_mul(1_i64 << self.failures.min(8))
+            .min(MAX_BACKOFF_MS);
+        let spread =
+            i64::try_from(entropy % u64::try_from(pause / 2 + 1).unwrap_or(1)).unwrap_or(0);
+        *self = Lane {
+            due: now.plus_millis(pause / 2 + spread),
+            busy_until: None,
+            failures: self.failures.saturating_add(1),
+        };
+    }
+}
+
+/// The errands of one gate. Lives in memory; losing it costs nothing but a repeated request.
+#[derive(Clone, Debug, Default)]
+pub struct Upkeep {
+    bundle: Lane,
+    leases: Lane,
+    journal: Lane,
+}
+
+/// What the control plane said to an errand.
+#[derive(Clone, Copy, Debug)]
+pub struct Response<'a> {
+    /// HTTP status; 0 when none came.
+    pub status: u16,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Stored; forget it (the journal given has done so; store it).
+    Acknowledged,
+    /// Not now; the same bytes go again later.
+    Later,
+    /// Never in this epoch: greet afresh under a new holder name and call [`Journal::move_to`].
+    Refused,
+}
+
+impl Upkeep {
+    /// The bundle request, when due. `etag` is of the running bundle.
+    pub fn next_bundle(&mut self, gate: &Gate, now: Time) -> Option<Errand> {
+        if !self.bundle.is_due(now) {
+            return None;
+        }
+        self.bundle.start(BUNDLE_TIMEOUT_MS, now);
+        let config = &gate.config;
+        let mut headers = credentials(gate);
+        if let Some(etag) = gate.bundle().etag() {
+            headers.push(("if-none-match", etag));
+        }
+        Some(Errand {
+            kind: Kind::Bundle,
+            method: "GET",
+            path: format!(
+                "/v1/workspaces/{}/gate/bundle?channel={}&wait={BUNDLE_WAIT_SECS}",
+                config.workspace, config.channel
+            ),
+            headers,
+            body: Vec::new(),
+            timeout_ms: BUNDLE_TIMEOUT_MS,
+        })
+    }
+
+    /// The answer to a bundle request. `Some` is an envelope to give to [`Gate::install`]; if that refuses it, call [`Upkeep::bundle_refused`].
+    pub fn bundle_answered<'a>(
+        &mut self,
+        response: Response<'a>,
+        now: Time,
+        entropy: u64,
+    ) -> Option<&'a [u8]> {
+        match response.status {
+            200 => {
+                self.bundle.succeeded(now);
+                Some(response.body)
+            }
+            304 => {
+                self.bundle.succeeded(now);
+                None
+            }
+            _ => {
+                self.bundle.failed(now, entropy);
+                None
+            }
+        }
+    }
+
+    /// The gate did not install what came: do not ask for it again at once.
+    pub fn bundle_refused(&mut self, now: Time, entropy: u64) {
+        self.bundle.failed(now, entropy);
+    }
+
+    /// Whether leases should be looked after now: for the greeting, or to report and renew. The host then collects asks with [`plan`] over
+    /// its cells and sends [`lease_request`]. `urgent` while calls wait.
+    pub fn leases_due(&self, urgent: bool, now: Time) -> bool {
+        if urgent && self.leases.failures == 0 {
+            return self.leases.busy_until.is_none_or(|until| until <= now);
+        }
+        self.leases.is_due(now)
+    }
+
+    /// A lease request is on its way.
+    pub fn leases_sent(&mut self, now: Time) {
+        self.leases.start(TIMEOUT_MS, now);
+    }
+
+    /// There was nothing to ask.
+    pub fn leases_idle(&mut self, now: Time) {
+        self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
+    }
+
+    /// The answer to a lease request: refills to apply, and the holder's epoch if it is new.
+    pub fn leases_answered(
+        &mut self,
+        gate: &Gate,
+        holder: &Holder,
+        response: Response<'_>,
+        now: Time,
+        entropy: u64,
+    ) -> Option<(Vec<CellOp>, Option<u64>)> {
+        let answer = (response.status == 200)
+            .then(|| read_answer(gate, holder, response.body, now))
+            .flatten();
+        let Some(answer) = answer else {
+            self.leases.failed(now, entropy);
+            return None;
+        };
+        self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
+        let epoch = (answer.epoch > holder.epoch).then_some(answer.epoch);
+        let refills = answer
+            .grants
+            .into_iter()
+            .map(|grant| CellOp {
+                account: grant.account.clone(),
+                op: Op::Refill {
+                    grant,
+                    epoch: answer.epoch,
+                },
+            })
+            .collect();
+        Some((refills, epoch))
+    }
+
+    /// The pending batch, when due.
+    pub fn next_journal(&mut self, gate: &Gate, journal: &Journal, now: Time) -> Option<Errand> {
+        if journal.is_idle() || !self.journal.is_due(now) {
+            return None;
+        }
+        self.journal.start(TIMEOUT_MS, now);
+        let mut headers = credentials(gate);
+        headers.push(("content-type", "application/x-ndjson".to_string()));
+        Some(Errand {
+            kind: Kind::Journal,
+            method: "POST",
+            path: format!("/v1/workspaces/{}/gate/audit", gate.config.workspace),
+            headers,
+            body: journal.pending.clone(),
+            timeout_ms: TIMEOUT_MS,
+        })
+    }
+
+    /// The answer to a batch.
+    pub fn journal_answered(
+        &mut self,
+        journal: &mut Journal,
+        response: Response<'_>,
+        now: Time,
+        entropy: u64,
+    ) -> Delivery {
+        match response.status {
+            200 => {
+                self.journal.succeeded(now);
+                journal.pending = Vec::new();
+                Delivery::Acknowledged
+            }
+            // The bytes themselves are refused; sending them again changes nothing. (401 and 404 are about the key: an operator may mend them.)
+            400 | 403 | 409 | 413 | 422 => {
+                self.journal.failed(now, entropy);
+                Delivery::Refused
+            }
+            _ => {
+                self.journal.failed(now, entropy);
+                Delivery::Later
+            }
+        }
+    }
+}
+
+fn credentials(gate: &Gate) -> Vec<(&'static str, String)> {
+    Vec::from([(
+        "authorization",
+        format!("Bearer {}", gate.config.enrolment_key.expose()),
+    )])
+}
+
+/// The lease request that carries `asks` (at most [`MAX_ASKS`] of them; none of them is the greeting or a sign of life).
+pub fn lease_request(gate: &Gate, holder: &Holder, mut asks: Vec<Ask>) -> Errand {
+    asks.truncate(MAX_ASKS);
+    let request = Request {
+        holder: holder.id.clone(),
+        epoch: holder.epoch,
+        revision: gate.bundle().revision(),
+        asks,
+    };
+    let mut headers = credentials(gate);
+    headers.push(("content-type", "application/json".to_string()));
+    Errand {
+        kind: Kind::Leases,
+        method: "POST",
+        path: format!("/v1/workspaces/{}/gate/leases", gate.config.workspace),
+        headers,
+        body: serde_json::to_vec(&request).unwrap_or_default(),
+        timeout_ms: TIMEOUT_MS,
+    }
+}
+
+/// Verifies an answer to a lease request.
+fn read_answer(gate: &Gate, holder: &Holder, body: &[u8], now: Time) -> Option<Answer> {
+    let payload = envelope::open(body, envelope::LEASES_TYPE, &gate.config.trust).ok()?;
+    let answer: Answer = serde_json::from_slice(&payload).ok()?;
+    (answer.is_for(&gate.config.workspace, &holder.id, now) && answer.epoch >= holder.epoch)
+        .then_some(answer)
+}
+
+/// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
+/// a running one that was spent from, is running low or is about to expire while in use; a finished one whose last spending was never reported.
+pub fn plan(cell: &Cell, now: Time) -> Vec<(Span, u64)> {
+    cell.slots()
+        .iter()
+        .filter_map(|slot| {
+            let span = Span {
+                start: slot.start,
+                end: slot.end,
+            };
+            let running = slot.start <= now.secs() && now.secs() < slot.end;
+            let unreported = slot.settled != slot.reported;
+            let in_use = unreported || slot.reserved > 0;
+            let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
+            let low = slot.available() < slot.chunk / 2 && slot.retry_ms <= now.millis();
+            match running {
+                true if low && in_use => Some((span, slot.chunk.max(1))),
+                true if unreported || (in_use && expiring) => Some((span, 0)),
+                true => None,
+                false => unreported.then_some((span, 0)),
+            }
+        })
+        .collect()
+}
+
+/// The ask for one window of a cell, from what an [`Op::Ask`] left in it. `needed` is the total that calls wait for; 0 when none do.
+pub fn ask_for(account: &Account, slot: &Slot, wanted: u64, needed: u64) -> Ask {
+    Ask {
+        account: account.clone(),
+        window_start: slot.start,
+        seq: slot.seq,
+        settled: slot.settled,
+        reserved: slot.reserved,
+        want: wanted.max(needed.saturating_sub(slot.available())),
+    }
+}
