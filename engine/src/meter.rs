@@ -354,12 +354,14 @@ impl Tally {
         self.take_model(root);
         self.take_usage(Provider::OpenAiChat, root);
         self.take_choices(root);
-        let choices = root.get("choices").filter(|c| c.kind() == Kind::Array);
-        // Azure's first frame has no choices either, but no usage.
-        let is_usage_frame =
-            is_present(root, "usage") && choices.is_some_and(|c| c.items().next().is_none());
-        self.ended |= is_usage_frame;
-        is_usage_frame
+        if !is_present(root, "usage") {
+            return false;
+        }
+        // Usage comes with the end: in a frame of its own, or with the last of the content.
+        let mut choices = root.get("choices").into_iter().flat_map(Value::items);
+        self.ended |= choices.all(|choice| is_present(choice, "finish_reason"));
+        let choices = root.get("choices");
+        choices.is_some_and(|c| c.kind() == Kind::Array && c.items().next().is_none())
     }
 
     fn anthropic_event(&mut self, root: Value<'_, '_>) {
