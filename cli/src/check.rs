@@ -1,0 +1,258 @@
+//! `tollgate check`: everything that is wrong with policy files, before they go anywhere.
+
+use anyhow::Context;
+use serde::Serialize;
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, Read, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tollgate_policy::{Diagnostic, MAX_FILE_BYTES, Parsed, Severity};
+
+/// Characters of a source line that are shown; a JSON policy may be one long line.
+const SHOWN_CHARS: usize = 100;
+
+/// Check policy files. Exit code 0: usable, perhaps with warnings; 1: errors; 2: a file cannot be read.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Policy files, YAML or JSON; they are checked as one set.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Take unknown keys for errors.
+    #[arg(long)]
+    strict: bool,
+    /// For people or for programs.
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut sources = Vec::new();
+    for path in &args.files {
+        match read(path) {
+            Ok(bytes) => sources.push(bytes),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return Ok(ExitCode::from(2));
+            }
+        }
+    }
+    let mut files: Vec<Parsed> = args
+        .files
+        .iter()
+        .zip(&sources)
+        .map(|(path, bytes)| tollgate_policy::parse(&path.to_string_lossy(), bytes, args.strict))
+        .collect();
+    tollgate_policy::check_together(&mut files);
+
+    let report = match args.format {
+        Format::Human => human(&args.files, &sources, &files),
+        Format::Json => json(&args.files, &files)?,
+    };
+    io::stdout().write_all(report.as_bytes())?;
+    Ok(match files.iter().any(Parsed::has_errors) {
+        true => ExitCode::from(1),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// Reads a file, one byte more than is accepted at most: the rest would only be refused.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let limit = u64::try_from(MAX_FILE_BYTES)?.saturating_add(1);
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .with_context(|| format!("cannot read `{}`", path.display()))?;
+    Ok(bytes)
+}
+
+#[derive(Serialize)]
+struct Report<'r> {
+    files: Vec<FileReport<'r>>,
+}
+
+#[derive(Serialize)]
+struct FileReport<'r> {
+    path: String,
+    errors: Vec<Finding<'r>>,
+    warnings: Vec<Finding<'r>>,
+}
+
+#[derive(Serialize)]
+struct Finding<'r> {
+    code: &'r str,
+    path: &'r str,
+    message: &'r str,
+    line: usize,
+    column: usize,
+}
+
+fn json(paths: &[PathBuf], files: &[Parsed]) -> anyhow::Result<String> {
+    let report = Report {
+        files: paths
+            .iter()
+            .zip(files)
+            .map(|(path, file)| FileReport {
+                path: path.to_string_lossy().into_owned(),
+                errors: findings(file, Severity::Error),
+                warnings: findings(file, Severity::Warning),
+            })
+            .collect(),
+    };
+    let mut text = serde_json::to_string_pretty(&report)?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn findings(file: &Parsed, severity: Severity) -> Vec<Finding<'_>> {
+    file.diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.severity == severity)
+        .map(|diagnostic| Finding {
+            code: diagnostic.code,
+            path: &diagnostic.path,
+            message: &diagnostic.message,
+            line: diagnostic.line,
+            column: diagnostic.column,
+        })
+        .collect()
+}
+
+fn human(paths: &[PathBuf], sources: &[Vec<u8>], files: &[Parsed]) -> String {
+    let mut out = String::new();
+    let (mut errors, mut warnings, mut policies) = (0, 0, 0);
+    for ((path, source), file) in paths.iter().zip(sources).zip(files) {
+        let source = String::from_utf8_lossy(source);
+        policies += file.documents.len();
+        for diagnostic in &file.diagnostics {
+            match diagnostic.severity {
+                Severity::Error => errors += 1,
+                Severity::Warning => warnings += 1,
+            }
+            out.push_str(&rendered(path, &source, diagnostic));
+        }
+    }
+    // Writing to a string cannot fail.
+    let _ = match (errors, warnings) {
+        (0, 0) => writeln!(out, "ok: {}", counted(policies, "policy", "policies")),
+        _ => writeln!(
+            out,
+            "{}, {}",
+            counted(errors, "error", "errors"),
+            counted(warnings, "warning", "warnings")
+        ),
+    };
+    out
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// One finding with the line it is about and a caret below the place.
+fn rendered(path: &Path, source: &str, diagnostic: &Diagnostic) -> String {
+    let severity = match diagnostic.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let colon = if diagnostic.path.is_empty() { "" } else { ": " };
+    let mut out = format!(
+        "{severity}[{}]: {}{colon}{}\n",
+        diagnostic.code, diagnostic.path, diagnostic.message
+    );
+    let number = diagnostic.line.to_string();
+    let margin = " ".repeat(number.len());
+    let (line, column) = (diagnostic.line, diagnostic.column);
+    out.push_str(&format!("{margin}--> {}:{line}:{column}\n", path.display()));
+    let text = diagnostic
+        .line
+        .checked_sub(1)
+        .and_then(|index| source.lines().nth(index));
+    if let Some(text) = text {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let before = diagnostic.column.saturating_sub(1);
+        // The place stays in view, with some of what is in front of it.
+        let skipped = before.saturating_sub(SHOWN_CHARS / 2);
+        let shown: String = text
+            .chars()
+            .skip(skipped)
+            .take(SHOWN_CHARS)
+            .map(|c| match c {
+                '\t' => ' ',
+                c if c.is_control() => '\u{fffd}',
+                c => c,
+            })
+            .collect();
+        let caret = " ".repeat(before.saturating_sub(skipped));
+        out.push_str(&format!(
+            "{margin} |\n{number} | {}\n{margin} | {caret}^\n",
+            shown.trim_end()
+        ));
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_shown_below_its_line() {
+        let source = "scope: global\nnetwrok: {}\n";
+        let parsed = tollgate_policy::parse("p.yaml", source.as_bytes(), false);
+        let text = human(
+            &[PathBuf::from("p.yaml")],
+            &[source.as_bytes().to_vec()],
+            &[parsed],
+        );
+        assert_eq!(
+            text,
+            "warning[P101]: netwrok: unknown key `netwrok`, which is ignored; did you mean `network`?\n \
+             --> p.yaml:2:1\n  \
+             |\n\
+             2 | netwrok: {}\n  \
+             | ^\n\
+             \n\
+             0 errors, 1 warning\n"
+        );
+    }
+
+    #[test]
+    fn json_has_the_promised_shape() {
+        let source = b"scope: nobody\nextra: 1\n";
+        let parsed = tollgate_policy::parse("p.yaml", source, false);
+        let text = json(&[PathBuf::from("p.yaml")], &[parsed]).expect("serialises");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+        let file = &value["files"][0];
+        assert_eq!(file["path"], "p.yaml");
+        assert_eq!(file["errors"][0]["code"], "P201");
+        assert_eq!(file["errors"][0]["path"], "scope");
+        assert_eq!(file["errors"][0]["line"], 1);
+        assert_eq!(file["errors"][0]["column"], 8);
+        assert_eq!(file["warnings"][0]["code"], "P101");
+        assert_eq!(file["warnings"][0]["line"], 2);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_place() {
+        let source = format!("{{\"{}\": 1, \"scope\": \"nobody\"}}", "x".repeat(300));
+        let parsed = tollgate_policy::parse("p.json", source.as_bytes(), false);
+        let error = parsed.diagnostics.iter().find(|d| d.is_error());
+        let text = rendered(Path::new("p.json"), &source, error.expect("a bad scope"));
+        assert!(text.lines().all(|line| line.chars().count() < 200), "{text}");
+        // The value stands 50 characters into what is shown: half of SHOWN_CHARS, behind the margin `1 | `.
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[3].chars().skip(4 + 50).take(8).collect::<String>(), "\"nobody\"");
+        assert_eq!(lines[4].find('^'), Some(4 + 50));
+    }
+}

@@ -1,0 +1,911 @@
+//! The policy language: what a document may say, and reading it with everything that is wrong told at once.
+//!
+//! Three forms are read: the envelope of `agent-assembly/v1`, the flat form of the same language, and the envelope of `tollgate/v1`, which
+//! adds fields to it. A field that is valid but not enforced by this version is an error, not silence: a policy that looks enforced
+//! and is not is the worst outcome a policy can have.
+
+use crate::{
+    decode::{Field, Findings, Table, name_problem, nearest},
+    diagnostic::{Position, codes},
+    host::Host,
+    money,
+    pattern::{MAX_PATTERNS, Pattern},
+    yaml::{Node, Value, child, shown},
+    zone,
+};
+use tollgate_engine::{
+    bundle::{Level, Scope},
+    price::Price,
+};
+
+/// The reference language, in envelope or flat form.
+pub const AGENT_ASSEMBLY_V1: &str = "agent-assembly/v1";
+/// Its superset.
+pub const TOLLGATE_V1: &str = "tollgate/v1";
+
+/// One policy as its author wrote it, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// `metadata.name`, or the file's stem for a flat document.
+    pub name: String,
+    /// Where the name stood, or the document began.
+    pub at: Position,
+    /// The author's revision; says nothing to a gate.
+    pub version: Option<String>,
+    /// For people.
+    pub description: Option<String>,
+    /// Whom it applies to; an agent's UUID is in lower case.
+    pub scope: Scope,
+    /// `network.allowlist`; `None` without `network`, and empty allows nothing.
+    pub network: Option<Vec<Host>>,
+    /// What calls may use.
+    pub capabilities: Capabilities,
+    /// Tools with `allow: false`.
+    pub denied_tools: Vec<String>,
+    /// `data.sensitive_patterns`.
+    pub sensitive_patterns: Vec<Pattern>,
+    /// Spending per day.
+    pub budget: Option<Budget>,
+    /// Calls per minute.
+    pub rate: Option<Rate>,
+}
+
+/// `capabilities`: an allow list closes only the kinds it names, deny beats allow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `capabilities.allow`.
+    pub allow: Vec<Capability>,
+    /// `capabilities.deny`.
+    pub deny: Vec<Capability>,
+}
+
+/// One capability string.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// `network_outbound`.
+    NetworkOutbound,
+    /// `model:<name>`; `*` stands for any run of characters.
+    Model(String),
+    /// `mcp_tool:<name>`; `*` stands for any run of characters.
+    McpTool(String),
+    /// `file_read` and its like: known, but nothing that passes a gate shows them.
+    OutOfSight(&'static str),
+}
+
+/// Capabilities of the host an agent runs on, which no network call shows.
+const OUT_OF_SIGHT: [&str; 5] = [
+    "file_read",
+    "file_write",
+    "network_inbound",
+    "terminal_exec",
+    "agent_spawn",
+];
+
+/// `budget`, as far as it is enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// `daily_limit_usd`, above zero.
+    pub daily_limit_nano_usd: Option<u64>,
+    /// `daily_limit_tokens`, input and output together, above zero.
+    pub daily_limit_tokens: Option<u64>,
+    /// Whose spending is counted together; the reference caps each agent.
+    pub per: Level,
+    /// Canonical IANA name; a day begins at its midnight.
+    pub timezone: String,
+    /// What a model costs that has no price; `None` denies it.
+    pub unknown_model: Option<Price>,
+}
+
+/// `rate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls let through per minute; 0 lets none through.
+    pub requests_per_minute: u64,
+    /// Whose calls are counted together.
+    pub per: Level,
+}
+
+/// Which language a document says it is written in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Language {
+    AgentAssemblyV1,
+    TollgateV1,
+}
+
+const LEVELS: [(&str, Level); 4] = [
+    ("agent", Level::Agent),
+    ("team", Level::Team),
+    ("org", Level::Org),
+    ("workspace", Level::Workspace),
+];
+
+/// Most of any counter: ledgers add in signed 64-bit integers.
+const MAX_COUNT: u64 = i64::MAX as u64;
+
+/// Keys a flat document may have; under an envelope they belong into `spec`.
+const BODY_KEYS: [&str; 10] = [
+    "scope",
+    "network",
+    "schedule",
+    "budget",
+    "rate",
+    "data",
+    "tools",
+    "capabilities",
+    "approval_timeout_secs",
+    "approval",
+];
+
+/// Reads one document. `flat_name` is the name it has when it brings none.
+pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Option<Document> {
+    let Some(mut top) = Table::of_document(node) else {
+        if !matches!(node.value, Value::Refused) {
+            let message = "a policy is a mapping with `apiVersion`, `kind`, `metadata` and `spec`, \
+                           or the flat form of it";
+            findings.error(node.at, "", codes::WRONG_TYPE, message);
+        }
+        return None;
+    };
+    let enveloped = ["apiVersion", "kind", "metadata", "spec"]
+        .iter()
+        .any(|key| top.has(key));
+    if !enveloped {
+        if let Some(agent) = top.take("agent") {
+            not_enforced(
+                findings,
+                &agent,
+                "write a policy with `scope: agent:<uuid>`",
+            );
+        }
+        let body = body(top, Language::AgentAssemblyV1, findings);
+        let (name, named) = match name_problem(flat_name) {
+            None => (flat_name, true),
+            Some((code, message)) => {
+                let message = format!(
+                    "a flat policy is named as its file, and `{}` is no name: {message}",
+                    shown(flat_name)
+                );
+                findings.error(node.at, "", code, message);
+                (flat_name, false)
+            }
+        };
+        return named.then(|| body.into_document(name, node.at, None));
+    }
+
+    let language = api_version(&mut top, findings);
+    match top.take("kind") {
+        Some(kind) => {
+            findings.choice(&kind, &[("Policy", ())]);
+        }
+        None => missing(findings, &top, "kind", "write `kind: Policy`"),
+    }
+    let metadata = match top.take("metadata") {
+        Some(metadata) => read_metadata(&metadata, findings),
+        None => {
+            missing(
+                findings,
+                &top,
+                "metadata",
+                "give the policy a name in `metadata.name`",
+            );
+            None
+        }
+    };
+    let spec = match top.take("spec") {
+        Some(spec) => findings
+            .table(&spec)
+            .map(|table| body(table, language, findings)),
+        None => {
+            missing(findings, &top, "spec", "put the rules under `spec`");
+            None
+        }
+    };
+    for key in BODY_KEYS {
+        if let Some(stray) = top.take_silently(key) {
+            let message = format!(
+                "`{key}` stands outside `spec`, where it would be ignored; move it under `spec`"
+            );
+            findings.error(stray.key_at, &stray.path, codes::MISPLACED, message);
+        }
+    }
+    top.finish(findings);
+    let (metadata, spec) = (metadata?, spec?);
+    let mut document = spec.into_document(metadata.name, metadata.name_at, metadata.description);
+    document.version = metadata.version.or(document.version);
+    Some(document)
+}
+
+fn api_version(top: &mut Table<'_>, findings: &mut Findings) -> Language {
+    let versions = [
+        (AGENT_ASSEMBLY_V1, Language::AgentAssemblyV1),
+        (TOLLGATE_V1, Language::TollgateV1),
+    ];
+    // After an error the wider language is assumed, so that its fields are not reported on top.
+    match top.take("apiVersion") {
+        Some(field) => {
+            let Some(text) = findings.text(&field) else {
+                return Language::TollgateV1;
+            };
+            match versions.iter().find(|(name, _)| *name == text) {
+                Some((_, language)) => *language,
+                None => {
+                    let message = format!(
+                        "`{}` is not a version this reads; write `{AGENT_ASSEMBLY_V1}` or `{TOLLGATE_V1}`",
+                        shown(text)
+                    );
+                    findings.error(field.node.at, &field.path, codes::API_VERSION, message);
+                    Language::TollgateV1
+                }
+            }
+        }
+        None => {
+            let advice =
+                format!("write `apiVersion: {AGENT_ASSEMBLY_V1}` or `apiVersion: {TOLLGATE_V1}`");
+            missing(findings, top, "apiVersion", &advice);
+            Language::TollgateV1
+        }
+    }
+}
+
+struct Metadata<'n> {
+    name: &'n str,
+    name_at: Position,
+    version: Option<String>,
+    description: Option<String>,
+}
+
+fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metadata<'n>> {
+    let mut table = findings.table(field)?;
+    let name = match table.take("name") {
+        Some(name) => findings.name(&name).map(|text| (text, name.node.at)),
+        None => {
+            missing(
+                findings,
+                &table,
+                "name",
+                "every reason and record names the policy by it",
+            );
+            None
+        }
+    };
+    let version = optional_text(&mut table, "version", findings);
+    let description = optional_text(&mut table, "description", findings);
+    table.finish(findings);
+    let (name, name_at) = name?;
+    Some(Metadata {
+        name,
+        name_at,
+        version,
+        description,
+    })
+}
+
+/// Text for people, which may as well be left empty.
+fn optional_text(
+    table: &mut Table<'_>,
+    key: &'static str,
+    findings: &mut Findings,
+) -> Option<String> {
+    let field = table.take(key)?;
+    if field.node.is_null() {
+        return None;
+    }
+    findings.text(&field).map(str::to_string)
+}
+
+fn missing(findings: &mut Findings, table: &Table<'_>, key: &'static str, advice: &str) {
+    let path = child(&table.path, key);
+    let message = format!("`{key}` is missing; {advice}");
+    findings.error(table.at, &path, codes::MISSING, message);
+}
+
+fn not_enforced(findings: &mut Findings, field: &Field<'_>, instead: &str) {
+    let message = format!("is not enforced by this version; remove it or {instead}");
+    findings.error(field.key_at, &field.path, codes::NOT_ENFORCED, message);
+}
+
+/// Takes a field that only `tollgate/v1` has. In the older language it would be an unknown key, and ignoring it would let calls
+/// through that its author meant to stop.
+fn take_added<'n>(
+    table: &mut Table<'n>,
+    key: &'static str,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<Field<'n>> {
+    let field = table.take(key)?;
+    if language == Language::AgentAssemblyV1 {
+        let message = format!(
+            "`{key}` is a field of `{TOLLGATE_V1}`; write `apiVersion: {TOLLGATE_V1}`, with `kind`, `metadata` and `spec`"
+        );
+        findings.error(field.key_at, &field.path, codes::NEEDS_TOLLGATE_V1, message);
+    }
+    Some(field)
+}
+
+/// What both forms share: the fields of `spec`.
+#[derive(Default)]
+struct Body {
+    version: Option<String>,
+    scope: Option<Scope>,
+    network: Option<Vec<Host>>,
+    capabilities: Capabilities,
+    denied_tools: Vec<String>,
+    sensitive_patterns: Vec<Pattern>,
+    budget: Option<Budget>,
+    rate: Option<Rate>,
+}
+
+impl Body {
+    fn into_document(self, name: &str, at: Position, description: Option<String>) -> Document {
+        Document {
+            name: name.to_string(),
+            at,
+            version: self.version,
+            description,
+            scope: self.scope.unwrap_or(Scope::Global),
+            network: self.network,
+            capabilities: self.capabilities,
+            denied_tools: self.denied_tools,
+            sensitive_patterns: self.sensitive_patterns,
+            budget: self.budget,
+            rate: self.rate,
+        }
+    }
+}
+
+/// Reads the fields. What is wrong is in `findings`, and then the result is not used.
+fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Body {
+    let mut body = Body {
+        version: optional_text(&mut table, "version", findings),
+        ..Body::default()
+    };
+    if let Some(field) = table.take("scope") {
+        body.scope = scope(&field, findings);
+    }
+    if let Some(field) = table.take("network") {
+        body.network = network(&field, findings);
+    }
+    if let Some(field) = table.take("schedule") {
+        schedule(&field, findings);
+    }
+    if let Some(field) = table.take("budget") {
+        body.budget = budget(&field, language, findings);
+    }
+    if let Some(field) = take_added(&mut table, "rate", language, findings) {
+        body.rate = rate(&field, findings);
+    }
+    if let Some(field) = table.take("data") {
+        body.sensitive_patterns = data(&field, findings);
+    }
+    if let Some(field) = table.take("tools") {
+        body.denied_tools = tools(&field, findings);
+    }
+    if let Some(field) = table.take("capabilities") {
+        body.capabilities = capabilities(&field, findings);
+    }
+    if let Some(field) = table.take("approval_timeout_secs")
+        && findings.integer(&field, 1, MAX_COUNT).is_some()
+    {
+        configures_approvals(&field, findings);
+    }
+    if let Some(field) = table.take("approval") {
+        approval(&field, findings);
+    }
+    table.finish(findings);
+    body
+}
+
+fn scope(field: &Field<'_>, findings: &mut Findings) -> Option<Scope> {
+    const KINDS: [&str; 5] = ["global", "org", "team", "agent", "tool"];
+    let text = findings.text(field)?;
+    let kind = text.split_once(':').map_or(text, |(kind, _)| kind);
+    let mut problem = |message: String| {
+        findings.error(field.node.at, &field.path, codes::SCOPE, message);
+        None
+    };
+    match Scope::parse(text) {
+        Some(Scope::Global) => Some(Scope::Global),
+        Some(Scope::Agent(id)) if !is_hyphenated_uuid(&id) => problem(format!(
+            "`{}` is not a UUID such as 01234567-89ab-cdef-0123-456789abcdef",
+            shown(&id)
+        )),
+        Some(Scope::Agent(id)) => Some(Scope::Agent(id.to_ascii_lowercase())),
+        Some(scope @ (Scope::Org(_) | Scope::Team(_) | Scope::Tool(_))) => {
+            let id = text.split_once(':').map_or("", |(_, id)| id);
+            match name_problem(id) {
+                None => Some(scope),
+                Some((_, why)) => problem(format!("the identifier after `{kind}:`: {why}")),
+            }
+        }
+        None if KINDS.contains(&kind) && kind != "global" => problem(format!(
+            "`{kind}:` needs an identifier behind it, such as `{kind}:<id>`"
+        )),
+        None => {
+            let meant = nearest(kind, &KINDS)
+                .map_or(String::new(), |kind| format!("; did you mean `{kind}`?"));
+            problem(format!(
+                "must be `global`, `org:<id>`, `team:<id>`, `agent:<uuid>` or `tool:<name>`, found `{}`{meant}",
+                shown(text)
+            ))
+        }
+    }
+}
+
+/// Eight, four, four, four and twelve hexadecimal digits (RFC 9562 §4).
+fn is_hyphenated_uuid(text: &str) -> bool {
+    let groups = [8, 4, 4, 4, 12];
+    let mut parts = text.split('-');
+    groups.iter().all(|digits| {
+        parts.next().is_some_and(|part| {
+            part.len() == *digits && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+        })
+    }) && parts.next().is_none()
+}
+
+fn network(field: &Field<'_>, findings: &mut Findings) -> Option<Vec<Host>> {
+    let mut table = findings.table(field)?;
+    let mut hosts = Vec::new();
+    if let Some(list) = table.take("allowlist") {
+        for entry in findings.list(&list)? {
+            let Some(text) = findings.text(&entry) else {
+                continue;
+            };
+            if text.trim().is_empty() {
+                findings.error(
+                    entry.node.at,
+                    &entry.path,
+                    codes::EMPTY,
+                    "must not be empty",
+                );
+                continue;
+            }
+            match Host::parse(text) {
+                Ok(host) => {
+                    let broad = match &host {
+                        Host::Any => true,
+                        Host::Below(domain) => !domain.contains('.'),
+                        Host::Exact(_) => false,
+                    };
+                    if broad {
+                        let message = format!("`{host}` allows hosts that anybody can register");
+                        findings.warn(entry.node.at, &entry.path, codes::BROAD, message);
+                    }
+                    hosts.push(host);
+                }
+                Err(why) => {
+                    let message = format!("`{}`: {why}", shown(text));
+                    findings.error(entry.node.at, &entry.path, codes::HOST, message);
+                }
+            }
+        }
+    }
+    table.finish(findings);
+    Some(hosts)
+}
+
+/// Validated, not enforced.
+fn schedule(field: &Field<'_>, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    if let Some(hours) = table.take("active_hours") {
+        if let Some(mut inner) = findings.table(&hours) {
+            let mut edge = |key: &'static str, findings: &mut Findings| match inner.take(key) {
+                Some(time) => {
+                    time_of_day(&time, findings).map(|minutes| (minutes, time.path, time.node.at))
+                }
+                None => {
+                    missing(findings, &inner, key, "write it as HH:MM, 24-hour");
+                    None
+                }
+            };
+            let start = edge("start", findings);
+            let end = edge("end", findings);
+            if let (Some((start, ..)), Some((end, path, at))) = (start, end)
+                && end <= start
+            {
+                let message = "must be later than `start`";
+                findings.error(at, &path, codes::TIME_OF_DAY, message);
+            }
+            match inner.take("timezone") {
+                Some(zone) => {
+                    time_zone(&zone, findings);
+                }
+                None => missing(
+                    findings,
+                    &inner,
+                    "timezone",
+                    "write an IANA name such as `Europe/Berlin`",
+                ),
+            }
+            inner.finish(findings);
+        }
+        not_enforced(
+            findings,
+            &hours,
+            "stop the agents by other means outside these hours",
+        );
+    }
+    table.finish(findings);
+}
+
+/// Minutes since midnight.
+fn time_of_day(field: &Field<'_>, findings: &mut Findings) -> Option<u32> {
+    let text = findings.text(field)?;
+    let two_digits = |text: &str, below: u32| {
+        let plain = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|number| plain && *number < below)
+    };
+    let minutes = text.split_once(':').and_then(|(hours, minutes)| {
+        let hours: u32 = two_digits(hours, 24)?;
+        let minutes: u32 = two_digits(minutes, 60)?;
+        Some(hours * 60 + minutes)
+    });
+    if minutes.is_none() {
+        let message = format!("must be HH:MM from 00:00 to 23:59, found `{}`", shown(text));
+        findings.error(field.node.at, &field.path, codes::TIME_OF_DAY, message);
+    }
+    minutes
+}
+
+fn time_zone(field: &Field<'_>, findings: &mut Findings) -> Option<String> {
+    let text = findings.text(field)?;
+    let zone = zone::canonical(text);
+    if zone.is_none() {
+        let message = format!(
+            "`{}` is not an IANA time zone such as `Europe/Berlin` or `UTC`",
+            shown(text)
+        );
+        findings.error(field.node.at, &field.path, codes::TIME_ZONE, message);
+    }
+    zone
+}
+
+/// An amount of money that must be more than nothing, as `read` scales it.
+fn money_above_zero(
+    field: &Field<'_>,
+    findings: &mut Findings,
+    read: fn(&str) -> Result<u64, money::MoneyError>,
+) -> Option<u64> {
+    let amount = money(field, findings, read)?;
+    if amount == 0 {
+        findings.error(
+            field.node.at,
+            &field.path,
+            codes::MONEY,
+            "must be more than 0",
+        );
+        return None;
+    }
+    Some(amount)
+}
+
+fn money(
+    field: &Field<'_>,
+    findings: &mut Findings,
+    read: fn(&str) -> Result<u64, money::MoneyError>,
+) -> Option<u64> {
+    let text = findings.text(field)?;
+    match read(text) {
+        Ok(amount) => Some(amount),
+        Err(why) => {
+            let message = format!("`{}` {why}", shown(text));
+            findings.error(field.node.at, &field.path, codes::MONEY, message);
+            None
+        }
+    }
+}
+
+fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<Budget> {
+    let mut table = findings.table(field)?;
+    let daily = table
+        .take("daily_limit_usd")
+        .and_then(|limit| money_above_zero(&limit, findings, money::nano_usd));
+    if let Some(limit) = table.take("monthly_limit_usd") {
+        let monthly = money_above_zero(&limit, findings, money::nano_usd);
+        if let (Some(monthly), Some(daily)) = (monthly, daily)
+            && monthly < daily
+        {
+            let message = "must not be less than `daily_limit_usd`";
+            findings.error(limit.node.at, &limit.path, codes::MONTH_BELOW_DAY, message);
+        }
+        not_enforced(findings, &limit, "use `daily_limit_usd`");
+    }
+    let zone = match table.take("timezone") {
+        Some(zone) => time_zone(&zone, findings),
+        None => Some("UTC".to_string()),
+    };
+    if let Some(action) = table.take("action_on_exceed") {
+        let suspend = findings.choice(&action, &[("deny", false), ("suspend", true)]);
+        if suspend == Some(true) {
+            not_enforced(findings, &action, "write `deny`, which is the default");
+        }
+    }
+    let tokens = take_added(&mut table, "daily_limit_tokens", language, findings)
+        .and_then(|limit| findings.integer(&limit, 1, MAX_COUNT));
+    let per = match take_added(&mut table, "per", language, findings) {
+        Some(per) => findings.choice(&per, &LEVELS),
+        None => Some(Level::Agent),
+    };
+    let unknown_model = take_added(&mut table, "unknown_model", language, findings);
+    if let Some(field) = &unknown_model
+        && daily.is_none()
+    {
+        let message = "has no effect without a valid `daily_limit_usd`";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    }
+    let unknown_model = unknown_model.and_then(|field| price(&field, findings));
+    table.finish(findings);
+    Some(Budget {
+        daily_limit_nano_usd: daily,
+        daily_limit_tokens: tokens,
+        per: per?,
+        timezone: zone?,
+        unknown_model,
+    })
+}
+
+/// `unknown_model`: `deny`, or a price.
+fn price(field: &Field<'_>, findings: &mut Findings) -> Option<Price> {
+    if !matches!(field.node.value, Value::Map(_)) {
+        findings.choice(field, &[("deny", ())]);
+        return None;
+    }
+    let mut table = findings.table(field)?;
+    let mut side = |key: &'static str, findings: &mut Findings| match table.take(key) {
+        Some(price) => money(&price, findings, money::pico_usd_per_token),
+        None => {
+            missing(
+                findings,
+                &table,
+                key,
+                "write US dollars per million tokens, such as `2.50`",
+            );
+            None
+        }
+    };
+    let input = side("input_usd_per_million", findings);
+    let output = side("output_usd_per_million", findings);
+    table.finish(findings);
+    Some(Price::flat(input?, output?))
+}
+
+fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {
+    let mut table = findings.table(field)?;
+    let requests = match table.take("requests_per_minute") {
+        Some(number) => findings.integer(&number, 0, MAX_COUNT),
+        None => {
+            missing(
+                findings,
+                &table,
+                "requests_per_minute",
+                "write a whole number; 0 lets no call through",
+            );
+            None
+        }
+    };
+    let per = match table.take("per") {
+        Some(per) => findings.choice(&per, &LEVELS),
+        None => Some(Level::Agent),
+    };
+    table.finish(findings);
+    Some(Rate {
+        requests_per_minute: requests?,
+        per: per?,
+    })
+}
+
+fn data(field: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
+    let mut patterns = Vec::new();
+    let Some(mut table) = findings.table(field) else {
+        return patterns;
+    };
+    let list = table.take("sensitive_patterns");
+    let entries = list.and_then(|list| Some((findings.list(&list)?, list)));
+    if let Some((entries, list)) = entries {
+        if entries.len() > MAX_PATTERNS {
+            let message = format!(
+                "has {} patterns, more than {MAX_PATTERNS}; split the policy",
+                entries.len()
+            );
+            findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
+        }
+        for entry in entries.iter().take(MAX_PATTERNS) {
+            let Some(text) = findings.text(entry) else {
+                continue;
+            };
+            match Pattern::parse(text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(why) => findings.error(entry.node.at, &entry.path, why.code, why.message),
+            }
+        }
+    }
+    table.finish(findings);
+    patterns
+}
+
+fn tools(field: &Field<'_>, findings: &mut Findings) -> Vec<String> {
+    let mut denied = Vec::new();
+    let Some(mut table) = findings.table(field) else {
+        return denied;
+    };
+    for (name, tool) in table.take_all() {
+        if let Some((code, message)) = name_problem(name) {
+            findings.error(tool.key_at, &tool.path, code, message);
+        } else if name.contains('*') {
+            let message = "a tool's name stands for itself here; \
+                           write `mcp_tool:` with a `*` under `capabilities` to mean several";
+            findings.error(tool.key_at, &tool.path, codes::BAD_NAME, message);
+        }
+        let Some(mut inner) = findings.table(&tool) else {
+            continue;
+        };
+        if let Some(allow) = inner.take("allow")
+            && findings.boolean(&allow) == Some(false)
+        {
+            denied.push(name.to_string());
+        }
+        if let Some(limit) = inner.take("limit_per_hour")
+            && findings.integer(&limit, 0, MAX_COUNT).is_some()
+        {
+            not_enforced(findings, &limit, "deny the tool with `allow: false`");
+        }
+        if let Some(condition) = inner.take("requires_approval_if") {
+            check_condition(&condition, findings);
+            not_enforced(findings, &condition, "deny the tool with `allow: false`");
+        }
+        inner.finish(findings);
+    }
+    denied
+}
+
+/// Checks an approval condition as far as its governance levels go.
+fn check_condition(field: &Field<'_>, findings: &mut Findings) {
+    let Some(text) = findings.text(field) else {
+        return;
+    };
+    if text.trim().is_empty() {
+        findings.error(
+            field.node.at,
+            &field.path,
+            codes::CONDITION,
+            "must not be empty",
+        );
+    }
+    if let Some(level) = unknown_level(text) {
+        let message = format!(
+            "`{}` is not a governance level; there are `L0` to `L3`",
+            shown(level)
+        );
+        findings.error(field.node.at, &field.path, codes::CONDITION, message);
+    }
+}
+
+/// The first word of the form `L<digits>` outside quotes that is not `L0` to `L3`.
+fn unknown_level(condition: &str) -> Option<&str> {
+    let mut quote = None;
+    let mut start = 0;
+    let mut code = Vec::new();
+    let mut escaped = false;
+    for (index, c) in condition.char_indices() {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if open == c => {
+                quote = None;
+                start = index + c.len_utf8();
+            }
+            Some(_) => {}
+            None if c == '"' || c == '\'' => {
+                code.extend(condition.get(start..index));
+                quote = Some(c);
+            }
+            None => {}
+        }
+    }
+    if quote.is_none() {
+        code.extend(condition.get(start..));
+    }
+    code.into_iter()
+        .flat_map(|part| part.split(|c: char| !c.is_alphanumeric() && c != '_'))
+        .find(|word| {
+            let digits = word.strip_prefix('L').unwrap_or_default();
+            !digits.is_empty()
+                && digits.bytes().all(|byte| byte.is_ascii_digit())
+                && !matches!(digits, "0" | "1" | "2" | "3")
+        })
+}
+
+fn capabilities(field: &Field<'_>, findings: &mut Findings) -> Capabilities {
+    let Some(mut table) = findings.table(field) else {
+        return Capabilities::default();
+    };
+    let allow = table.take("allow");
+    if let Some(field) = &allow
+        && matches!(&field.node.value, Value::List(entries) if entries.is_empty())
+    {
+        let message = "an empty list closes nothing; a list closes the kinds it names";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    }
+    let allow = capability_list(allow, findings);
+    let deny = capability_list(table.take("deny"), findings);
+    table.finish(findings);
+    Capabilities { allow, deny }
+}
+
+fn capability_list(list: Option<Field<'_>>, findings: &mut Findings) -> Vec<Capability> {
+    let mut capabilities = Vec::new();
+    for entry in list
+        .and_then(|list| findings.list(&list))
+        .unwrap_or_default()
+    {
+        let Some(text) = findings.text(&entry) else {
+            continue;
+        };
+        match capability(text) {
+            Ok(capability) => {
+                if let Capability::OutOfSight(name) = &capability {
+                    let message = format!(
+                        "`{name}` is not visible to a gate: nothing here allows or stops it"
+                    );
+                    findings.warn(entry.node.at, &entry.path, codes::NOT_VISIBLE, message);
+                }
+                capabilities.push(capability);
+            }
+            Err(message) => {
+                findings.error(entry.node.at, &entry.path, codes::CAPABILITY, message);
+            }
+        }
+    }
+    capabilities
+}
+
+fn capability(text: &str) -> Result<Capability, String> {
+    if text == "network_outbound" {
+        return Ok(Capability::NetworkOutbound);
+    }
+    if let Some(known) = OUT_OF_SIGHT.iter().find(|known| **known == text) {
+        return Ok(Capability::OutOfSight(known));
+    }
+    let kind: fn(String) -> Capability = match text.split_once(':') {
+        Some(("model", _)) => Capability::Model,
+        Some(("mcp_tool", _)) => Capability::McpTool,
+        _ => {
+            let mut known = OUT_OF_SIGHT.to_vec();
+            known.extend(["network_outbound", "model:", "mcp_tool:"]);
+            let word = match text.split_once(':') {
+                Some((kind, _)) => format!("{kind}:"),
+                None => text.to_string(),
+            };
+            let meant = nearest(&word, &known)
+                .map_or(String::new(), |known| format!("; did you mean `{known}`?"));
+            return Err(format!("`{}` is not a capability{meant}", shown(text)));
+        }
+    };
+    let name = text.split_once(':').map_or("", |(_, name)| name);
+    match name_problem(name) {
+        None => Ok(kind(name.to_string())),
+        Some((_, why)) => Err(format!("the name after the colon: {why}")),
+    }
+}
+
+/// Timing and routing of approvals. Alone they stop nothing, so leaving them aside lets nothing through.
+fn approval(field: &Field<'_>, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    if let Some(timeout) = table.take("timeout_seconds") {
+        findings.integer(&timeout, 1, MAX_COUNT);
+    }
+    if let Some(role) = table.take("escalation_role") {
+        findings.name(&role);
+    }
+    table.finish(findings);
+    configures_approvals(field, findings);
+}
+
+fn configures_approvals(field: &Field<'_>, findings: &mut Findings) {
+    let message =
+        "only configures approvals, which this version does not ask for: it has no effect";
+    findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+}

@@ -1,0 +1,627 @@
+//! What a document may say, row by row: each case gives exactly the findings written beside it.
+
+use tollgate_policy::{Diagnostic, Parsed, codes, parse};
+
+/// `code path`, one per finding, errors marked with `!`.
+fn findings(text: &str) -> Vec<String> {
+    shown(&parse("case.yaml", text.as_bytes(), false))
+}
+
+fn shown(parsed: &Parsed) -> Vec<String> {
+    let mark = |d: &Diagnostic| if d.is_error() { "!" } else { "" };
+    let all = parsed.diagnostics.iter();
+    all.map(|d| format!("{}{} {}", mark(d), d.code, d.path))
+        .collect()
+}
+
+/// A `tollgate/v1` document with this `spec`, written in flow style.
+fn v1(spec: &str) -> String {
+    format!("{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: case}}, spec: {spec}}}")
+}
+
+#[track_caller]
+fn all(cases: &[(&str, &[&str])]) {
+    for (text, expected) in cases {
+        assert_eq!(findings(text), *expected, "findings of: {text}");
+    }
+}
+
+#[test]
+fn network_allowlist_entries_must_not_be_empty() {
+    all(&[
+        (
+            "network: {allowlist: ['']}",
+            &["!P105 network.allowlist[0]"],
+        ),
+        (
+            "network: {allowlist: [a.example, '  ']}",
+            &["!P105 network.allowlist[1]"],
+        ),
+        ("network: {allowlist: []}", &[]),
+        ("network: {}", &[]),
+        ("network:", &["!P102 network"]),
+        (
+            "network: {allowlist: a.example}",
+            &["!P102 network.allowlist"],
+        ),
+    ]);
+}
+
+#[test]
+fn active_hours_need_start_end_and_timezone() {
+    const HOURS: &str = "schedule.active_hours";
+    let full = |start: &str, end: &str, zone: &str| {
+        format!("schedule: {{active_hours: {{start: {start}, end: {end}, timezone: {zone}}}}}")
+    };
+    // Everything valid is still refused, because it is not enforced.
+    assert_eq!(
+        findings(&full("09:00", "18:00", "UTC")),
+        ["!P301 schedule.active_hours"]
+    );
+    assert_eq!(
+        findings(&full("'00:00'", "'23:59'", "asia/taipei")),
+        [format!("!P301 {HOURS}")]
+    );
+    assert_eq!(
+        findings("schedule: {active_hours: {}}"),
+        [
+            format!("!P103 {HOURS}.start"),
+            format!("!P103 {HOURS}.end"),
+            format!("!P103 {HOURS}.timezone"),
+            format!("!P301 {HOURS}"),
+        ]
+    );
+    for time in [
+        "9:00",
+        "09:0",
+        "24:00",
+        "09:60",
+        "0900",
+        "'09:00:00'",
+        "'-1:00'",
+        "'+9:00'",
+        "noon",
+    ] {
+        let expected = [format!("!P301 {HOURS}"), format!("!P203 {HOURS}.start")];
+        assert_eq!(
+            findings(&full(time, "'23:00'", "UTC")),
+            expected,
+            "start {time}"
+        );
+        let expected = [format!("!P301 {HOURS}"), format!("!P203 {HOURS}.end")];
+        assert_eq!(
+            findings(&full("'00:00'", time, "UTC")),
+            expected,
+            "end {time}"
+        );
+    }
+    for (start, end) in [("'18:00'", "'09:00'"), ("'09:00'", "'09:00'")] {
+        let expected = [format!("!P301 {HOURS}"), format!("!P203 {HOURS}.end")];
+        assert_eq!(
+            findings(&full(start, end, "UTC")),
+            expected,
+            "{start} to {end}"
+        );
+    }
+    for zone in ["Mars/Olympus", "''", "UTC+1", "Etc/Unknown", "Local"] {
+        let expected = [format!("!P301 {HOURS}"), format!("!P204 {HOURS}.timezone")];
+        assert_eq!(
+            findings(&full("'09:00'", "'18:00'", zone)),
+            expected,
+            "zone {zone}"
+        );
+    }
+    assert_eq!(findings("schedule: {}"), [""; 0], "nothing to enforce");
+}
+
+#[test]
+fn budgets_must_be_above_zero_and_in_order() {
+    all(&[
+        (
+            "budget: {daily_limit_usd: 0}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: -1}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        ("budget: {daily_limit_usd: 0.000000001}", &[]),
+        (
+            "budget: {daily_limit_usd: 0.0000000001}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: lots}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: .inf}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: null}",
+            &["!P102 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: [5]}",
+            &["!P102 budget.daily_limit_usd"],
+        ),
+        (
+            "budget: {monthly_limit_usd: 0}",
+            &[
+                "!P301 budget.monthly_limit_usd",
+                "!P205 budget.monthly_limit_usd",
+            ],
+        ),
+        (
+            "budget: {monthly_limit_usd: 5}",
+            &["!P301 budget.monthly_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: 10, monthly_limit_usd: 9.99}",
+            &[
+                "!P301 budget.monthly_limit_usd",
+                "!P214 budget.monthly_limit_usd",
+            ],
+        ),
+        (
+            "budget: {daily_limit_usd: 10, monthly_limit_usd: 10}",
+            &["!P301 budget.monthly_limit_usd"],
+        ),
+        (
+            "budget: {daily_limit_usd: 1, timezone: Nowhere/City}",
+            &["!P204 budget.timezone"],
+        ),
+        ("budget: {daily_limit_usd: 1, timezone: Europe/Berlin}", &[]),
+        ("budget: {daily_limit_usd: 1, action_on_exceed: deny}", &[]),
+        (
+            "budget: {daily_limit_usd: 1, action_on_exceed: suspend}",
+            &["!P301 budget.action_on_exceed"],
+        ),
+        (
+            "budget: {daily_limit_usd: 1, action_on_exceed: panic}",
+            &["!P207 budget.action_on_exceed"],
+        ),
+    ]);
+}
+
+#[test]
+fn sensitive_patterns_must_be_re2() {
+    all(&[
+        (
+            "data: {sensitive_patterns: ['(']}",
+            &["!P208 data.sensitive_patterns[0]"],
+        ),
+        (
+            "data: {sensitive_patterns: ['a', '(?=b)']}",
+            &["!P208 data.sensitive_patterns[1]"],
+        ),
+        (
+            "data: {sensitive_patterns: ['']}",
+            &["!P105 data.sensitive_patterns[0]"],
+        ),
+        (
+            "data: {sensitive_patterns: ['a*']}",
+            &["!P210 data.sensitive_patterns[0]"],
+        ),
+        (
+            "data: {sensitive_patterns: ['a**']}",
+            &["!P209 data.sensitive_patterns[0]"],
+        ),
+        (
+            "data: {sensitive_patterns: ['a{1001}']}",
+            &["!P211 data.sensitive_patterns[0]"],
+        ),
+        (
+            "data: {sensitive_patterns: [{a: b}]}",
+            &["!P102 data.sensitive_patterns[0]"],
+        ),
+        ("data: {sensitive_patterns: [secret]}", &[]),
+    ]);
+    let list = |count: usize| format!("data: {{sensitive_patterns: [{}]}}", "a,".repeat(count));
+    assert_eq!(findings(&list(64)), [""; 0]);
+    assert_eq!(findings(&list(65)), ["!P004 data.sensitive_patterns"]);
+    let long = |chars: usize| format!("data: {{sensitive_patterns: ['{}']}}", "é".repeat(chars));
+    assert_eq!(findings(&long(1_024)), [""; 0]);
+    assert_eq!(findings(&long(1_025)), ["!P211 data.sensitive_patterns[0]"]);
+}
+
+#[test]
+fn approval_conditions_name_levels_zero_to_three() {
+    let limit = "!P301 tools.t.requires_approval_if";
+    let bad = "!P212 tools.t.requires_approval_if";
+    for (condition, known) in [
+        ("governance_level >= L2", true),
+        ("governance_level == L0 || governance_level == L3", true),
+        ("governance_level >= L4", false),
+        ("governance_level>L10", false),
+        ("level != 'L4'", true),
+        ("level != 'it\\\\'s L4' && L4", false),
+        ("XL4 || L4x || model == \\\"L9\\\"", true),
+        ("", false),
+        ("  ", false),
+    ] {
+        let text = format!("tools: {{t: {{requires_approval_if: \"{condition}\"}}}}");
+        let expected: &[&str] = if known { &[limit] } else { &[limit, bad] };
+        assert_eq!(findings(&text), expected, "condition {condition}");
+    }
+}
+
+#[test]
+fn tools_are_named_exactly() {
+    all(&[
+        ("tools: {bash: {allow: false}}", &[]),
+        ("tools: {bash: {}}", &[]),
+        ("tools: {bash: }", &["!P102 tools.bash"]),
+        ("tools: {bash: {allow: no}}", &["!P102 tools.bash.allow"]),
+        (
+            "tools: {bash: {allow: 'false'}}",
+            &["!P102 tools.bash.allow"],
+        ),
+        ("tools: {'ba*': {allow: false}}", &["!P106 tools[\"ba*\"]"]),
+        ("tools: {'': {allow: false}}", &["!P105 tools[\"\"]"]),
+        (
+            "tools: {a.b: {allow: maybe}}",
+            &["!P102 tools[\"a.b\"].allow"],
+        ),
+        (
+            "tools: {bash: {limit_per_hour: 10}}",
+            &["!P301 tools.bash.limit_per_hour"],
+        ),
+        (
+            "tools: {bash: {limit_per_hour: -1}}",
+            &["!P206 tools.bash.limit_per_hour"],
+        ),
+        (
+            "tools: {bash: {limit_per_hour: 1.5}}",
+            &["!P102 tools.bash.limit_per_hour"],
+        ),
+        (
+            "tools: {bash: {limit_per_hour: '10'}}",
+            &["!P102 tools.bash.limit_per_hour"],
+        ),
+        (
+            "tools: {bash: {limit_per_hour: 010}}",
+            &["!P206 tools.bash.limit_per_hour"],
+        ),
+        ("tools: []", &["!P102 tools"]),
+    ]);
+}
+
+#[test]
+fn capabilities_are_known_words() {
+    all(&[
+        (
+            "capabilities: {allow: ['model:gpt-4o', 'mcp_tool:git', network_outbound]}",
+            &[],
+        ),
+        ("capabilities: {deny: ['model:gpt-*']}", &[]),
+        (
+            "capabilities: {allow: [fly]}",
+            &["!P213 capabilities.allow[0]"],
+        ),
+        (
+            "capabilities: {deny: ['model:']}",
+            &["!P213 capabilities.deny[0]"],
+        ),
+        (
+            "capabilities: {deny: ['mcp_tool:']}",
+            &["!P213 capabilities.deny[0]"],
+        ),
+        (
+            "capabilities: {deny: [File_Read]}",
+            &["!P213 capabilities.deny[0]"],
+        ),
+        (
+            "capabilities: {deny: ['tool:bash']}",
+            &["!P213 capabilities.deny[0]"],
+        ),
+        (
+            "capabilities: {deny: [terminal_exec]}",
+            &["P302 capabilities.deny[0]"],
+        ),
+        ("capabilities: {allow: []}", &["P303 capabilities.allow"]),
+        ("capabilities: {allow: null}", &["!P102 capabilities.allow"]),
+    ]);
+}
+
+#[test]
+fn approval_timeouts_are_above_zero() {
+    all(&[
+        ("approval_timeout_secs: 0", &["!P206 approval_timeout_secs"]),
+        (
+            "approval_timeout_secs: -5",
+            &["!P206 approval_timeout_secs"],
+        ),
+        (
+            "approval_timeout_secs: soon",
+            &["!P102 approval_timeout_secs"],
+        ),
+        (
+            "approval_timeout_secs: 300",
+            &["P303 approval_timeout_secs"],
+        ),
+        (
+            "approval: {timeout_seconds: 0}",
+            &["P303 approval", "!P206 approval.timeout_seconds"],
+        ),
+        (
+            "approval: {escalation_role: ''}",
+            &["P303 approval", "!P105 approval.escalation_role"],
+        ),
+    ]);
+}
+
+#[test]
+fn scopes_have_a_kind_and_an_identifier() {
+    all(&[
+        ("scope: global", &[]),
+        ("scope: org:acme", &[]),
+        ("scope: team:platform", &[]),
+        ("scope: tool:slack-mcp", &[]),
+        ("scope: agent:01234567-89ab-cdef-0123-456789abcdef", &[]),
+        (
+            "scope: agent:0123456789abcdef0123456789abcdef",
+            &["!P201 scope"],
+        ),
+        (
+            "scope: agent:01234567-89ab-cdef-0123-456789abcdeg",
+            &["!P201 scope"],
+        ),
+        (
+            "scope: agent:01234567-89ab-cdef-0123-456789abcdef-",
+            &["!P201 scope"],
+        ),
+        ("scope: 'agent:'", &["!P201 scope"]),
+        ("scope: 'org:'", &["!P201 scope"]),
+        ("scope: 'team:'", &["!P201 scope"]),
+        ("scope: 'tool:'", &["!P201 scope"]),
+        ("scope: 'team: platform'", &["!P201 scope"]),
+        ("scope: project:foo", &["!P201 scope"]),
+        ("scope: Global", &["!P201 scope"]),
+        ("scope: global:all", &["!P201 scope"]),
+        ("scope: ''", &["!P201 scope"]),
+        ("scope: [global]", &["!P102 scope"]),
+    ]);
+    let upper = "scope: agent:01234567-89AB-CDEF-0123-456789ABCDEF";
+    let parsed = parse("case.yaml", upper.as_bytes(), false);
+    let scope = parsed.documents[0].scope.to_string();
+    assert_eq!(scope, "agent:01234567-89ab-cdef-0123-456789abcdef");
+}
+
+#[test]
+fn unknown_keys_warn_and_strict_makes_them_errors() {
+    let text = "netwrok: {}\nbudget: {dayly_limit_usd: 5}\ncolour: red\n";
+    let parsed = parse("case.yaml", text.as_bytes(), false);
+    assert_eq!(
+        shown(&parsed),
+        ["P101 netwrok", "P101 budget.dayly_limit_usd", "P101 colour"]
+    );
+    let meant: Vec<_> = parsed
+        .diagnostics
+        .iter()
+        .map(|d| d.suggestion.as_deref())
+        .collect();
+    assert_eq!(meant, [Some("network"), Some("daily_limit_usd"), None]);
+    assert!(
+        parsed.diagnostics[0]
+            .message
+            .contains("did you mean `network`?")
+    );
+    assert_eq!(parsed.documents.len(), 1, "the document is accepted");
+
+    let strict = parse("case.yaml", text.as_bytes(), true);
+    assert_eq!(
+        shown(&strict),
+        [
+            "!P101 netwrok",
+            "!P101 budget.dayly_limit_usd",
+            "!P101 colour"
+        ]
+    );
+    assert!(strict.documents.is_empty());
+}
+
+#[test]
+fn duplicate_keys_are_errors_at_every_level() {
+    all(&[
+        ("scope: global\nscope: org:a\n", &["!P005 scope"]),
+        (
+            "network: {allowlist: [a.example], allowlist: []}",
+            &["!P005 network.allowlist"],
+        ),
+        ("tools: {a: {}, \"a\": {}}", &["!P005 tools.a"]),
+        (
+            r#"{"scope": "global", "sc\u006fpe": "global"}"#,
+            &["!P005 scope"],
+        ),
+        (&v1("{data: {}, data: {}}"), &["!P005 spec.data"]),
+    ]);
+}
+
+#[test]
+fn envelopes_are_complete() {
+    all(&[
+        (
+            "apiVersion: agent-assembly/v1",
+            &["!P103 kind", "!P103 metadata", "!P103 spec"],
+        ),
+        (
+            "spec: {}",
+            &["!P103 apiVersion", "!P103 kind", "!P103 metadata"],
+        ),
+        (
+            "{apiVersion: agent-assembly/v2, kind: Polizei, metadata: {}, spec: []}",
+            &[
+                "!P104 apiVersion",
+                "!P207 kind",
+                "!P103 metadata.name",
+                "!P102 spec",
+            ],
+        ),
+        (
+            "{apiVersion: tollgate/v1, kind: Policy, metadata: {name: ''}, spec: {}}",
+            &["!P105 metadata.name"],
+        ),
+        (
+            "{apiVersion: tollgate/v1, kind: Policy, metadata: {name: \"a\\tb\"}, spec: {}}",
+            &["!P106 metadata.name"],
+        ),
+        (
+            "{apiVersion: tollgate/v1, kind: Policy, metadata: {name: a}, network: {}, spec: {}}",
+            &["!P108 network"],
+        ),
+        ("[]", &["!P102 "]),
+        ("just text", &["!P102 "]),
+        ("", &["!P006 "]),
+        ("---\n---\n# nothing\n", &["!P006 "]),
+        ("agent: {name: x}", &["!P301 agent"]),
+    ]);
+}
+
+#[test]
+fn additions_need_tollgate_v1() {
+    all(&[
+        ("rate: {requests_per_minute: 5}", &["!P107 rate"]),
+        (
+            "budget: {daily_limit_tokens: 5, per: team}",
+            &["!P107 budget.daily_limit_tokens", "!P107 budget.per"],
+        ),
+        (&v1("{rate: {requests_per_minute: 0}}"), &[]),
+        (&v1("{rate: {requests_per_minute: 5, per: workspace}}"), &[]),
+        (
+            &v1("{rate: {per: team}}"),
+            &["!P103 spec.rate.requests_per_minute"],
+        ),
+        (
+            &v1("{rate: {requests_per_minute: 5, per: planet}}"),
+            &["!P207 spec.rate.per"],
+        ),
+        (
+            &v1("{rate: {requests_per_minute: many}}"),
+            &["!P102 spec.rate.requests_per_minute"],
+        ),
+        (&v1("{budget: {daily_limit_tokens: 1, per: org}}"), &[]),
+        (
+            &v1("{budget: {daily_limit_tokens: 0}}"),
+            &["!P206 spec.budget.daily_limit_tokens"],
+        ),
+        (
+            &v1("{budget: {daily_limit_tokens: 9223372036854775808}}"),
+            &["!P206 spec.budget.daily_limit_tokens"],
+        ),
+        (
+            &v1("{budget: {daily_limit_usd: 1, unknown_model: deny}}"),
+            &[],
+        ),
+        (
+            &v1("{budget: {unknown_model: deny}}"),
+            &["P303 spec.budget.unknown_model"],
+        ),
+        (
+            &v1("{budget: {daily_limit_usd: 1, unknown_model: allow}}"),
+            &["!P207 spec.budget.unknown_model"],
+        ),
+        (
+            &v1(
+                "{budget: {daily_limit_usd: 1, unknown_model: {input_usd_per_million: '2.50', output_usd_per_million: 10}}}",
+            ),
+            &[],
+        ),
+        (
+            &v1(
+                "{budget: {daily_limit_usd: 1, unknown_model: {input_usd_per_million: 0.0000001}}}",
+            ),
+            &[
+                "!P103 spec.budget.unknown_model.output_usd_per_million",
+                "!P205 spec.budget.unknown_model.input_usd_per_million",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn all_errors_come_at_once_with_their_places() {
+    let text = "\
+scope: project:foo
+network:
+  allowlist:
+    - \"\"
+budget:
+  daily_limit_usd: -1
+  timezone: Nowhere
+data:
+  sensitive_patterns: [\"(\"]
+capabilities:
+  deny: [fly]
+approval_timeout_secs: 0
+";
+    let parsed = parse("case.yaml", text.as_bytes(), false);
+    let places: Vec<(&str, usize, usize)> = parsed
+        .diagnostics
+        .iter()
+        .map(|d| (d.code, d.line, d.column))
+        .collect();
+    // Counted in the text above.
+    assert_eq!(
+        places,
+        [
+            (codes::SCOPE, 1, 8),
+            (codes::EMPTY, 4, 7),
+            (codes::MONEY, 6, 20),
+            (codes::TIME_ZONE, 7, 13),
+            (codes::PATTERN, 9, 24),
+            (codes::CAPABILITY, 11, 10),
+            (codes::NUMBER, 12, 24),
+        ]
+    );
+}
+
+#[test]
+fn json_is_read_like_yaml() {
+    let text = "{\n\t\"apiVersion\": \"agent-assembly/v1\",\n\t\"kind\": \"Policy\",\n\t\"metadata\": {\"name\": \"j\"},\n\t\"spec\": {\"scope\": \"team:a\\/b\", \"network\": {\"allowlist\": [\"*.example.com\"]}}\n}\n";
+    let parsed = parse("j.json", text.as_bytes(), true);
+    assert_eq!(shown(&parsed), [""; 0]);
+    assert_eq!(parsed.documents[0].scope.to_string(), "team:a/b");
+}
+
+#[test]
+fn a_file_may_hold_several_documents_of_different_names() {
+    let one = v1("{}");
+    assert_eq!(
+        findings(&format!("{one}\n---\nscope: global\n---\nscope: global\n")),
+        [""; 0]
+    );
+    assert_eq!(
+        findings(&format!("{one}\n---\n{one}\n")),
+        ["!P401 metadata.name"]
+    );
+    let parsed = parse("p.yaml", b"scope: global\n---\nscope: org:a\n", false);
+    let names: Vec<_> = parsed.documents.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(names, ["p", "p#2"]);
+
+    let mut files = [
+        parse("p.yaml", b"scope: global", false),
+        parse("q/p.yml", b"scope: global", false),
+    ];
+    tollgate_policy::check_together(&mut files);
+    assert!(!files[0].has_errors());
+    assert_eq!(shown(&files[1]), ["!P401 metadata.name"]);
+    assert!(files[1].documents.is_empty());
+}
+
+#[test]
+fn text_stays_as_written() {
+    let text = v1("{capabilities: {allow: ['model:NO', model:1.10]}}");
+    let parsed = parse("case.yaml", text.as_bytes(), false);
+    assert_eq!(shown(&parsed), [""; 0]);
+    let allow = &parsed.documents[0].capabilities.allow;
+    let model = |name: &str| tollgate_policy::Capability::Model(name.to_string());
+    assert_eq!(*allow, [model("NO"), model("1.10")]);
+
+    let named =
+        "{apiVersion: tollgate/v1, kind: Policy, metadata: {name: NO, version: 1.10}, spec: {}}";
+    let parsed = parse("case.yaml", named.as_bytes(), false);
+    assert_eq!(parsed.documents[0].name, "NO");
+    assert_eq!(parsed.documents[0].version.as_deref(), Some("1.10"));
+}
