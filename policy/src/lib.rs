@@ -28,6 +28,7 @@ mod document;
 mod host;
 pub mod money;
 mod pattern;
+pub mod prices;
 mod yaml;
 pub mod zone;
 
