@@ -29,7 +29,7 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// The compiled filter.
     pub filter: PathBuf,
-    /// The filter's configuration, the engine's `GateConfig` as JSON. Envoy shows it to whoever may ask the admin interface.
+    /// The filter's configuration, the engine's gate settings as JSON. Secrets are named in it (`env:NAME`) and stand in [`Run::environment`].
     pub configuration: Value,
     /// Where allowed calls go.
     pub upstream: Origin,
@@ -204,7 +204,7 @@ pub struct Run {
     pub folder: PathBuf,
     /// Worker threads.
     pub concurrency: u32,
-    /// Environment variables to add, such as a test clock's.
+    /// Environment variables to add: the secrets that the gate's settings name, a test's clock.
     pub environment: Vec<(OsString, OsString)>,
 }
 
