@@ -59,7 +59,7 @@ fn scaled(text: &str, decimals: u32) -> Result<u64, MoneyError> {
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = || whole.bytes().chain(fraction.bytes());
-    if whole.is_empty() || !digits().all(|byte| byte.is_ascii_digit()) {
+    if digits().next().is_none() || !digits().all(|byte| byte.is_ascii_digit()) {
         return Err(MoneyError::NotANumber);
     }
     // `010` is eight to some readers of YAML and ten to others.

@@ -69,14 +69,15 @@ enum Children {
     Map {
         entries: Vec<Entry>,
         seen: HashSet<String>,
-        key: Option<(Key, Position)>,
+        key: Option<Key>,
     },
 }
 
-enum Key {
-    Text(String),
+struct Key {
+    text: String,
+    at: Position,
     /// Reported; its value is dropped with it.
-    Refused,
+    refused: bool,
 }
 
 /// Reads every document of `bytes`; empty ones are left out. After a syntax error or a limit the documents before it are returned.
@@ -169,10 +170,7 @@ impl Reader<'_> {
         for open in &self.open {
             match &open.children {
                 Children::List(nodes) => path = item(&path, nodes.len()),
-                Children::Map {
-                    key: Some((Key::Text(key), _)),
-                    ..
-                } => path = child(&path, key),
+                Children::Map { key: Some(key), .. } => path = child(&path, &key.text),
                 Children::Map { .. } => {}
             }
         }
@@ -283,6 +281,7 @@ impl Reader<'_> {
             self.error(node.at, codes::OVER_LIMIT, message);
             return false;
         }
+        let at = node.at;
         let problem = match self.open.last_mut().map(|open| &mut open.children) {
             None => {
                 if !node.is_null() {
@@ -297,21 +296,21 @@ impl Reader<'_> {
             Some(Children::Map { entries, seen, key }) => match key.take() {
                 None => {
                     let (read, problem) = as_key(&node, seen);
-                    *key = Some((read, node.at));
+                    *key = Some(read);
                     problem
                 }
-                Some((Key::Text(text), key_at)) => {
+                Some(key) if key.refused => None,
+                Some(key) => {
                     entries.push(Entry {
-                        key: text,
-                        key_at,
+                        key: key.text,
+                        key_at: key.at,
                         node,
                     });
                     None
                 }
-                Some((Key::Refused, _)) => None,
             },
         };
-        if let Some((at, code, message)) = problem {
+        if let Some((code, message)) = problem {
             self.error(at, code, message);
         }
         true
@@ -336,31 +335,34 @@ pub(crate) fn item(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }
 
-type Problem = (Position, &'static str, String);
-
-fn as_key(node: &Node, seen: &mut HashSet<String>) -> (Key, Option<Problem>) {
-    let problem = match &node.value {
-        Value::Scalar { text, plain: true } if text == "<<" => (
-            codes::REFUSED_YAML,
-            "merge keys (`<<`) are not accepted: write the fields out".to_string(),
-        ),
-        Value::Scalar { text, .. } => {
-            if seen.insert(text.clone()) {
-                return (Key::Text(text.clone()), None);
-            }
+/// A node in the place of a key, and what is wrong with it.
+fn as_key(node: &Node, seen: &mut HashSet<String>) -> (Key, Option<(&'static str, String)>) {
+    let (text, problem) = match &node.value {
+        Value::Scalar { text, plain: true } if text == "<<" => {
+            let message = "merge keys (`<<`) are not accepted: write the fields out";
             (
-                codes::DUPLICATE_KEY,
-                format!("`{}` is already there; remove one", shown(text)),
+                text.as_str(),
+                Some((codes::REFUSED_YAML, message.to_string())),
             )
         }
-        Value::List(_) | Value::Map(_) => (
-            codes::REFUSED_YAML,
-            "a key must be plain text, not a list or a mapping".to_string(),
-        ),
-        Value::Refused => return (Key::Refused, None),
+        Value::Scalar { text, .. } if !seen.insert(text.clone()) => {
+            let message = format!("`{}` is already there; remove one", shown(text));
+            (text.as_str(), Some((codes::DUPLICATE_KEY, message)))
+        }
+        Value::Scalar { text, .. } => (text.as_str(), None),
+        Value::List(_) | Value::Map(_) => {
+            let message = "a key must be plain text, not a list or a mapping";
+            ("", Some((codes::REFUSED_YAML, message.to_string())))
+        }
+        Value::Refused => ("", None),
     };
-    let (code, message) = problem;
-    (Key::Refused, Some((node.at, code, message)))
+    let refused = problem.is_some() || matches!(node.value, Value::Refused);
+    let key = Key {
+        text: text.to_string(),
+        at: node.at,
+        refused,
+    };
+    (key, problem)
 }
 
 /// `text` as a message may quote it: one line, without control characters, at most 60 characters.
