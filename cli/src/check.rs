@@ -16,7 +16,7 @@ const SHOWN_CHARS: usize = 100;
 
 /// Check policy files. Exit code 0: usable, perhaps with warnings; 1: errors; 2: a file cannot be read.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Policy files, YAML or JSON; they are checked as one set.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -35,7 +35,7 @@ enum Format {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut sources = Vec::new();
     for path in &args.files {
         match read(path) {
@@ -249,10 +249,16 @@ mod tests {
         let parsed = tollgate_policy::parse("p.json", source.as_bytes(), false);
         let error = parsed.diagnostics.iter().find(|d| d.is_error());
         let text = rendered(Path::new("p.json"), &source, error.expect("a bad scope"));
-        assert!(text.lines().all(|line| line.chars().count() < 200), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() < 200),
+            "{text}"
+        );
         // The value stands 50 characters into what is shown: half of SHOWN_CHARS, behind the margin `1 | `.
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[3].chars().skip(4 + 50).take(8).collect::<String>(), "\"nobody\"");
+        assert_eq!(
+            lines[3].chars().skip(4 + 50).take(8).collect::<String>(),
+            "\"nobody\""
+        );
         assert_eq!(lines[4].find('^'), Some(4 + 50));
     }
 }
