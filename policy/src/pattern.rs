@@ -154,6 +154,14 @@ fn not_parsed(source: &str, why: &ast::Error) -> PatternError {
         ErrorKind::ClassRangeLiteral => {
             Some(r"write a literal `-` as `\-`, or put it last in the class")
         }
+        ErrorKind::ClassUnclosed if rest.get(1..).is_some_and(|class| class.contains('[')) => {
+            Some(r"the class is not closed, or a `[` in it must be written `\[`")
+        }
+        ErrorKind::FlagDuplicate { .. } => Some("write each flag once"),
+        ErrorKind::GroupNameInvalid => {
+            Some("name a group with ASCII letters, digits and `_` only, beginning with a letter")
+        }
+        ErrorKind::GroupNameDuplicate { .. } => Some("give each group a name of its own"),
         _ => None,
     };
     match re2_only {

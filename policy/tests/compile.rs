@@ -1,0 +1,231 @@
+//! Documents into what a gate runs, and the days of time zones.
+
+use tollgate_engine::{
+    bundle::{Level, Scope},
+    ledger::{Unit, Window},
+};
+use tollgate_policy::{CompileError, Document, MAX_DOCUMENTS, compile, parse, zone};
+
+/// 2026-11-20T00:00:00Z: 20,777 days since the epoch.
+const NOV_20: i64 = 20_777 * 86_400;
+const DAY: i64 = 86_400;
+
+fn documents(text: &str) -> Vec<Document> {
+    let parsed = parse("case.yaml", text.as_bytes(), true);
+    assert_eq!(parsed.diagnostics, [], "{text}");
+    parsed.documents
+}
+
+fn v1(name: &str, spec: &str) -> String {
+    format!(
+        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {spec}}}\n"
+    )
+}
+
+#[test]
+fn every_enforced_field_reaches_the_bundle() {
+    let text = v1(
+        "all",
+        "{scope: 'team:platform',
+          network: {allowlist: [API.example, '*.slack.com']},
+          capabilities: {allow: ['model:gpt-*', 'mcp_tool:git'], deny: ['model:gpt-5', network_outbound]},
+          tools: {bash: {allow: false}, git: {allow: true}},
+          data: {sensitive_patterns: ['a\\d']},
+          budget: {daily_limit_usd: 2.5, daily_limit_tokens: 1000, per: team, timezone: europe/berlin,
+                   unknown_model: {input_usd_per_million: 2.50, output_usd_per_million: '10'}},
+          rate: {requests_per_minute: 30, per: org}}",
+    );
+    let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).expect("compiles");
+    let document = &compiled.documents[0];
+    assert_eq!(document.scope, Scope::Team("platform".to_string()));
+    let hosts: Vec<&str> = document
+        .hosts
+        .iter()
+        .flatten()
+        .map(|host| host.0.as_str())
+        .collect();
+    assert_eq!(hosts, ["api.example", "*.slack.com"]);
+    assert!(document.no_network);
+    assert_eq!(
+        document.models.allow.as_deref(),
+        Some(["gpt-*".to_string()].as_slice())
+    );
+    assert_eq!(document.models.deny, ["gpt-5"]);
+    assert_eq!(
+        document.mcp_tools.allow.as_deref(),
+        Some(["git".to_string()].as_slice())
+    );
+    assert_eq!(document.denied_tools, ["bash"]);
+    assert_eq!(document.patterns, ["(?u)(?:a[0-9])"]);
+
+    let rules: Vec<_> = document
+        .limits
+        .iter()
+        .map(|limit| (limit.rule.as_str(), limit.unit, limit.amount, limit.per))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            ("rate.requests_per_minute", Unit::Calls, 30, Level::Org),
+            (
+                "budget.daily_limit_tokens",
+                Unit::Tokens,
+                1_000,
+                Level::Team
+            ),
+            (
+                "budget.daily_limit_usd",
+                Unit::NanoUsd,
+                2_500_000_000,
+                Level::Team
+            ),
+        ]
+    );
+    assert_eq!(document.limits[0].window, Window::Minute);
+    assert_eq!(
+        document.limits[2].window,
+        Window::Day("Europe/Berlin".to_string())
+    );
+    assert_eq!(
+        document.limits[1].unknown_model, None,
+        "prices are for money"
+    );
+    let price = document.limits[2].unknown_model.expect("has a price");
+    // 2.50 USD per 10⁶ tokens is 2,500,000 pico-USD per token.
+    assert_eq!((price.input, price.output), (2_500_000, 10_000_000));
+    let zones: Vec<&str> = compiled.calendars.iter().map(|c| c.zone.as_str()).collect();
+    assert_eq!(zones, ["Europe/Berlin"]);
+}
+
+#[test]
+fn an_allow_list_closes_only_the_kinds_it_names() {
+    let compiled = |spec: &str| {
+        compile(&documents(&v1("a", spec)), NOV_20, NOV_20 + DAY)
+            .expect("compiles")
+            .documents
+            .remove(0)
+    };
+    let plain = compiled("{capabilities: {allow: [network_outbound]}}");
+    assert!(plain.models.is_open() && plain.mcp_tools.is_open() && !plain.no_network);
+    let models = compiled("{capabilities: {allow: ['model:a']}}");
+    assert!(models.models.allow.is_some() && models.mcp_tools.is_open());
+    let tools = compiled("{capabilities: {allow: ['mcp_tool:a']}}");
+    assert!(tools.models.is_open() && tools.mcp_tools.allow.is_some());
+}
+
+#[test]
+fn network_without_entries_allows_nothing() {
+    let hosts = |text: &str| {
+        let parsed = parse("a.yaml", text.as_bytes(), true);
+        assert!(!parsed.has_errors(), "{text}");
+        let compiled = compile(&parsed.documents, NOV_20, NOV_20 + DAY).expect("compiles");
+        compiled.documents[0].hosts.as_ref().map(Vec::len)
+    };
+    assert_eq!(hosts("scope: global"), None);
+    assert_eq!(hosts("network: {}"), Some(0));
+    assert_eq!(hosts("network: {allowlist: []}"), Some(0));
+    assert_eq!(hosts("network: {allowlist: [a.example]}"), Some(1));
+    assert_eq!(hosts("network: {allowlist: [a.example, '*']}"), None);
+}
+
+#[test]
+fn documents_stand_from_broad_to_narrow_in_any_order_given() {
+    let mut text = String::new();
+    for (name, scope) in [
+        ("e", "tool:x"),
+        ("z", "global"),
+        ("d", "agent:01234567-89ab-cdef-0123-456789abcdef"),
+        ("b", "org:o"),
+        ("c", "team:t"),
+        ("a", "global"),
+    ] {
+        text.push_str(&v1(name, &format!("{{scope: '{scope}'}}")));
+    }
+    let mut given = documents(&text);
+    let order = |given: &[Document]| -> String {
+        let compiled = compile(given, NOV_20, NOV_20 + DAY).expect("compiles");
+        compiled.documents.iter().map(|d| d.name.as_str()).collect()
+    };
+    assert_eq!(order(&given), "azbcde");
+    given.reverse();
+    assert_eq!(order(&given), "azbcde");
+}
+
+#[test]
+fn what_does_not_make_a_bundle_is_said() {
+    let one = documents("scope: global");
+    let twice = [one.clone(), one.clone()].concat();
+    let error = compile(&twice, NOV_20, NOV_20 + DAY).expect_err("a name twice");
+    assert_eq!(error, CompileError::DuplicateName("case".to_string()));
+
+    let many = vec![one[0].clone(); MAX_DOCUMENTS + 1];
+    let error = compile(&many, NOV_20, NOV_20 + DAY).expect_err("too many");
+    assert_eq!(error, CompileError::TooManyDocuments(MAX_DOCUMENTS + 1));
+
+    let budget = documents("budget: {daily_limit_usd: 1}");
+    let error =
+        compile(&budget, NOV_20, NOV_20 + 400 * DAY).expect_err("400 days and one on each side");
+    assert_eq!(error, CompileError::Calendar("UTC".to_string()));
+    assert!(compile(&budget, NOV_20, NOV_20 + 398 * DAY).is_ok());
+    assert!(compile(&budget, i64::MIN, i64::MAX).is_err());
+}
+
+#[test]
+fn patterns_too_large_together_are_refused_before_a_gate_refuses_them() {
+    // Each is under the limit of one pattern; thirty of them are over what a gate compiles in all.
+    let mut text = String::new();
+    for index in 0..30 {
+        let pattern = format!("data: {{sensitive_patterns: ['{index}[^a]{{400}}']}}");
+        text.push_str(&v1(&format!("p{index}"), &format!("{{{pattern}}}")));
+    }
+    let error = compile(&documents(&text), NOV_20, NOV_20 + DAY).expect_err("too large");
+    assert_eq!(error, CompileError::Patterns);
+}
+
+#[test]
+fn a_calendar_reaches_a_day_further_on_both_sides() {
+    let text = "budget: {daily_limit_usd: 1, timezone: Asia/Taipei}";
+    let compiled = compile(&documents(text), NOV_20, NOV_20 + 2 * DAY).expect("compiles");
+    // Taipei is UTC+8 all year: its midnights are at 16:00 UTC. From Nov 19 00:00 UTC the day began on Nov 18 at 16:00 UTC;
+    // until Nov 23 00:00 UTC it ends on Nov 23 at 16:00 UTC.
+    let midnight = |days: i64| NOV_20 + days * DAY - 8 * 3_600;
+    let expected: Vec<i64> = (-1..=4).map(midnight).collect();
+    assert_eq!(compiled.calendars[0].days, expected);
+}
+
+#[test]
+fn days_of_clock_changes_are_23_and_25_hours_long() {
+    let lengths = |zone: &str, from: i64, days: i64| -> Vec<i64> {
+        let edges = zone::midnights(zone, from, from + days * DAY).expect("has days");
+        edges
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0]) / 3_600)
+            .collect()
+    };
+    // Berlin goes back on Sunday 2026-10-25 and forward on Sunday 2027-03-28. 2026-10-24T00:00Z is 27 days before Nov 20.
+    assert_eq!(lengths("Europe/Berlin", NOV_20 - 27 * DAY, 2), [24, 25, 24]);
+    // 2027-03-27T00:00Z is 127 days after Nov 20: 10 left in November, 31, 31, 28, 27.
+    assert_eq!(
+        lengths("Europe/Berlin", NOV_20 + 127 * DAY, 2),
+        [24, 23, 24]
+    );
+    // Beirut skips midnight itself: Sunday 2027-03-28 begins at 01:00, 23 hours before the next midnight.
+    assert_eq!(lengths("Asia/Beirut", NOV_20 + 127 * DAY, 2), [24, 23, 24]);
+    // Samoa skipped Friday 2011-12-30: no day is missing in time, and none is empty. 2011-12-29T12:00Z is 15,337.5 days after the epoch.
+    assert_eq!(
+        lengths("Pacific/Apia", 15_337 * DAY + 43_200, 2),
+        [24, 24, 24]
+    );
+}
+
+#[test]
+fn zone_names_are_canonical() {
+    assert_eq!(
+        zone::canonical("asia/taipei").as_deref(),
+        Some("Asia/Taipei")
+    );
+    assert_eq!(zone::canonical("UTC").as_deref(), Some("UTC"));
+    assert_eq!(zone::canonical("Europe/Nowhere"), None);
+    assert_eq!(zone::canonical(""), None);
+    assert_eq!(zone::canonical("EST5EDT,M3.2.0,M11.1.0"), None);
+}
