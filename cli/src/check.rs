@@ -36,16 +36,11 @@ enum Format {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut sources = Vec::new();
-    for path in &args.files {
-        match read(path) {
-            Ok(bytes) => sources.push(bytes),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return Ok(ExitCode::from(2));
-            }
-        }
-    }
+    let sources = args
+        .files
+        .iter()
+        .map(|path| read(path))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut files: Vec<Parsed> = args
         .files
         .iter()
