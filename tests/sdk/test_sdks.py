@@ -109,7 +109,8 @@ class Anthropic(unittest.TestCase):
 
 class Budget(unittest.TestCase):
     def test_a_budget_runs_out_and_says_so(self):
-        # 0.02 USD a day; gpt-5-mini puts out a million tokens for 2 USD, so 2,500 tokens cost 0.005: four calls, and not six.
+        # 0.02 USD a day; gpt-5-mini puts out a million tokens for 2 USD, so 2,500 tokens cost 0.005 and the prompt
+        # a little more: three whole calls, a fourth that the gate may shorten, and not six.
         client = openai_client(SPENDER_TOKEN, default_headers={"x-stand-in-completion-tokens": "2500"})
         passed = 0
         with self.assertRaises(openai.RateLimitError) as denied:

@@ -90,6 +90,10 @@ const SLEEPERS: &[(&str, &str)] = &[
         "the one polling loop, between two looks at a condition with a deadline",
     ),
     (
+        "tests/stand-in/src/lib.rs",
+        "a slow provider is what the caller asked for",
+    ),
+    (
         "tests/stand-in/src/answer.rs",
         "a slow provider is what the caller asked for",
     ),

@@ -10,7 +10,8 @@
 //! | `model` | name | the model that the answer names, where it is not the one that was asked for |
 //! | `no-usage` | any | no usage is reported |
 //! | `status` | number | an error of this status, in the provider's own shape |
-//! | `delay-ms` | number | wait before each piece of the body |
+//! | `head-delay-ms` | number | wait before the answer's head |
+//! | `delay-ms` | number | wait before each piece of its body |
 //! | `split` | number | send the body in pieces of so many bytes, wherever that cuts |
 //! | `cut-after` | number | after so many pieces the connection breaks |
 //! | `pad` | number | the model says one more word, of so many bytes |
@@ -33,6 +34,7 @@ pub struct Knobs {
     pub model: Option<String>,
     pub no_usage: bool,
     pub status: Option<u16>,
+    pub head_delay: Duration,
     pub delay: Duration,
     pub split: Option<usize>,
     pub cut_after: Option<usize>,
@@ -59,6 +61,7 @@ impl Knobs {
             model: text("model").map(str::to_owned),
             no_usage: text("no-usage").is_some(),
             status: number("status").and_then(|value| u16::try_from(value).ok()),
+            head_delay: Duration::from_millis(number("head-delay-ms").unwrap_or(0)),
             delay: Duration::from_millis(number("delay-ms").unwrap_or(0)),
             split: size("split").filter(|bytes| *bytes > 0),
             cut_after: size("cut-after"),

@@ -162,7 +162,7 @@ pub fn router(provider_key: &str, requests: Requests) -> Router {
         .with_state(provider)
 }
 
-/// Reads the body whole, remembers the request and hands it on.
+/// Reads the body whole, remembers the request and hands it on; after a while, if that was asked for.
 async fn record(State(provider): State<Provider>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, BODY_BYTES_MAX).await else {
@@ -170,6 +170,7 @@ async fn record(State(provider): State<Provider>, request: Request, next: Next) 
         return StatusCode::BAD_REQUEST.into_response();
     };
     provider.requests.add(Received::new(&head, Some(&body)));
+    tokio::time::sleep(Knobs::from_headers(&head.headers).head_delay).await;
     next.run(Request::from_parts(head, Body::from(body))).await
 }
 

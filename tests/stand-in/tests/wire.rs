@@ -37,6 +37,7 @@ impl Answer {
 fn call(path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
     let router = tollgate_stand_in::router(KEY, Requests::default());
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap();
     runtime.block_on(async {
