@@ -368,11 +368,19 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     if let Some(field) = table.take("schedule") {
         schedule(&field, findings);
     }
-    if let Some(field) = table.take("budget") {
-        body.budget = budget(&field, language, findings);
+    let budget_field = table.take("budget");
+    if let Some(field) = &budget_field {
+        body.budget = budget(field, language, findings);
     }
-    if let Some(field) = take_added(&mut table, "rate", language, findings) {
-        body.rate = rate(&field, findings);
+    let rate_field = take_added(&mut table, "rate", language, findings);
+    if let Some(field) = &rate_field {
+        body.rate = rate(field, findings);
+    }
+    if let Some(Scope::Tool(_)) = body.scope {
+        // A tool document applies to calls, not to callers, and what is counted is counted per caller.
+        for field in [&budget_field, &rate_field].into_iter().flatten() {
+            not_enforced(findings, field, "put it into a document of a broader scope");
+        }
     }
     if let Some(field) = table.take("data") {
         body.sensitive_patterns = data(&field, findings);

@@ -541,6 +541,24 @@ fn additions_need_tollgate_v1() {
 }
 
 #[test]
+fn tool_documents_count_nothing() {
+    all(&[
+        (
+            &v1(
+                "{scope: 'tool:bash', budget: {daily_limit_usd: 1}, rate: {requests_per_minute: 1}}",
+            ),
+            &["!P301 spec.budget", "!P301 spec.rate"],
+        ),
+        (
+            &v1(
+                "{scope: 'tool:bash', network: {allowlist: [a.example]}, data: {sensitive_patterns: [x]}}",
+            ),
+            &[],
+        ),
+    ]);
+}
+
+#[test]
 fn all_errors_come_at_once_with_their_places() {
     let text = "\
 scope: project:foo
