@@ -2,6 +2,7 @@
 
 pub mod built;
 pub mod clock;
+pub mod corpus;
 mod scratch;
 
 pub use scratch::Scratch;

@@ -1,0 +1,320 @@
+//! The control plane's side of a case: signs its bundle and its tokens, grants leases by its policy, keeps what it is told.
+//!
+//! A double, because a case has its own clock and wants its grants on the dot. The real one is under test in its own crate and, with a real
+//! gate, end to end.
+
+use super::case::{AGENT, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE};
+use anyhow::{Context as _, Result, bail};
+use ed25519_dalek::{Signer as _, SigningKey};
+use std::collections::BTreeMap;
+use tollgate_engine::{
+    bundle::{self, Payload},
+    bytes::to_base64url,
+    decide,
+    envelope::{
+        BUNDLE_TYPE, Envelope, EnvelopeSignature, LEASES_TYPE, PublicKey,
+        pre_authentication_encoding,
+    },
+    identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
+    journal::{Batch, hmac},
+    lease::{Answer, Grant, Request},
+    ledger::{Account, Window},
+    time::Time,
+};
+
+/// How long its leases live.
+const LEASE_TERM_SECS: i64 = 60;
+/// Names the signing key.
+const KEY_ID: &str = "corpus";
+
+/// The control plane of one case.
+#[derive(Debug)]
+pub struct ControlPlane {
+    key: SigningKey,
+    /// The compiled policy; its revision and times are set by [`ControlPlane::bundle`].
+    pub payload: Payload,
+    caller: Caller,
+    start: Time,
+    granted: BTreeMap<(Account, i64), u64>,
+    settled: BTreeMap<Account, u64>,
+    reserved: BTreeMap<Account, u64>,
+    records: Vec<Vec<u8>>,
+}
+
+fn signing_key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+/// The key that gates trust in every case.
+pub fn trusted() -> PublicKey {
+    PublicKey {
+        key_id: KEY_ID.to_string(),
+        public_key: signing_key().verifying_key().to_bytes().to_vec(),
+    }
+}
+
+/// Gate settings as JSON, and the environment its secrets are in.
+pub fn settings(upstream: Upstream) -> (String, Vec<(&'static str, String)>) {
+    let upstream = match upstream {
+        Upstream::Llm => serde_json::json!({
+            "host": "api.openai.com",
+            "llm": true,
+            "keys": {"openai": "env:OPENAI_API_KEY", "anthropic": "env:ANTHROPIC_API_KEY"},
+        }),
+        Upstream::Any => serde_json::json!({}),
+    };
+    let settings = serde_json::json!({
+        "workspace": WORKSPACE,
+        "trust": [trusted()],
+        "enrolment_key": "env:TOLLGATE_ENROLMENT_KEY",
+        "upstream": upstream,
+    });
+    let secrets = vec![
+        (
+            "TOLLGATE_ENROLMENT_KEY",
+            "enrolment-key-of-the-corpus".to_string(),
+        ),
+        ("OPENAI_API_KEY", PROVIDER_KEY.to_string()),
+        ("ANTHROPIC_API_KEY", PROVIDER_KEY.to_string()),
+    ];
+    (settings.to_string(), secrets)
+}
+
+impl ControlPlane {
+    /// Compiles the case's policies.
+    pub fn new(case: &Case) -> Result<ControlPlane> {
+        let start = case.start()?;
+        let (issued_at, expires_at) = match case.bundle {
+            super::case::BundleState::Short => (start.secs(), start.secs() + 60),
+            _ => (start.secs() - 60, start.secs() + 2 * 86_400),
+        };
+        let mut documents = Vec::new();
+        if !case.policies.trim().is_empty() {
+            let parsed = tollgate_policy::parse("case.yaml", case.policies.as_bytes(), true);
+            if let Some(error) = parsed.diagnostics.iter().find(|finding| finding.is_error()) {
+                bail!("the policy is refused: {}: {}", error.path, error.message);
+            }
+            documents = parsed.documents;
+        }
+        let compiled = tollgate_policy::compile(&documents, issued_at, expires_at)
+            .map_err(|error| anyhow::anyhow!("the policy does not compile: {error}"))?;
+        let level = GovernanceLevel::parse(&case.agent.level).context("level must be L0 to L3")?;
+        let caller = Caller {
+            workspace: WORKSPACE.to_string(),
+            agent: AGENT.to_string(),
+            org: case.agent.org.clone(),
+            team: case.agent.team.clone(),
+            level,
+        };
+        Ok(ControlPlane {
+            key: signing_key(),
+            payload: Payload {
+                format: bundle::FORMAT,
+                workspace: WORKSPACE.to_string(),
+                channel: "default".to_string(),
+                revision: 1,
+                issued_at,
+                expires_at,
+                documents: compiled.documents,
+                calendars: compiled.calendars,
+                prices: tollgate_policy::prices::builtin(),
+                token_keys: vec![trusted()],
+                revoked_agents: if case.agent.revoked {
+                    vec![AGENT.to_string()]
+                } else {
+                    Vec::new()
+                },
+            },
+            caller,
+            start,
+            granted: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            records: Vec::new(),
+        })
+    }
+
+    /// The signed bundle, as this revision.
+    pub fn bundle(&mut self, revision: u64) -> Result<Vec<u8>> {
+        self.payload.revision = revision;
+        self.seal(BUNDLE_TYPE, &serde_json::to_vec(&self.payload)?)
+    }
+
+    /// Signs anything.
+    pub fn seal(&self, payload_type: &str, payload: &[u8]) -> Result<Vec<u8>> {
+        let signed = pre_authentication_encoding(payload_type, payload);
+        Ok(serde_json::to_vec(&Envelope {
+            payload: payload.to_vec(),
+            payload_type: payload_type.to_string(),
+            signatures: vec![EnvelopeSignature {
+                keyid: KEY_ID.to_string(),
+                sig: self.key.sign(&signed).to_bytes().to_vec(),
+            }],
+        })?)
+    }
+
+    /// The credential of a call.
+    pub fn token(&self, kind: TokenKind) -> Result<Option<String>> {
+        let issued = match kind {
+            TokenKind::Expired => self.start.secs() - 7_200,
+            TokenKind::Future => self.start.secs() + 3_600,
+            _ => self.start.secs(),
+        };
+        let claims = Claims {
+            iss: identity::ISSUER.to_string(),
+            aud: match kind {
+                TokenKind::Foreign => WORKSPACE.replace("0001", "0002"),
+                _ => WORKSPACE.to_string(),
+            },
+            sub: self.caller.agent.clone(),
+            org: self.caller.org.clone(),
+            team: self.caller.team.clone(),
+            level: self.caller.level,
+            iat: issued,
+            exp: issued
+                + if kind == TokenKind::Long {
+                    86_400
+                } else {
+                    3_600
+                },
+            jti: "t-1".to_string(),
+        };
+        let header = TokenHeader {
+            alg: match kind {
+                TokenKind::AlgNone => "none".to_string(),
+                TokenKind::AlgHmac => "HS256".to_string(),
+                _ => "EdDSA".to_string(),
+            },
+            typ: match kind {
+                TokenKind::OtherType => "JWT".to_string(),
+                _ => identity::TOKEN_TYPE.to_string(),
+            },
+            kid: KEY_ID.to_string(),
+        };
+        let mut signed = identity::signing_input(&header, &claims).context("claims")?;
+        if kind == TokenKind::BringsKey {
+            let jwk = serde_json::json!({
+                "alg": "EdDSA", "typ": identity::TOKEN_TYPE, "kid": KEY_ID,
+                "jwk": {"kty": "OKP", "crv": "Ed25519", "x": to_base64url(&[1; 32])},
+            });
+            let claims = signed.split_once('.').map(|(_, claims)| claims.to_string());
+            signed = format!(
+                "{}.{}",
+                to_base64url(jwk.to_string().as_bytes()),
+                claims.unwrap_or_default()
+            );
+        }
+        let signature = match kind {
+            TokenKind::AlgNone => Vec::new(),
+            TokenKind::AlgHmac => {
+                hmac(self.key.verifying_key().as_bytes(), &[signed.as_bytes()]).to_vec()
+            }
+            TokenKind::OtherKey => SigningKey::from_bytes(&[8; 32])
+                .sign(signed.as_bytes())
+                .to_bytes()
+                .to_vec(),
+            _ => self.key.sign(signed.as_bytes()).to_bytes().to_vec(),
+        };
+        if kind == TokenKind::Tampered {
+            // The claims still decode: a letter of the team's name is another one.
+            let forged = Claims {
+                team: Some("finance".to_string()),
+                ..claims
+            };
+            signed = identity::signing_input(&header, &forged).context("claims")?;
+        }
+        Ok(match kind {
+            TokenKind::None => None,
+            TokenKind::Garbage => Some("not-a-token".to_string()),
+            _ => Some(format!("{signed}.{}", to_base64url(&signature))),
+        })
+    }
+
+    /// Answers a gate: status and body. `path` is the errand's, without the workspace's prefix.
+    pub fn answer(&mut self, path: &str, body: &[u8], now: Time) -> Result<(u16, Vec<u8>)> {
+        let errand = path
+            .split_once("/gate/")
+            .map(|(_, errand)| errand.split('?').next().unwrap_or_default());
+        match errand {
+            Some("leases") => Ok((200, self.lease(serde_json::from_slice(body)?, now)?)),
+            Some("audit") => {
+                let batch =
+                    Batch::read(body).map_err(|fault| anyhow::anyhow!("bad batch: {fault}"))?;
+                self.records
+                    .extend(batch.records.iter().map(|record| record.to_vec()));
+                Ok((200, b"{}".to_vec()))
+            }
+            _ => bail!("unexpected errand {path}"),
+        }
+    }
+
+    fn lease(&mut self, request: Request, now: Time) -> Result<Vec<u8>> {
+        let mut grants = Vec::new();
+        for ask in request.asks {
+            let Some(limit) = decide::limit_on(&self.payload, &self.caller, &ask.account) else {
+                continue;
+            };
+            let span = self
+                .span(&ask.account, ask.window_start)
+                .context("no such window")?;
+            let granted = self
+                .granted
+                .entry((ask.account.clone(), ask.window_start))
+                .or_default();
+            let wanted = granted.saturating_add(ask.want);
+            *granted = wanted.min(limit);
+            let unmet = wanted > *granted;
+            self.settled.insert(ask.account.clone(), ask.settled);
+            self.reserved.insert(ask.account.clone(), ask.reserved);
+            grants.push(Grant {
+                window_start: span.0,
+                window_end: span.1,
+                seq: ask.seq,
+                granted: *granted,
+                settled: ask.settled,
+                expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
+                retry_ms: if unmet { span.1 * 1_000 } else { 0 },
+                account: ask.account,
+            });
+        }
+        let answer = Answer {
+            workspace: WORKSPACE.to_string(),
+            holder: request.holder,
+            epoch: 1,
+            issued_ms: now.millis(),
+            grants,
+        };
+        self.seal(LEASES_TYPE, &serde_json::to_vec(&answer)?)
+    }
+
+    fn span(&self, account: &Account, start: i64) -> Option<(i64, i64)> {
+        match &account.window {
+            Window::Minute => Some((start, start + 60)),
+            window => decide::span_of(window, &self.payload.calendars, Time::from_secs(start))
+                .map(|span| (span.start, span.end)),
+        }
+    }
+
+    /// Records delivered since the last call.
+    pub fn take_records(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.records)
+    }
+
+    /// What was reported as used, by account without the entity's id; and whether nothing is reserved any more.
+    pub fn spent(&self) -> (BTreeMap<String, u64>, bool) {
+        let spent = self
+            .settled
+            .iter()
+            .map(|(account, used)| {
+                let name = format!(
+                    "{}|{}|{}",
+                    account.level.name(),
+                    account.unit.name(),
+                    account.window
+                );
+                (name, *used)
+            })
+            .collect();
+        (spent, self.reserved.values().all(|reserved| *reserved == 0))
+    }
+}

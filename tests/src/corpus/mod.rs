@@ -1,0 +1,145 @@
+//! The corpus: one set of case files, run by every host, that must agree byte for byte.
+//!
+//! A case is a file a user could have written: policies, a script of calls with the upstream's answers, and what has to come of them.
+//! A [`Host`] says only how to carry a script out; everything else (keys, tokens, bundles, the control plane's side) is here and the same
+//! for all. `tests/corpus/README.md` describes the format.
+
+pub mod case;
+pub mod control_plane;
+pub mod native;
+
+use anyhow::{Context as _, Result, bail};
+use case::{Case, Seen};
+use std::path::Path;
+
+/// A way to carry out a case.
+pub trait Host {
+    /// The name given to `--host`.
+    fn name(&self) -> &'static str;
+
+    /// Why this host cannot run `case`, where it cannot; printed and counted.
+    fn skips(&self, case: &Case) -> Option<&'static str>;
+
+    /// Runs the script and tells what was seen, one per step.
+    fn run(&mut self, case: &Case) -> Result<Vec<Seen>>;
+}
+
+/// How a run of the corpus went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Case files run.
+    pub cases: usize,
+    /// Hosts they ran on.
+    pub hosts: usize,
+    /// Expectations not met, and disagreements with the first host.
+    pub differences: usize,
+    /// Cases left out by a host.
+    pub skipped: usize,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "corpus: {} cases, {} hosts, {} differences, {} skipped",
+            self.cases, self.hosts, self.differences, self.skipped
+        )
+    }
+}
+
+/// Every case below `folder` whose name contains `filter`, by name.
+pub fn load(folder: &Path, filter: &str) -> Result<Vec<Case>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?
+        {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "yaml")
+            {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let mut cases = Vec::new();
+    for file in files {
+        let name = file.strip_prefix(folder)?.with_extension("");
+        let name = name.to_string_lossy().replace('\\', "/");
+        if name.contains(filter) {
+            let text = std::fs::read_to_string(&file)?;
+            let case = Case::read(&name, &text).with_context(|| format!("case {name}"))?;
+            cases.push(case);
+        }
+    }
+    if cases.is_empty() {
+        bail!("no case in {} matches `{filter}`", folder.display());
+    }
+    Ok(cases)
+}
+
+/// Runs `cases` on `hosts`; prints every difference and every skip.
+pub fn run(cases: &[Case], hosts: &mut [Box<dyn Host>]) -> Summary {
+    let mut summary = Summary {
+        cases: cases.len(),
+        hosts: hosts.len(),
+        ..Summary::default()
+    };
+    for case in cases {
+        let mut reference: Option<(&'static str, Vec<Seen>)> = None;
+        for host in hosts.iter_mut() {
+            if let Some(why) = host.skips(case) {
+                println!("skipped: {} on {}: {why}", case.name, host.name());
+                summary.skipped += 1;
+                continue;
+            }
+            let seen = match host.run(case) {
+                Ok(seen) => seen,
+                Err(error) => {
+                    println!("difference: {} on {}: {error:#}", case.name, host.name());
+                    summary.differences += 1;
+                    continue;
+                }
+            };
+            for complaint in case.judge(&seen) {
+                println!("difference: {} on {}: {complaint}", case.name, host.name());
+                summary.differences += 1;
+            }
+            match &reference {
+                None => reference = Some((host.name(), seen)),
+                Some((first, expected)) => {
+                    for complaint in disagreements(expected, &seen) {
+                        println!(
+                            "difference: {}: {} disagrees with {first}: {complaint}",
+                            case.name,
+                            host.name()
+                        );
+                        summary.differences += 1;
+                    }
+                }
+            }
+        }
+    }
+    summary
+}
+
+fn disagreements(expected: &[Seen], seen: &[Seen]) -> Vec<String> {
+    let text = |seen: &Seen| serde_json::to_string(seen).unwrap_or_default();
+    if expected.len() != seen.len() {
+        return vec![format!("{} steps, not {}", seen.len(), expected.len())];
+    }
+    expected
+        .iter()
+        .zip(seen)
+        .enumerate()
+        .filter(|(_, (expected, seen))| text(expected) != text(seen))
+        .map(|(step, (expected, seen))| {
+            format!("step {}:\n  {}\n  {}", step + 1, text(expected), text(seen))
+        })
+        .collect()
+}
