@@ -3,6 +3,7 @@
 use crate::{
     document::{Budget, Capability, Document},
     host::Host,
+    pattern::fit_together,
     zone,
 };
 use std::{
@@ -13,7 +14,6 @@ use std::{
 use tollgate_engine::{
     bundle::{self, Calendar, HostPattern, Limit, Names, Scope},
     ledger::{Unit, Window},
-    scan::{self, Scanner},
 };
 
 /// Documents of one bundle. The largest tier of the reference has 100 per workspace; a gate walks all of them for every call.
@@ -86,8 +86,7 @@ pub fn compile(
     let mut compiled: Vec<bundle::Document> = documents.iter().map(document).collect();
     compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
     // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
-    let patterns = scan::distinct(compiled.iter().map(|document| document.patterns.as_slice()));
-    if Scanner::new(&patterns).is_err() {
+    if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
         return Err(CompileError::Patterns);
     }
 

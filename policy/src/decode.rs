@@ -20,6 +20,8 @@ pub(crate) struct Findings {
     dropped: usize,
     strict: bool,
     errors: usize,
+    /// Patterns of the file so far.
+    pub(crate) patterns: usize,
 }
 
 impl Findings {
@@ -30,6 +32,7 @@ impl Findings {
             dropped: 0,
             strict,
             errors,
+            patterns: 0,
         };
         all.dropped = all.diagnostics.len().saturating_sub(MAX_DIAGNOSTICS);
         all.diagnostics.truncate(MAX_DIAGNOSTICS);

@@ -9,7 +9,7 @@ use crate::{
     diagnostic::{Position, codes},
     host::Host,
     money,
-    pattern::{MAX_PATTERNS, Pattern},
+    pattern::{MAX_FILE_PATTERNS, MAX_PATTERNS, Pattern},
     yaml::{Node, Value, child, shown},
     zone,
 };
@@ -711,14 +711,20 @@ fn data(field: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
     let list = table.take("sensitive_patterns");
     let entries = list.and_then(|list| Some((findings.list(&list)?, list)));
     if let Some((entries, list)) = entries {
-        if entries.len() > MAX_PATTERNS {
-            let message = format!(
-                "has {} patterns, more than {MAX_PATTERNS}; split the policy",
-                entries.len()
-            );
-            findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
+        findings.patterns = findings.patterns.saturating_add(entries.len());
+        let limits = [
+            (entries.len(), MAX_PATTERNS, "a policy"),
+            (findings.patterns, MAX_FILE_PATTERNS, "a file"),
+        ];
+        for (count, most, place) in limits {
+            if count > most {
+                let message =
+                    format!("{count} patterns are more than the {most} of {place}; split it");
+                findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
+                return patterns;
+            }
         }
-        for entry in entries.iter().take(MAX_PATTERNS) {
+        for entry in &entries {
             let Some(text) = findings.text(entry) else {
                 continue;
             };

@@ -40,7 +40,8 @@ pub use document::{
 };
 pub use host::Host;
 pub use pattern::{
-    MAX_AUTOMATON_BYTES, MAX_PATTERN_CHARS, MAX_PATTERNS, MAX_REPETITION, Pattern, PatternError,
+    MAX_AUTOMATON_BYTES, MAX_FILE_PATTERNS, MAX_PATTERN_CHARS, MAX_PATTERNS, MAX_REPETITION,
+    Pattern, PatternError,
 };
 pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES};
 
@@ -115,14 +116,18 @@ pub fn parse(file_name: &str, bytes: &[u8], strict: bool) -> Parsed {
     parsed
 }
 
-/// Finds what is wrong only with files taken together: names used twice, too many documents. Adds an error to the later file.
+/// Finds what is wrong only with files taken together: names used twice, too many documents, patterns too large in all.
+/// Adds an error to the later file, or to the last one.
 pub fn check_together(files: &mut [Parsed]) {
     let mut names: HashSet<String> = HashSet::new();
     let mut count = 0;
-    for file in files {
+    let mut patterns: Vec<Vec<String>> = Vec::new();
+    for file in files.iter_mut() {
         let mut twice = None;
         for document in &file.documents {
             count += 1;
+            let normal = document.sensitive_patterns.iter();
+            patterns.push(normal.map(|pattern| pattern.normal.clone()).collect());
             if !names.insert(document.name.clone()) && twice.is_none() {
                 twice = Some((document.at, document.name.clone()));
             }
@@ -137,5 +142,12 @@ pub fn check_together(files: &mut [Parsed]) {
             file.error(at, "", codes::TOO_MANY_DOCUMENTS, message);
             return;
         }
+    }
+    if !pattern::fit_together(patterns.iter().map(Vec::as_slice))
+        && let Some(last) = files.iter_mut().rfind(|file| !file.documents.is_empty())
+    {
+        let at = Position { line: 1, column: 1 };
+        let message = CompileError::Patterns.to_string();
+        last.error(at, "", codes::PATTERN_TOO_LARGE, message);
     }
 }

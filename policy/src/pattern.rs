@@ -11,14 +11,17 @@ use regex_syntax::ast::{
     self, AssertionKind, Ast, ClassPerlKind, ClassSetItem, ErrorKind, Flag, FlagsItemKind,
     GroupKind, HexLiteralKind, Literal, LiteralKind, RepetitionKind, RepetitionRange, Span,
 };
+use tollgate_engine::scan::{self, Scanner};
 
 /// Characters of one pattern. The longest of the well-known secret detectors has about 300.
 pub const MAX_PATTERN_CHARS: usize = 1_024;
 /// Patterns of one document.
 pub const MAX_PATTERNS: usize = 64;
+/// Patterns of one file. The slowest take 3 ms each without optimisation; one file must not keep the control plane busy.
+pub const MAX_FILE_PATTERNS: usize = 512;
 /// Most that a counted repetition may say, nested ones multiplied: RE2's own limit.
 pub const MAX_REPETITION: u32 = 1_000;
-/// Bytes of the automaton of one pattern. A `\S{1000}` has about 400 KB; a gate walks these states when it meets new text.
+/// Bytes of the automaton of one pattern: `\S{1000}` has 290 KB. A gate walks these states when it meets new text.
 pub const MAX_AUTOMATON_BYTES: usize = 512 << 10;
 /// Groups inside each other; keeps every later walk shallow.
 const MAX_NESTING: u32 = 50;
@@ -99,6 +102,11 @@ impl Pattern {
             normal: format!("(?u){hir}"),
         })
     }
+}
+
+/// Whether a gate compiles all these patterns, in normal form, together.
+pub(crate) fn fit_together<'p>(lists: impl Iterator<Item = &'p [String]>) -> bool {
+    Scanner::new(&scan::distinct(lists)).is_ok()
 }
 
 fn error(code: &'static str, message: impl Into<String>) -> PatternError {

@@ -4,7 +4,9 @@ use tollgate_engine::{
     bundle::{Level, Scope},
     ledger::{Unit, Window},
 };
-use tollgate_policy::{CompileError, Document, MAX_DOCUMENTS, compile, parse, zone};
+use tollgate_policy::{
+    CompileError, Document, MAX_DOCUMENTS, check_together, codes, compile, parse, zone,
+};
 
 /// 2026-11-20T00:00:00Z: 20,777 days since the epoch.
 const NOV_20: i64 = 20_777 * 86_400;
@@ -172,14 +174,30 @@ fn what_does_not_make_a_bundle_is_said() {
 
 #[test]
 fn patterns_too_large_together_are_refused_before_a_gate_refuses_them() {
-    // Each is under the limit of one pattern; thirty of them are over what a gate compiles in all.
-    let mut text = String::new();
-    for index in 0..30 {
-        let pattern = format!("data: {{sensitive_patterns: ['{index}[^a]{{400}}']}}");
-        text.push_str(&v1(&format!("p{index}"), &format!("{{{pattern}}}")));
-    }
-    let error = compile(&documents(&text), NOV_20, NOV_20 + DAY).expect_err("too large");
+    // A file is under what a gate compiles in all; six of them are over.
+    let file = |letter: char| {
+        let mut text = String::new();
+        for index in 0..8 {
+            let spec = format!("{{data: {{sensitive_patterns: ['{letter}{index}[^a]{{400}}']}}}}");
+            text.push_str(&v1(&format!("{letter}{index}"), &spec));
+        }
+        parse("case.yaml", text.as_bytes(), true)
+    };
+    let mut files: Vec<_> = ('a'..='f').map(file).collect();
+    assert!(files.iter().all(|file| !file.has_errors()));
+    let all: Vec<Document> = files
+        .iter()
+        .flat_map(|file| file.documents.clone())
+        .collect();
+    let error = compile(&all, NOV_20, NOV_20 + DAY).expect_err("too large");
     assert_eq!(error, CompileError::Patterns);
+    check_together(&mut files);
+    let refused: Vec<&str> = files
+        .iter()
+        .flat_map(|file| &file.diagnostics)
+        .map(|d| d.code)
+        .collect();
+    assert_eq!(refused, [codes::PATTERN_TOO_LARGE]);
 }
 
 #[test]

@@ -173,6 +173,20 @@ fn hostile_patterns() {
     }
 }
 
+#[test]
+fn more_patterns_than_a_file_may_have() {
+    // 64 in each document: the ninth goes over 512.
+    let mut text = String::new();
+    for document in 0..100 {
+        text.push_str("---\ndata:\n  sensitive_patterns:\n");
+        for pattern in 0..64 {
+            text.push_str(&format!("  - d{document}p{pattern}\\S{{1,9}}\n"));
+        }
+    }
+    let found = refused(text.as_bytes());
+    assert_eq!(found, [codes::OVER_LIMIT; 92]);
+}
+
 /// Every mutation of real policies is read without a panic, and nothing takes long.
 #[test]
 fn mutated_policies_do_not_panic() {
