@@ -12,7 +12,11 @@
 //! A call may reserve while `settled + reserved + amount <= granted` and the lease lives. The control plane counts `granted` as gone
 //! until the window ends, so what a lost holder had is never given twice, whatever the clocks say.
 
-use crate::{bundle::Level, lease::Grant, time::Time};
+use crate::{
+    bundle::Level,
+    lease::{Grant, amount},
+    time::Time,
+};
 use alloc::{
     format,
     string::{String, ToString},
@@ -163,7 +167,8 @@ impl<'de> Deserialize<'de> for Account {
 }
 
 /// A stretch of time an account counts over: from `start` up to and not including `end`, seconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Span {
     /// First second.
     pub start: i64,
@@ -333,13 +338,15 @@ impl Cell {
 pub const ASK_TIMEOUT_MS: i64 = 1_000;
 
 /// One change of one cell.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
     /// Set the worst case of a call aside.
     Reserve {
         /// The running window.
         span: Span,
         /// How much.
+        #[serde(with = "amount")]
         amount: u64,
     },
     /// Give a reservation back: the call did not go out.
@@ -347,6 +354,7 @@ pub enum Op {
         /// Start of the window it was made in.
         start: i64,
         /// What was reserved.
+        #[serde(with = "amount")]
         reserved: u64,
     },
     /// Turn a reservation into what was really used.
@@ -354,8 +362,10 @@ pub enum Op {
         /// Start of the window it was made in.
         start: i64,
         /// What was reserved.
+        #[serde(with = "amount")]
         reserved: u64,
         /// What was used.
+        #[serde(with = "amount")]
         used: u64,
     },
     /// Note that the control plane is about to be asked for more.
@@ -389,6 +399,16 @@ pub enum Refusal {
 }
 
 impl Op {
+    /// The form in which it passes to where the cell is, for hosts that keep cells elsewhere.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads that form.
+    pub fn decode(bytes: &[u8]) -> Option<Op> {
+        serde_json::from_slice(bytes).ok()
+    }
+
     /// The cell after this change, in byte form. `old` is what the store holds now, `None` when nothing.
     pub fn apply(&self, old: Option<&[u8]>, now: Time) -> Result<Vec<u8>, Refusal> {
         let mut cell = old.map(Cell::decode).unwrap_or_default();
