@@ -260,6 +260,27 @@ impl Envoy {
         })
     }
 
+    /// Waits until the gate runs a bundle; before, it denies everything.
+    ///
+    /// # Errors
+    /// When it has none at the deadline; with the end of Envoy's log.
+    pub fn wait_for_bundle(&mut self, deadline: Duration) -> Result<()> {
+        let url = format!(
+            "http://{}/stats/prometheus?filter=tollgate_bundle_revision",
+            self.admin
+        );
+        self.process
+            .wait_until("the gate's first bundle", deadline, || {
+                let text = http::get(&url).ok()?.body;
+                let value = text
+                    .lines()
+                    .find(|line| line.starts_with("tollgate_bundle_revision"))?
+                    .rsplit(' ')
+                    .next()?;
+                (value.parse::<u64>().ok()? > 0).then_some(())
+            })
+    }
+
     /// The URL of `path` at the gate.
     #[must_use]
     pub fn url(&self, path: &str) -> String {

@@ -23,7 +23,7 @@ pub fn get(url: &str) -> Result<Response> {
     send("GET", url, &[], "")
 }
 
-/// Any other call. The body is sent as JSON unless it is empty.
+/// Any other call. A body without a `content-type` among the headers is JSON.
 ///
 /// # Errors
 /// As [`get`].
@@ -38,7 +38,7 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Re
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    if !body.is_empty() {
+    if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
         request = request.header("content-type", "application/json");
     }
     let mut response = agent

@@ -4,10 +4,13 @@
 //! Nothing here is linked into a gate, the control plane or the `tollgate` command.
 
 pub mod cargo;
+pub mod control_plane;
 pub mod envoy;
 pub mod http;
 pub mod process;
 pub mod progress;
+pub mod stack;
+pub mod stand_in;
 pub mod tools;
 pub mod wasm;
 

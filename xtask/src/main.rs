@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything around the product that takes more than one command.
 
 mod test;
+mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Start everything on this machine and say what to try.
+    Up(up::Options),
     /// Fetch what cargo does not bring: Envoy, Rust's wasm targets, the Python packages of the tests.
     Tools {
         /// Use this Envoy instead of the pinned one.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Up(options) => up::run(&options),
         Command::Tools { envoy } => {
             let envoy = tools::envoy(envoy.as_deref())?;
             progress::say("Envoy", envoy.display());

@@ -1,0 +1,176 @@
+//! Everything running together: a control plane, and an Envoy gate of one workspace in front of one upstream.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::control_plane::{ControlPlane, Workspace};
+use crate::envoy::{self, Envoy, Origin};
+
+/// How long the gate may take to fetch its first bundle.
+const BUNDLE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A free port on the loopback.
+pub const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// What `cargo xtask up` starts with.
+pub const DEMO_POLICY: &str = include_str!("../demo/policy.yaml");
+
+/// The programs of which it is made.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The `tollgate` command.
+    pub tollgate: PathBuf,
+    /// The Envoy filter.
+    pub filter: PathBuf,
+    /// Envoy.
+    pub envoy: PathBuf,
+}
+
+/// Where the gate passes calls on to, and the provider's keys that it adds.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Where it is.
+    pub origin: Origin,
+    /// Sent with calls to OpenAI's API.
+    pub openai_key: Option<String>,
+    /// Sent with calls to Anthropic's API.
+    pub anthropic_key: Option<String>,
+}
+
+/// Where everything listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    /// The gate.
+    pub gate: SocketAddr,
+    /// Envoy's admin interface.
+    pub admin: SocketAddr,
+    /// The control plane.
+    pub control_plane: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            gate: LOOPBACK,
+            admin: LOOPBACK,
+            control_plane: LOOPBACK,
+        }
+    }
+}
+
+/// The running whole. Dropping it ends every process.
+#[derive(Debug)]
+pub struct Stack {
+    /// The gate. First, so that it goes first and no call is let through by a gate that nobody hears of.
+    pub envoy: Envoy,
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// The gate's workspace.
+    pub workspace: Workspace,
+}
+
+impl Stack {
+    /// Starts the control plane on the state in `folder`, has `prepare` give it a workspace, starts the gate and waits for its bundle.
+    ///
+    /// # Errors
+    /// When something does not come up; with the end of its log. The logs are in `folder`.
+    pub fn start(
+        folder: &Path,
+        programs: &Programs,
+        upstream: &Upstream,
+        listen: Listen,
+        prepare: impl FnOnce(&ControlPlane) -> Result<Workspace>,
+    ) -> Result<Self> {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create `{}`", folder.display()))?;
+        let log = folder.join("control-plane.log");
+        let control_plane = ControlPlane::start(
+            &programs.tollgate,
+            &folder.join("data"),
+            listen.control_plane,
+            &log,
+        )?;
+        let workspace = prepare(&control_plane)?;
+        let settings = envoy::Settings {
+            listen: listen.gate,
+            admin: listen.admin,
+            filter: programs.filter.clone(),
+            configuration: gate_settings(&workspace, upstream),
+            upstream: upstream.origin.clone(),
+            control_plane: control_plane.address.into(),
+            access_log: folder.join("access.log"),
+        };
+        let run = envoy::Run {
+            binary: programs.envoy.clone(),
+            folder: folder.to_owned(),
+            concurrency: 2,
+            environment: gate_secrets(&workspace, upstream),
+        };
+        let mut envoy = Envoy::start(&run, &settings)?;
+        envoy.wait_for_bundle(BUNDLE_DEADLINE)?;
+        Ok(Self {
+            envoy,
+            control_plane,
+            workspace,
+        })
+    }
+}
+
+/// The gate's settings. They name its secrets, see [`gate_secrets`].
+#[must_use]
+pub fn gate_settings(workspace: &Workspace, upstream: &Upstream) -> Value {
+    let mut keys = json!({});
+    if upstream.openai_key.is_some() {
+        keys["openai"] = "env:OPENAI_API_KEY".into();
+    }
+    if upstream.anthropic_key.is_some() {
+        keys["anthropic"] = "env:ANTHROPIC_API_KEY".into();
+    }
+    json!({
+        "workspace": workspace.id,
+        "trust": workspace.trust,
+        "enrolment_key": "env:TOLLGATE_ENROLMENT_KEY",
+        "upstream": {"host": upstream.origin.host, "llm": true, "keys": keys},
+    })
+}
+
+/// The environment that holds the secrets which the gate's settings name.
+#[must_use]
+pub fn gate_secrets(workspace: &Workspace, upstream: &Upstream) -> Vec<(OsString, OsString)> {
+    let named = [
+        ("TOLLGATE_ENROLMENT_KEY", Some(&workspace.enrolment_key)),
+        ("OPENAI_API_KEY", upstream.openai_key.as_ref()),
+        ("ANTHROPIC_API_KEY", upstream.anthropic_key.as_ref()),
+    ];
+    named
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.into(), value?.into())))
+        .collect()
+}
+
+/// Writes a file that only its owner can read, old or new and never half.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
+    let staged = path.with_extension("part");
+    let write = || -> std::io::Result<()> {
+        let _ = fs::remove_file(&staged);
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staged)?;
+        file.write_all(text.as_bytes())?;
+        fs::rename(&staged, path)
+    };
+    write().with_context(|| format!("cannot write `{}`", path.display()))
+}

@@ -1,0 +1,270 @@
+//! `cargo xtask up`: the whole thing on this machine, with something to try.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use xtask::control_plane::{ControlPlane, Workspace};
+use xtask::envoy::Origin;
+use xtask::stack::{self, LOOPBACK, Listen, Programs, Stack, Upstream};
+use xtask::stand_in::StandIn;
+use xtask::{cargo, progress, root, tools, wasm};
+
+/// A token lives an hour; the next is there before it ends.
+const TOKEN_RENEWAL: Duration = Duration::from_secs(50 * 60);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The LLM API behind the gate, such as https://api.openai.com; a bundled stand-in when absent. Its key is read from
+    /// OPENAI_API_KEY or ANTHROPIC_API_KEY and stays with the gate.
+    #[arg(long, value_name = "URL")]
+    upstream: Option<Origin>,
+    /// Use this Envoy instead of the pinned one.
+    #[arg(long, env = "ENVOY", value_name = "PATH")]
+    envoy: Option<PathBuf>,
+    /// Where agents connect; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value_t = LOOPBACK)]
+    gate: SocketAddr,
+    /// Where the control plane listens.
+    #[arg(long, value_name = "ADDRESS", default_value_t = LOOPBACK)]
+    control_plane: SocketAddr,
+    /// Where Envoy's admin interface, metrics included, listens.
+    #[arg(long, value_name = "ADDRESS", default_value_t = LOOPBACK)]
+    admin: SocketAddr,
+    /// Where the state is kept from one run to the next.
+    #[arg(long, value_name = "FOLDER", default_value_os_t = root().join(".tollgate"))]
+    state: PathBuf,
+}
+
+/// What a later run finds again.
+#[derive(Serialize, Deserialize)]
+struct State {
+    workspace: Workspace,
+    agent: String,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    // Before anything is started: from here on a Ctrl-C is a message, and every way out of this function ends what it started.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (sender, stop) = mpsc::channel();
+    thread::spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)));
+
+    let folder = options.state.as_path();
+    fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+    let programs = Programs {
+        envoy: tools::envoy(options.envoy.as_deref())?,
+        filter: wasm::filter()?,
+        tollgate: tollgate()?,
+    };
+
+    let (mut stand_in, upstream) = match &options.upstream {
+        Some(origin) => (None, provider(origin)?),
+        None => {
+            let stand_in = StandIn::start(&folder.join("stand-in.log"))?;
+            let upstream = stand_in.upstream();
+            (Some(stand_in), upstream)
+        }
+    };
+    if stop.try_recv().is_ok() {
+        bail!("interrupted");
+    }
+    progress::say("Starting", "the control plane and the gate");
+    let listen = Listen {
+        gate: options.gate,
+        admin: options.admin,
+        control_plane: options.control_plane,
+    };
+    let mut agent = String::new();
+    let mut stack = Stack::start(folder, &programs, &upstream, listen, |control_plane| {
+        let state = find_or_make_state(control_plane, folder)?;
+        agent = state.agent;
+        Ok(state.workspace)
+    })?;
+
+    write_environment(&stack, &agent, folder)?;
+    progress::say(
+        "Ready",
+        format!("agents connect to {}", stack.envoy.url("")),
+    );
+    println!(
+        "{}",
+        what_to_try(&stack, &upstream, stand_in.is_some(), &programs, folder)
+    );
+
+    let mut renewed = Instant::now();
+    loop {
+        match stop.recv_timeout(Duration::from_secs(1)) {
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let stand_in = stand_in.as_mut().map(|stand_in| &mut stand_in.process);
+        for process in [&mut stack.envoy.process, &mut stack.control_plane.process]
+            .into_iter()
+            .chain(stand_in)
+        {
+            if let Some(status) = process.exit_status()? {
+                bail!(
+                    "a process ended by itself ({status}); its log is `{}`",
+                    process.log().display()
+                );
+            }
+        }
+        if renewed.elapsed() > TOKEN_RENEWAL {
+            write_environment(&stack, &agent, folder)?;
+            renewed = Instant::now();
+        }
+    }
+    progress::say(
+        "Stopping",
+        format!("everything; the state stays in {}", folder.display()),
+    );
+    let Stack {
+        envoy,
+        control_plane,
+        ..
+    } = stack;
+    envoy.process.stop()?;
+    control_plane.process.stop()?;
+    Ok(())
+}
+
+fn tollgate() -> Result<PathBuf> {
+    progress::say("Building", "the control plane");
+    cargo::build("tollgate", "tollgate", "", &["--release"])
+}
+
+fn provider(origin: &Origin) -> Result<Upstream> {
+    let key = |name: &str| std::env::var(name).ok().filter(|key| !key.is_empty());
+    let upstream = Upstream {
+        origin: origin.clone(),
+        openai_key: key("OPENAI_API_KEY"),
+        anthropic_key: key("ANTHROPIC_API_KEY"),
+    };
+    ensure!(
+        upstream.openai_key.is_some() || upstream.anthropic_key.is_some(),
+        "`--upstream` needs the provider's key in OPENAI_API_KEY or ANTHROPIC_API_KEY"
+    );
+    Ok(upstream)
+}
+
+fn find_or_make_state(control_plane: &ControlPlane, folder: &Path) -> Result<State> {
+    let path = folder.join("workspace.json");
+    if let Ok(text) = fs::read_to_string(&path) {
+        return serde_json::from_str(&text).with_context(|| {
+            format!(
+                "`{}` is damaged: remove `{}` to start anew",
+                path.display(),
+                folder.display()
+            )
+        });
+    }
+    progress::say("Making", "a workspace, a team, an agent and a policy");
+    let workspace = control_plane.create_workspace("demo")?;
+    control_plane.apply_policy(&workspace, stack::DEMO_POLICY)?;
+    let agent = control_plane.create_agent(&workspace, "demo", "demo")?;
+    let state = State { workspace, agent };
+    stack::write_private(&path, &serde_json::to_string_pretty(&state)?)?;
+    Ok(state)
+}
+
+/// What the printed lines refer to, in a file so that no key stands on the screen.
+fn write_environment(stack: &Stack, agent: &str, folder: &Path) -> Result<()> {
+    let token = stack.control_plane.issue_token(&stack.workspace, agent)?;
+    let text = format!(
+        "export TOLLGATE_URL={} TOLLGATE_WORKSPACE={} TOLLGATE_KEY={} TOKEN={token}\n",
+        stack.control_plane.url(""),
+        stack.workspace.id,
+        stack.workspace.operator_key,
+    );
+    stack::write_private(&folder.join("env"), &text)
+}
+
+fn what_to_try(
+    stack: &Stack,
+    upstream: &Upstream,
+    stand_in: bool,
+    programs: &Programs,
+    folder: &Path,
+) -> String {
+    let (path, model, limit, headers) = if upstream.openai_key.is_some() {
+        (
+            "/v1/chat/completions",
+            "gpt-5-mini",
+            "max_completion_tokens",
+            "",
+        )
+    } else {
+        (
+            "/v1/messages",
+            "claude-haiku-4-5",
+            "max_tokens",
+            " -H 'anthropic-version: 2023-06-01'",
+        )
+    };
+    let long_winded = if stand_in {
+        " -H 'x-stand-in-completion-tokens: 2500'"
+    } else {
+        ""
+    };
+    let gate = stack.envoy.url(path);
+    let tollgate = programs.tollgate.display();
+    let call = |model: &str, tokens: u32, prompt: &str| {
+        format!(
+            "curl -s {gate} -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json'{headers} \\\n    \
+             -d '{{\"model\": \"{model}\", \"{limit}\": {tokens}, \"messages\": [{{\"role\": \"user\", \"content\": \"{prompt}\"}}]}}'"
+        )
+    };
+    let allowed = call(model, 100, "Say hello");
+    let denied = call("gpt-4o", 100, "Say hello");
+    let secret = call(
+        model,
+        100,
+        &format!(
+            "Keep this key for me: sk-{}",
+            "not-a-real-key-but-it-looks-like-one"
+        ),
+    );
+    let costly = call(model, 2500, "Count from one to two thousand").replacen(
+        "curl -s",
+        "curl -s -o /dev/null -w '%{http_code}\\n'",
+        1,
+    );
+    format!(
+        "
+In another terminal, in this order:
+
+  . {folder}/env
+
+  # allowed
+  {allowed}
+
+  # denied: the policy does not allow this model
+  {denied}
+
+  # blocked: a secret in the prompt
+  {secret}
+
+  # runs out: 0.02 USD a day are four of these calls, then 429
+  for call in 1 2 3 4 5 6; do {costly}{long_winded}; done
+
+See what came of them:
+
+  {tollgate} audit list                       # every decision, its reasons and its cost
+  {tollgate} usage                            # what was spent, by agent and model
+  {tollgate} policy apply {policy}    # edit it first: live within two seconds
+  curl -s http://{admin}/stats/prometheus | grep tollgate_
+
+Logs are in {folder}. Ctrl-C stops everything; the next `cargo xtask up` finds its state again.",
+        folder = folder.display(),
+        policy = root().join("xtask/demo/policy.yaml").display(),
+        admin = stack.envoy.admin,
+    )
+}
