@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use xtask::stack::{self, Listen, Programs, Stack};
+use xtask::control_plane::ControlPlane;
+use xtask::stack::{self, LOOPBACK, Listen, Programs, Stack};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress, root, tools, wasm};
 
@@ -130,7 +131,10 @@ fn rust() -> Result<Outcome> {
 }
 
 fn sdk() -> Result<Outcome> {
-    let python = tools::python()?;
+    let python = match tools::python() {
+        Ok(python) => python,
+        Err(error) => return skipped(format!("{error:#}")),
+    };
     let folder = fresh_folder("sdk")?;
     let programs = Programs {
         envoy: tools::envoy(None)?,
@@ -171,7 +175,35 @@ fn sdk() -> Result<Outcome> {
 }
 
 fn api() -> Result<Outcome> {
-    skipped("the stack is not assembled yet")
+    let python = match tools::python() {
+        Ok(python) => python,
+        Err(error) => return skipped(format!("{error:#}")),
+    };
+    let folder = fresh_folder("api")?;
+    let control_plane = ControlPlane::start(
+        &tollgate()?,
+        &folder.join("data"),
+        LOOPBACK,
+        &folder.join("control-plane.log"),
+    )?;
+    let workspace = control_plane.create_workspace("api")?;
+    process::run(
+        Command::new(python.with_file_name("schemathesis"))
+            .arg("--config-file")
+            .arg(root().join("tests/api/schemathesis.toml"))
+            .args([
+                "run",
+                &control_plane.url("/openapi.json"),
+                "--checks",
+                "all",
+            ])
+            .current_dir(&folder)
+            .env("TOLLGATE_WORKSPACE", &workspace.id)
+            .env("TOLLGATE_KEY", &workspace.operator_key)
+            .env("TOLLGATE_ENROLMENT_KEY", &workspace.enrolment_key),
+    )
+    .with_context(|| format!("the control plane's log is in `{}`", folder.display()))?;
+    passed("schemathesis, all checks")
 }
 
 fn tollgate() -> Result<PathBuf> {
