@@ -393,6 +393,8 @@ fn limits(
         decision.worst_case_nano_usd =
             Some(price::worst_case(said.prompt_tokens_bound, output, price));
     }
+    // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
+    let unknown = dearest_unknown(payload, caller);
     for (limit, document) in in_force(payload, caller) {
         let mut refuse = |rule: &str, message: &'static str| {
             reasons.push(Reason {
@@ -415,6 +417,16 @@ fn limits(
             (_, Route::CountTokens | Route::Mcp | Route::Plain) => continue,
         };
         let Some(account) = account_of(limit, caller) else {
+            // A limit that could be escaped by belonging nowhere would be none.
+            refuse(
+                &limit.rule,
+                match limit.per {
+                    Level::Team => "this limit counts by team, and the agent belongs to none",
+                    Level::Org | Level::Workspace | Level::Agent => {
+                        "this limit counts by organisation, and the agent belongs to none"
+                    }
+                },
+            );
             continue;
         };
         let Some(span) = span_of(&limit.window, &payload.calendars, now) else {
@@ -428,9 +440,9 @@ fn limits(
             Unit::Calls => Some(1),
             _ if !generates => None,
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
-            Unit::NanoUsd => match known.or(limit.unknown_model.as_ref()) {
+            Unit::NanoUsd => match known.copied().or(limit.unknown_model.and(unknown)) {
                 Some(price) => {
-                    output.map(|output| price::worst_case(said.prompt_tokens_bound, output, price))
+                    output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
                 }
                 None => {
                     refuse(
@@ -549,9 +561,12 @@ pub fn price_for(payload: &Payload, caller: &Caller, model: Option<&str>) -> Opt
     model
         .and_then(|model| payload.prices.find(model))
         .copied()
-        .or_else(|| {
-            in_force(payload, caller)
-                .filter_map(|(limit, _)| limit.unknown_model)
-                .max_by_key(|price| (price.output, price.input))
-        })
+        .or_else(|| dearest_unknown(payload, caller))
+}
+
+/// The dearest price that a limit in force sets for models the table does not know.
+fn dearest_unknown(payload: &Payload, caller: &Caller) -> Option<Price> {
+    in_force(payload, caller)
+        .filter_map(|(limit, _)| limit.unknown_model)
+        .max_by_key(|price| (price.output, price.input))
 }

@@ -268,7 +268,9 @@ impl Exchange {
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
         };
-        let concerns_body = gate.bodies_matter || !matches!(head.route, Route::Plain);
+        let concerns_body = gate.bodies_matter
+            || !matches!(head.route, Route::Plain)
+            || head.dialect == Dialect::Mcp;
         if has_body && concerns_body {
             let cap = gate.config.body_cap_bytes;
             let declared = headers

@@ -549,10 +549,10 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
             if let Some(inner) = inner {
                 one_spelling(inner, &["name"])?;
             }
-            let name = inner
-                .and_then(|inner| inner.get("name"))
-                .or_else(|| tool.get("name"))
-                .or_else(|| tool.get("type"));
+            let name = match inner {
+                Some(inner) => inner.get("name"),
+                None => tool.get("name").or_else(|| tool.get("type")),
+            };
             let name = text_of(name, "tools[].name")?.ok_or(Unreadable::new(
                 "request.json",
                 "an entry of `tools` has no name",
