@@ -1,1 +1,376 @@
-//! Stub.
+//! The control plane: signs policy into bundles, leases budgets, takes in audit batches, counts usage.
+//!
+//! One folder or file per thing an operator knows, each with its rules, its SQL and its routes, and one line in [`app`]'s router.
+//! Beside them stand what all of them need: [`access`](self) (keys and who may do what), `problem` (errors), `store` (the database),
+//! `signing`, `files`.
+//!
+//! Deliberately not here: TLS (put a proxy in front; without one it listens on the loopback only), people and their passwords, and
+//! anything a gate needs to decide a call: gates go on without us until their leases or bundles end.
+
+mod access;
+mod agents;
+pub mod audit;
+mod bundles;
+mod files;
+mod gates;
+mod health;
+pub mod leases;
+mod operators;
+mod policies;
+mod problem;
+mod signing;
+mod store;
+mod text;
+mod usage;
+mod workspaces;
+
+use access::{KeyKind, NewKey, Pepper};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, RawPathParams, Request, State},
+    http::HeaderValue,
+    middleware::{self, Next},
+    response::Response,
+};
+use files::DataDir;
+use health::{Answered, Metrics};
+use problem::Problem;
+use signing::Signer;
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use store::Store;
+use tokio::{net::TcpListener, sync::watch};
+use tollgate_engine::time::Time;
+use tracing::Instrument as _;
+use utoipa::openapi::{
+    OpenApi,
+    security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::router::OpenApiRouter;
+
+/// How often bundles are looked at for re-signing and old leases forgotten.
+const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Bytes of a body where a route does not set its own limit: names and little else.
+const MAX_BODY_BYTES: usize = 16 << 10;
+
+/// Tells the time. A test may tell another.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
+/// What an operator of the installation may set.
+#[derive(Clone)]
+pub struct Settings {
+    /// How long a lease lasts without being renewed.
+    pub lease_term_secs: u32,
+    /// How long a bundle lasts without being re-signed.
+    pub bundle_ttl_secs: u32,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            lease_term_secs: 60,
+            bundle_ttl_secs: 86_400,
+            clock: Arc::new(|| {
+                let since = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                Time::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+            }),
+        }
+    }
+}
+
+impl Settings {
+    fn lease_term_ms(&self) -> i64 {
+        i64::from(self.lease_term_secs).saturating_mul(1_000)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("lease_term_secs", &self.lease_term_secs)
+            .field("bundle_ttl_secs", &self.bundle_ttl_secs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a control plane did not start.
+#[derive(Debug)]
+pub enum OpenError {
+    /// A file of the data directory.
+    Files(PathBuf, io::Error),
+    /// The database.
+    Database(sqlx::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Files(path, error) => {
+                write!(f, "data directory `{}`: {error}", path.display())
+            }
+            OpenError::Database(error) => write!(f, "database: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// A control plane on its data directory. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ControlPlane(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    data: DataDir,
+    settings: Settings,
+    store: Store,
+    signer: Signer,
+    pepper: Pepper,
+    metrics: Metrics,
+    announcements: bundles::Announcements,
+    payloads: bundles::Payloads,
+    stopping: watch::Sender<bool>,
+}
+
+impl ControlPlane {
+    /// Opens the data directory, making what is missing: database, signing key, and the root operator's key in `root.key`.
+    ///
+    /// # Errors
+    /// When the directory is in use by another control plane, or a file in it cannot be read or written.
+    pub async fn open(data: &Path, settings: Settings) -> Result<ControlPlane, OpenError> {
+        let files = |error| OpenError::Files(data.to_owned(), error);
+        let dir = DataDir::open(data).map_err(files)?;
+        let signer = Signer::open(&dir.signing_key()).map_err(files)?;
+        let pepper = Pepper::open(&dir.pepper()).map_err(files)?;
+        let store = Store::open(&dir.database())
+            .await
+            .map_err(OpenError::Database)?;
+        let state = ControlPlane(Arc::new(Inner {
+            data: dir,
+            settings,
+            store,
+            signer,
+            pepper,
+            metrics: Metrics::new(),
+            announcements: bundles::Announcements::default(),
+            payloads: bundles::Payloads::default(),
+            stopping: watch::Sender::new(false),
+        }));
+        state.make_root_key().await?;
+        bundles::refresh(&state)
+            .await
+            .map_err(OpenError::Database)?;
+        Ok(state)
+    }
+
+    /// Makes a root key when there is no `root.key`: at the first start, and after somebody removed the file to have another one.
+    async fn make_root_key(&self) -> Result<(), OpenError> {
+        let file = self.0.data.root_key();
+        if file.exists() {
+            return Ok(());
+        }
+        let files = |error| OpenError::Files(file.clone(), error);
+        let key = self.0.pepper.new_key(KeyKind::Operator).map_err(files)?;
+        let stored = async {
+            let mut write = self.store().write().await?;
+            operators::replace_root(&mut write, &key, self.now()).await?;
+            write.commit().await
+        };
+        stored.await.map_err(OpenError::Database)?;
+        // After the database: a crash between the two leaves no file, and the next start makes another key.
+        files::write_private(&file, &key.text).map_err(files)?;
+        tracing::info!(file = %file.display(), "root key made");
+        Ok(())
+    }
+
+    fn now(&self) -> Time {
+        (self.0.settings.clock)()
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn signer(&self) -> &Signer {
+        &self.0.signer
+    }
+
+    fn pepper(&self) -> &Pepper {
+        &self.0.pepper
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    fn announcements(&self) -> &bundles::Announcements {
+        &self.0.announcements
+    }
+
+    fn payloads(&self) -> &bundles::Payloads {
+        &self.0.payloads
+    }
+
+    fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
+    }
+
+    fn new_key(&self, kind: KeyKind) -> Result<NewKey, Problem> {
+        self.pepper()
+            .new_key(kind)
+            .map_err(|error| Problem::internal("random numbers", &error))
+    }
+
+    /// What is due between requests: re-signs bundles, forgets leases of windows long past.
+    ///
+    /// # Errors
+    /// When the database does not answer; it is tried again with the next call.
+    pub async fn upkeep(&self) -> Result<(), OpenError> {
+        bundles::refresh(self).await.map_err(OpenError::Database)?;
+        leases::prune(self).await.map_err(OpenError::Database)
+    }
+}
+
+fn router() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        .merge(health::routes())
+        .merge(workspaces::routes())
+        .merge(operators::routes())
+        .merge(agents::routes())
+        .merge(policies::routes())
+        .merge(bundles::routes())
+        .merge(gates::routes())
+        .merge(leases::routes())
+        .merge(audit::routes())
+        .merge(usage::routes())
+}
+
+/// The API document: every route there is, since a route is registered and documented by the same line.
+pub fn openapi() -> OpenApi {
+    let mut api = router().into_openapi();
+    api.info.title = "Tollgate control plane".to_owned();
+    api.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    api.info.description = Some(
+        "Every route but `/healthz` and `/readyz` needs a key: `authorization: Bearer tgo_…` for operators, `tge_…` for gates. \
+         No or an unknown key is 401, another workspace's 404, the wrong kind of key 403. Problems are `application/problem+json` (RFC 9457)."
+            .to_owned(),
+    );
+    let components = api.components.get_or_insert_default();
+    for (name, description) in [
+        ("operator", "An operator key, `tgo_…`"),
+        ("gate", "A gate's enrolment key, `tge_…`"),
+    ] {
+        let mut scheme = Http::new(HttpAuthScheme::Bearer);
+        scheme.description = Some(description.to_owned());
+        components.add_security_scheme(name, SecurityScheme::Http(scheme));
+    }
+    api
+}
+
+/// The service, without a socket.
+pub fn app(state: ControlPlane) -> Router {
+    let (router, _) = router().split_for_parts();
+    router
+        .fallback(health::nowhere)
+        .method_not_allowed_fallback(health::wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(state.clone(), observe))
+        .with_state(state)
+}
+
+/// Gives every request an id, its log lines a span, and counts the answer. Never looks at headers or bodies.
+async fn observe(
+    State(state): State<ControlPlane>,
+    route: Option<MatchedPath>,
+    params: Result<RawPathParams, axum::extract::rejection::RawPathParamsRejection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let id = uuid::Uuid::now_v7().to_string();
+    let method = request.method().as_str().to_owned();
+    let route = route.map_or_else(|| "(none)".to_owned(), |route| route.as_str().to_owned());
+    let workspace = params
+        .ok()
+        .and_then(|params| {
+            let found = params.iter().find(|(name, _)| *name == "workspace");
+            found.map(|(_, value)| value.to_owned())
+        })
+        // Whoever calls chooses this text; only what can be a workspace goes into the log.
+        .filter(|value| {
+            value
+                .strip_prefix("ws-")
+                .is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
+        });
+    let span = tracing::info_span!("request", request_id = id, method, route, workspace);
+    let start = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    span.in_scope(|| {
+        let millis = start.elapsed().as_secs_f64() * 1_000.0;
+        tracing::info!(status, millis, "answered");
+    });
+    state
+        .metrics()
+        .requests
+        .get_or_create(&Answered {
+            method,
+            route,
+            status,
+        })
+        .inc();
+    state
+        .metrics()
+        .request_seconds
+        .observe(start.elapsed().as_secs_f64());
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+/// Serves until `shutdown` ends, then answers what is under way, long polls at once, and closes the database.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn run(
+    state: ControlPlane,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let upkeep = tokio::spawn({
+        let state = state.clone();
+        async move {
+            let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+            loop {
+                ticks.tick().await;
+                if let Err(error) = state.upkeep().await {
+                    tracing::error!(cause = %error, "upkeep failed; it is tried again in a minute");
+                }
+            }
+        }
+    });
+    let stopping = state.clone();
+    let served = axum::serve(listener, app(state.clone()))
+        .with_graceful_shutdown(async move {
+            shutdown.await;
+            tracing::info!("stopping");
+            stopping.0.stopping.send_replace(true);
+        })
+        .await;
+    upkeep.abort();
+    state.store().close().await;
+    served
+}

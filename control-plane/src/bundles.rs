@@ -1,0 +1,395 @@
+//! Bundles: the live policies of a workspace, compiled and signed, and how gates get them.
+//!
+//! A revision is made in the transaction of the change that calls for it, so a bundle never shows half a change; gates that wait are
+//! woken after the commit. When half of a bundle's life is over it is signed anew with fresh times: a gate that cannot reach us has
+//! at least the other half to go on with.
+
+use crate::{
+    ControlPlane,
+    access::{Gate, Operator},
+    agents, policies,
+    problem::{Diagnostic, Kind, Problem, Query, WorkspaceProblems},
+    store::{Write, stored},
+    workspaces::WorkspaceId,
+};
+use axum::{
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use sqlx::SqliteConnection;
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tollgate_engine::{
+    bundle::{FORMAT, Payload, etag},
+    bytes::Digest,
+    envelope::BUNDLE_TYPE,
+    price::PriceTable,
+    time::Time,
+};
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// The one channel there is so far.
+pub(crate) const CHANNEL: &str = "default";
+
+/// Longest wait of a poll. Many proxies cut a silent request at 60 s.
+const MAX_WAIT_SECS: u32 = 55;
+
+/// Revisions kept per channel, to look up what a gate ran. Re-signing makes two a day.
+const KEPT_REVISIONS: i64 = 256;
+
+/// What models cost; compiled in, so that a control plane needs no network.
+static PRICES: LazyLock<PriceTable> = LazyLock::new(tollgate_policy::prices::builtin);
+
+pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        .routes(routes!(show))
+        .routes(routes!(poll))
+}
+
+/// Wakes the polls that wait for a workspace's next bundle.
+#[derive(Debug, Default)]
+pub(crate) struct Announcements(Mutex<HashMap<WorkspaceId, watch::Sender<()>>>);
+
+impl Announcements {
+    fn subscribe(&self, workspace: &WorkspaceId) -> watch::Receiver<()> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(workspace.clone())
+            .or_insert_with(|| watch::channel(()).0)
+            .subscribe()
+    }
+
+    fn announce(&self, workspace: &WorkspaceId) {
+        if let Some(sender) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(workspace)
+        {
+            sender.send_replace(());
+        }
+    }
+}
+
+/// What [`publish`] did; to be announced once it is committed.
+#[must_use]
+pub(crate) struct Published {
+    workspace: WorkspaceId,
+    /// The revision that is current now.
+    pub(crate) revision: i64,
+    new: bool,
+}
+
+impl Published {
+    /// Wakes the gates that wait.
+    pub(crate) fn announce(&self, state: &ControlPlane) {
+        if self.new {
+            state.metrics().bundles_published.inc();
+            tracing::info!(workspace = %self.workspace, revision = self.revision, "bundle published");
+            state.announcements().announce(&self.workspace);
+        }
+    }
+}
+
+/// The bundle that gates get now.
+#[derive(sqlx::FromRow)]
+struct Current {
+    etag: String,
+    envelope: Vec<u8>,
+}
+
+#[derive(sqlx::FromRow)]
+struct CurrentPayload {
+    revision: i64,
+    payload: Vec<u8>,
+    issued_ms: i64,
+    expires_ms: i64,
+}
+
+async fn current_payload(
+    workspace: &WorkspaceId,
+    connection: &mut SqliteConnection,
+) -> Result<Option<CurrentPayload>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT revision, payload, issued_ms, expires_ms FROM bundles WHERE workspace = $1 AND channel = $2
+         ORDER BY revision DESC LIMIT 1",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Payloads read from the database, so that a lease request need not parse its workspace's policies again.
+#[derive(Debug, Default)]
+pub(crate) struct Payloads(Mutex<HashMap<WorkspaceId, Arc<Payload>>>);
+
+/// The payload that gates run now, for whoever else has to go by it; `None` for a workspace that has no bundle yet.
+pub(crate) async fn payload(
+    state: &ControlPlane,
+    workspace: &WorkspaceId,
+    connection: &mut SqliteConnection,
+) -> Result<Option<Arc<Payload>>, Problem> {
+    let newest: Option<i64> = sqlx::query_scalar(
+        "SELECT MAX(revision) FROM bundles WHERE workspace = $1 AND channel = $2",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .fetch_one(&mut *connection)
+    .await?;
+    let cached = state
+        .payloads()
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(workspace)
+        .filter(|payload| stored(payload.revision) == newest)
+        .cloned();
+    if cached.is_some() {
+        return Ok(cached);
+    }
+    let Some(current) = current_payload(workspace, connection).await? else {
+        return Ok(None);
+    };
+    let payload: Arc<Payload> = serde_json::from_slice(&current.payload)
+        .map(Arc::new)
+        .map_err(|error| Problem::internal("stored bundle", &error))?;
+    state
+        .payloads()
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(workspace.clone(), payload.clone());
+    Ok(Some(payload))
+}
+
+/// Makes the next revision if what the workspace's gates should run has changed, or half of the current one's life is over.
+pub(crate) async fn publish(
+    state: &ControlPlane,
+    write: &mut Write,
+    workspace: &WorkspaceId,
+) -> Result<Published, Problem> {
+    let now = state.now();
+    let documents = policies::live(write, workspace).await?;
+    let revoked_agents = agents::revoked(write, workspace).await?;
+    let compose = |revision: i64, issued: Time, expires: Time| -> Result<Vec<u8>, Problem> {
+        let compiled = tollgate_policy::compile(&documents, issued.secs(), expires.secs())
+            .map_err(|error| {
+                Problem::policy_refused(vec![Diagnostic {
+                    severity: "error",
+                    code: "bundle",
+                    path: String::new(),
+                    message: error.to_string(),
+                    line: 1,
+                    column: 1,
+                    suggestion: None,
+                }])
+            })?;
+        serde_json::to_vec(&Payload {
+            format: FORMAT,
+            workspace: workspace.to_string(),
+            channel: CHANNEL.to_owned(),
+            revision: crate::store::amount(revision),
+            issued_at: issued.secs(),
+            expires_at: expires.secs(),
+            documents: compiled.documents,
+            calendars: compiled.calendars,
+            prices: PRICES.clone(),
+            token_keys: vec![state.signer().public().clone()],
+            revoked_agents: revoked_agents.clone(),
+        })
+        .map_err(|error| Problem::internal("bundle", &error))
+    };
+    let current = current_payload(workspace, &mut **write).await?;
+    if let Some(current) = &current {
+        let half = current.issued_ms.midpoint(current.expires_ms);
+        let (issued, expires) = (
+            Time::from_millis(current.issued_ms),
+            Time::from_millis(current.expires_ms),
+        );
+        if now.millis() < half && compose(current.revision, issued, expires)? == current.payload {
+            return Ok(Published {
+                workspace: workspace.clone(),
+                revision: current.revision,
+                new: false,
+            });
+        }
+    }
+    let revision = current
+        .map_or(0, |current| current.revision)
+        .saturating_add(1);
+    let issued = Time::from_secs(now.secs());
+    let expires = issued.plus_secs(state.settings().bundle_ttl_secs.into());
+    let payload = compose(revision, issued, expires)?;
+    let envelope = state
+        .signer()
+        .envelope(BUNDLE_TYPE, &payload)
+        .map_err(|error| Problem::internal("bundle", &error))?;
+    sqlx::query(
+        "INSERT INTO bundles (workspace, channel, revision, etag, payload, envelope, issued_ms, expires_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .bind(revision)
+    .bind(etag(crate::store::amount(revision), Digest::of(&payload)))
+    .bind(payload)
+    .bind(envelope)
+    .bind(issued.millis())
+    .bind(expires.millis())
+    .execute(&mut **write)
+    .await?;
+    sqlx::query("DELETE FROM bundles WHERE workspace = $1 AND channel = $2 AND revision <= $3")
+        .bind(workspace.as_str())
+        .bind(CHANNEL)
+        .bind(revision.saturating_sub(KEPT_REVISIONS))
+        .execute(&mut **write)
+        .await?;
+    Ok(Published {
+        workspace: workspace.clone(),
+        revision,
+        new: true,
+    })
+}
+
+/// Re-signs what is due in every workspace, and publishes what a newer version of this program compiles differently.
+/// One workspace that cannot be published must not keep the others from it.
+pub(crate) async fn refresh(state: &ControlPlane) -> Result<(), sqlx::Error> {
+    for workspace in WorkspaceId::all(state).await? {
+        let mut write = state.store().write().await?;
+        match publish(state, &mut write, &workspace).await {
+            Ok(published) => {
+                write.commit().await?;
+                published.announce(state);
+            }
+            Err(problem) => {
+                state.metrics().bundles_failed.inc();
+                tracing::error!(%workspace, ?problem, "no bundle could be published; gates keep the last one");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn current(
+    state: &ControlPlane,
+    workspace: &WorkspaceId,
+) -> Result<Option<Current>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT etag, envelope FROM bundles WHERE workspace = $1 AND channel = $2
+         ORDER BY revision DESC LIMIT 1",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .fetch_optional(state.store().read())
+    .await
+}
+
+fn answer(status: StatusCode, bundle: Current) -> Result<Response, Problem> {
+    let tag = HeaderValue::from_str(&bundle.etag)
+        .map_err(|error| Problem::internal("entity tag", &error))?;
+    let mut response = match status {
+        StatusCode::NOT_MODIFIED => status.into_response(),
+        _ => (
+            [(header::CONTENT_TYPE, "application/json")],
+            bundle.envelope,
+        )
+            .into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, tag);
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-cache"),
+    );
+    Ok(response)
+}
+
+fn no_bundle() -> Problem {
+    Problem::new(Kind::NotFound, "there is no bundle in this channel")
+}
+
+/// The current bundle in its signed envelope.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/bundle", tag = "bundles", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    responses((status = 200, description = "A DSSE envelope", content_type = "application/json", headers(("etag" = String))),
+        WorkspaceProblems))]
+async fn show(operator: Operator, State(state): State<ControlPlane>) -> Result<Response, Problem> {
+    let bundle = current(&state, &operator.workspace)
+        .await?
+        .ok_or_else(no_bundle)?;
+    answer(StatusCode::OK, bundle)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Poll {
+    /// Which of the workspace's bundles; `default` unless told otherwise.
+    #[serde(default = "default_channel")]
+    channel: String,
+    /// How long to wait for a bundle other than that of `if-none-match`; at most 55 seconds are waited.
+    #[serde(default)]
+    wait: u32,
+}
+
+fn default_channel() -> String {
+    CHANNEL.to_owned()
+}
+
+/// The current bundle for a gate. With `if-none-match` and `wait`, answers as soon as there is another one, else 304 after the wait.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/gate/bundle", tag = "gate", security(("gate" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), Poll,
+        ("if-none-match" = Option<String>, Header, description = "The entity tag of the bundle that runs")),
+    responses((status = 200, description = "A DSSE envelope", content_type = "application/json", headers(("etag" = String))),
+        (status = 304, description = "No other bundle"), WorkspaceProblems))]
+async fn poll(
+    gate: Gate,
+    State(state): State<ControlPlane>,
+    Query(poll): Query<Poll>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if poll.channel != CHANNEL {
+        return Err(no_bundle());
+    }
+    let deadline =
+        tokio::time::Instant::now() + Duration::from_secs(poll.wait.min(MAX_WAIT_SECS).into());
+    // Before the first look: what is published between looking and waiting must wake us.
+    let mut published = state.announcements().subscribe(&gate.workspace);
+    let mut stopping = state.stopping();
+    loop {
+        let bundle = current(&state, &gate.workspace)
+            .await?
+            .ok_or_else(no_bundle)?;
+        if !names(&headers, &bundle.etag) {
+            return answer(StatusCode::OK, bundle);
+        }
+        let woken = tokio::select! {
+            changed = published.changed() => changed.is_ok(),
+            _ = stopping.wait_for(|stopping| *stopping) => false,
+            () = tokio::time::sleep_until(deadline) => false,
+        };
+        if !woken {
+            return answer(StatusCode::NOT_MODIFIED, bundle);
+        }
+    }
+}
+
+/// Whether `if-none-match` names this entity tag (RFC 9110 §13.1.2: weak comparison).
+fn names(headers: &HeaderMap, etag: &str) -> bool {
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}

@@ -1,0 +1,556 @@
+//! Leases: who may spend how much of which limit, and the budgets an operator sees.
+//!
+//! Every request is one transaction: read what all holders have of the account, decide ([`rules`]), write, commit, and only then sign.
+
+pub mod rules;
+
+use crate::{
+    ControlPlane,
+    access::{Gate, Operator},
+    bundles, gates,
+    problem::{BodyProblems, JsonBody, Kind, Problem, WorkspaceProblems},
+    store::{Write, amount, stored},
+    workspaces::WorkspaceId,
+};
+use axum::{
+    Json,
+    extract::{DefaultBodyLimit, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use rules::{Ask, Epoch, Lease, Others};
+use serde::Serialize;
+use sqlx::SqliteConnection;
+use tollgate_engine::{
+    bundle::{CLOCK_SKEW_SECS, Level, Payload, Scope},
+    decide::{limit_on, span_of},
+    envelope::LEASES_TYPE,
+    identity::{Caller, GovernanceLevel},
+    lease::{self, Answer, Grant, MAX_ASKS},
+    ledger::{Account, Span},
+    time::Time,
+};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// 256 asks of about 250 bytes are 64 KiB; long team names may double that.
+const MAX_REQUEST_BYTES: usize = 128 << 10;
+
+/// Leases of windows that ended longer ago than this are forgotten: no settlement reaches them, and nobody looks at them any more.
+const KEPT_AFTER_END_SECS: i64 = 2 * 86_400;
+
+pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        .routes(routes!(lease))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .routes(routes!(budgets))
+}
+
+/// One holder's row of one account and window.
+#[derive(sqlx::FromRow)]
+struct Row {
+    holder: String,
+    epoch: i64,
+    seq: i64,
+    granted: i64,
+    settled: i64,
+    reserved: i64,
+    expires_ms: i64,
+    retry_ms: i64,
+}
+
+impl Row {
+    fn lease(&self) -> Lease {
+        Lease {
+            seq: amount(self.seq),
+            granted: amount(self.granted),
+            settled: amount(self.settled),
+            reserved: amount(self.reserved),
+            expires_ms: self.expires_ms,
+            retry_ms: self.retry_ms,
+        }
+    }
+}
+
+/// Reports what a holder has used and leases it more. Epoch 0 greets; the answer carries the epoch to go on with.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/gate/leases", tag = "gate", security(("gate" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    request_body(content = LeaseRequest, description = "What the holder has used and needs"),
+    responses((status = 200, description = "A DSSE envelope of the grants", content_type = "application/json"),
+        (status = 409, description = "An epoch before the holder's: an old message"), BodyProblems))]
+async fn lease(
+    gate: Gate,
+    State(state): State<ControlPlane>,
+    JsonBody(request): JsonBody<lease::Request>,
+) -> Result<Response, Problem> {
+    if request.asks.len() > MAX_ASKS {
+        return Err(Problem::new(
+            Kind::Invalid,
+            format!("at most {MAX_ASKS} asks in one request; send the others after it"),
+        ));
+    }
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let known = gates::heard_of(
+        &mut write,
+        &gate.workspace,
+        &gate.gate,
+        &request.holder,
+        now,
+    )
+    .await?;
+    let epoch = match rules::epoch(known.map(|known| amount(known.epoch)), request.epoch) {
+        Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
+        Epoch::Stale(running) => {
+            state.metrics().leases_stale.inc();
+            return Err(Problem::new(
+                Kind::StaleEpoch,
+                format!("this holder's epoch is {running}; greet with epoch 0 to start a new one"),
+            ));
+        }
+    };
+    let (Some(stored_epoch), Some(revision)) = (stored(epoch), stored(request.revision)) else {
+        return Err(out_of_range());
+    };
+    sqlx::query(
+        "UPDATE holders SET epoch = $1, revision = $2 WHERE workspace = $3 AND holder = $4",
+    )
+    .bind(stored_epoch)
+    .bind(revision)
+    .bind(gate.workspace.as_str())
+    .bind(&request.holder)
+    .execute(&mut *write)
+    .await?;
+    let mut grants = Vec::with_capacity(request.asks.len());
+    if let Some(payload) = bundles::payload(&state, &gate.workspace, &mut write).await? {
+        for ask in &request.asks {
+            let holder = Holder {
+                name: &request.holder,
+                epoch: stored_epoch,
+            };
+            grants.extend(
+                grant(
+                    &state,
+                    &mut write,
+                    &gate.workspace,
+                    &payload,
+                    &holder,
+                    ask,
+                    now,
+                )
+                .await?,
+            );
+        }
+    }
+    write.commit().await?;
+    let short = grants.iter().filter(|grant| grant.retry_ms != 0).count();
+    state
+        .metrics()
+        .leases_granted
+        .inc_by(count(grants.len() - short));
+    state.metrics().leases_short.inc_by(count(short));
+    let envelope = state
+        .signer()
+        .seal(
+            LEASES_TYPE,
+            &Answer {
+                workspace: gate.workspace.to_string(),
+                holder: request.holder,
+                epoch,
+                issued_ms: now.millis(),
+                grants,
+            },
+        )
+        .map_err(|error| Problem::internal("lease answer", &error))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
+}
+
+fn count(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn out_of_range() -> Problem {
+    Problem::new(Kind::Invalid, "an amount or number is beyond 2⁶³−1")
+}
+
+struct Holder<'a> {
+    name: &'a str,
+    epoch: i64,
+}
+
+/// Answers one ask; `None` where there is no limit to lease from, or no such window about now.
+async fn grant(
+    state: &ControlPlane,
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    payload: &Payload,
+    holder: &Holder<'_>,
+    ask: &lease::Ask,
+    now: Time,
+) -> Result<Option<Grant>, Problem> {
+    let Some(span) = window(payload, &ask.account, ask.window_start, now) else {
+        return Ok(None);
+    };
+    let Some(limit) = limit(write, workspace, payload, &ask.account).await? else {
+        return Ok(None);
+    };
+    let account = ask.account.to_string();
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT holder, epoch, seq, granted, settled, reserved, expires_ms, retry_ms FROM leases
+         WHERE workspace = $1 AND account = $2 AND window_start = $3",
+    )
+    .bind(workspace.as_str())
+    .bind(&account)
+    .bind(span.start)
+    .fetch_all(&mut **write)
+    .await?;
+    let (mine, others): (Vec<&Row>, Vec<&Row>) = rows
+        .iter()
+        .partition(|row| row.holder == holder.name && row.epoch == holder.epoch);
+    let others: Vec<Lease> = others.into_iter().map(Row::lease).collect();
+    let mine = mine.first().map(|row| row.lease());
+    let lease = rules::answer(
+        mine,
+        Ask {
+            seq: ask.seq,
+            settled: ask.settled,
+            reserved: ask.reserved,
+            want: ask.want,
+        },
+        limit,
+        Others::of(&others, now.millis()),
+        Time::from_secs(span.end).millis(),
+        now.millis(),
+        state.settings().lease_term_ms(),
+    );
+    let (Some(seq), Some(granted), Some(settled), Some(reserved)) = (
+        stored(lease.seq),
+        stored(lease.granted),
+        stored(lease.settled),
+        stored(lease.reserved),
+    ) else {
+        return Err(out_of_range());
+    };
+    if mine != Some(lease) {
+        sqlx::query(
+            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, settled, reserved, expires_ms, retry_ms)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
+               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, settled = excluded.settled,
+               reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
+        )
+        .bind(workspace.as_str())
+        .bind(account)
+        .bind(span.start)
+        .bind(holder.name)
+        .bind(holder.epoch)
+        .bind(span.end)
+        .bind(seq)
+        .bind(granted)
+        .bind(settled)
+        .bind(reserved)
+        .bind(lease.expires_ms)
+        .bind(lease.retry_ms)
+        .execute(&mut **write)
+        .await?;
+    }
+    Ok(Some(Grant {
+        account: ask.account.clone(),
+        window_start: span.start,
+        window_end: span.end,
+        // An older ask is answered under its own number, so that the holder sees it is old.
+        seq: ask.seq,
+        granted: lease.granted,
+        settled: lease.settled,
+        expires_ms: lease.expires_ms,
+        retry_ms: lease.retry_ms,
+    }))
+}
+
+/// The window that starts at `start`, if it is the running one, the one before or the one after, by clocks up to five minutes apart.
+fn window(payload: &Payload, account: &Account, start: i64, now: Time) -> Option<Span> {
+    let at = |secs: i64| span_of(&account.window, &payload.calendars, Time::from_secs(secs));
+    let earliest = at(now.secs().saturating_sub(CLOCK_SKEW_SECS))?;
+    let latest = at(now.secs().saturating_add(CLOCK_SKEW_SECS))?;
+    // At the rim of the calendar there is no window before or after.
+    let from = at(earliest.start.saturating_sub(1)).map_or(earliest.start, |span| span.start);
+    let to = at(latest.end).map_or(latest.start, |span| span.start);
+    at(start).filter(|span| span.start == start && (from..=to).contains(&start))
+}
+
+/// The limit on `account`: the smallest that is in force for anybody whose spending it counts.
+async fn limit(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    payload: &Payload,
+    account: &Account,
+) -> Result<Option<u64>, sqlx::Error> {
+    let id = account.id.as_str();
+    // Documents speak of organisations, teams and single agents. So one caller of each organisation and team stands for all of them…
+    let members = match account.level {
+        Level::Workspace if id == workspace.as_str() => sqlx::query_as(
+            "SELECT DISTINCT '', org, team FROM agents WHERE workspace = $1 AND workspace = $2",
+        ),
+        Level::Workspace => return Ok(None),
+        Level::Org => sqlx::query_as(
+            "SELECT DISTINCT '', org, team FROM agents WHERE workspace = $1 AND org = $2",
+        ),
+        Level::Team => sqlx::query_as(
+            "SELECT DISTINCT '', org, team FROM agents WHERE workspace = $1 AND team = $2",
+        ),
+        Level::Agent => {
+            sqlx::query_as("SELECT id, org, team FROM agents WHERE workspace = $1 AND id = $2")
+        }
+    };
+    let mut callers: Vec<(String, Option<String>, Option<String>)> = members
+        .bind(workspace.as_str())
+        .bind(id)
+        .fetch_all(&mut *connection)
+        .await?;
+    // …and those with a document of their own for themselves.
+    for document in &payload.documents {
+        if let Scope::Agent(agent) = &document.scope
+            && document.limits.iter().any(|limit| {
+                limit.per == account.level
+                    && limit.unit == account.unit
+                    && limit.window == account.window
+            })
+        {
+            callers.extend(
+                sqlx::query_as("SELECT id, org, team FROM agents WHERE workspace = $1 AND id = $2")
+                    .bind(workspace.as_str())
+                    .bind(agent)
+                    .fetch_optional(&mut *connection)
+                    .await?,
+            );
+        }
+    }
+    Ok(callers
+        .into_iter()
+        .filter_map(|(agent, org, team)| {
+            let caller = Caller {
+                workspace: workspace.to_string(),
+                agent,
+                org,
+                team,
+                level: GovernanceLevel::default(),
+            };
+            limit_on(payload, &caller, account)
+        })
+        .min())
+}
+
+/// Forgets leases of windows long past.
+pub(crate) async fn prune(state: &ControlPlane) -> Result<(), sqlx::Error> {
+    let mut write = state.store().write().await?;
+    sqlx::query("DELETE FROM leases WHERE window_end < $1")
+        .bind(state.now().secs().saturating_sub(KEPT_AFTER_END_SECS))
+        .execute(&mut *write)
+        .await?;
+    write.commit().await
+}
+
+/// Reports what a holder used and asks for more.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes `engine::lease::Request` in the API document"
+)]
+struct LeaseRequest {
+    /// `h-` and 32 hex digits.
+    #[schema(pattern = "^h-[0-9a-f]{32}$")]
+    holder: String,
+    /// As the control plane gave it; 0 greets.
+    #[schema(minimum = 0, maximum = 9007199254740991i64)]
+    epoch: i64,
+    /// The bundle revision this gate runs; 0 when none.
+    #[schema(minimum = 0, maximum = 9007199254740991i64)]
+    revision: i64,
+    /// One per account and window.
+    #[schema(max_items = 256)]
+    asks: Vec<LeaseAsk>,
+}
+
+/// One account of a [`LeaseRequest`].
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes `engine::lease::Ask` in the API document"
+)]
+struct LeaseAsk {
+    /// `<level>:<id>|<unit>|<window>`
+    #[schema(
+        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd)\|(minute|day@[A-Za-z0-9_+/-]+)$"
+    )]
+    account: String,
+    /// Seconds since the Unix epoch.
+    #[schema(minimum = -9007199254740991i64, maximum = 9007199254740991i64)]
+    window_start: i64,
+    /// Grows with every ask.
+    #[schema(minimum = 0, maximum = 9007199254740991i64)]
+    seq: i64,
+    /// Used so far in this window by this holder, in decimal digits.
+    #[schema(pattern = "^[0-9]{1,18}$")]
+    settled: String,
+    /// Worst case of the calls under way.
+    #[schema(pattern = "^[0-9]{1,18}$")]
+    reserved: String,
+    /// Needed beyond what is granted.
+    #[schema(pattern = "^[0-9]{1,18}$")]
+    want: String,
+}
+
+/// An account in its running window. Amounts are decimal digits in the account's unit.
+#[derive(Serialize, ToSchema)]
+struct Budget {
+    /// `<level>:<id>|<unit>|<window>`
+    account: String,
+    /// Start of the window; seconds since the Unix epoch.
+    window_start: i64,
+    /// When it starts afresh; seconds since the Unix epoch.
+    resets_at: i64,
+    /// The limit now; null when no policy sets one any more.
+    limit: Option<String>,
+    /// Really used, as reported.
+    settled: String,
+    /// Worst case of calls under way.
+    reserved: String,
+    /// Leased to running gates and not used.
+    leased: String,
+    /// Leased to gates that are lost and not known to be used; gone until the window ends.
+    forfeited: String,
+    /// Left to lease.
+    available: String,
+    /// Who has what.
+    holders: Vec<BudgetHolder>,
+}
+
+/// What one holder has of a [`Budget`].
+#[derive(Serialize, ToSchema)]
+struct BudgetHolder {
+    /// Its name for itself.
+    holder: String,
+    /// The epoch it was granted under.
+    epoch: i64,
+    /// Leased in all.
+    granted: String,
+    /// Really used, as reported.
+    settled: String,
+    /// Worst case of calls under way.
+    reserved: String,
+    /// The lease ends; milliseconds since the Unix epoch.
+    expires_ms: i64,
+    /// Whether the rest is forfeited.
+    lost: bool,
+}
+
+/// The accounts that gates have asked for, in their running windows.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/budgets", tag = "budgets", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    responses((status = 200, body = Vec<Budget>), WorkspaceProblems))]
+async fn budgets(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+) -> Result<Json<Vec<Budget>>, Problem> {
+    let now = state.now();
+    let workspace = &operator.workspace;
+    let mut connection = state.store().read().acquire().await?;
+    let accounts: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT DISTINCT account, window_start, window_end FROM leases
+         WHERE workspace = $1 AND window_start <= $2 AND window_end > $2 ORDER BY account",
+    )
+    .bind(workspace.as_str())
+    .bind(now.secs())
+    .fetch_all(&mut *connection)
+    .await?;
+    let payload = bundles::payload(&state, workspace, &mut connection).await?;
+    let mut budgets = Vec::with_capacity(accounts.len());
+    for (account, window_start, resets_at) in accounts {
+        let limit = match (&payload, Account::parse(&account)) {
+            (Some(payload), Some(account)) => {
+                limit(&mut connection, workspace, payload, &account).await?
+            }
+            _ => None,
+        };
+        let rows: Vec<HolderRow> = sqlx::query_as(
+            "SELECT l.holder, l.epoch, l.granted, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
+             FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder
+             WHERE l.workspace = $1 AND l.account = $2 AND l.window_start = $3 ORDER BY l.holder, l.epoch",
+        )
+        .bind(workspace.as_str())
+        .bind(&account)
+        .bind(window_start)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut sums = Sums::default();
+        let holders = rows
+            .into_iter()
+            .map(|row| {
+                let lost = row.epoch < row.running || gates::is_lost(&state, row.last_seen_ms, now);
+                sums.add(&row, lost);
+                BudgetHolder {
+                    granted: row.granted.to_string(),
+                    settled: row.settled.to_string(),
+                    reserved: if lost { 0 } else { row.reserved }.to_string(),
+                    expires_ms: row.expires_ms,
+                    holder: row.holder,
+                    epoch: row.epoch,
+                    lost,
+                }
+            })
+            .collect();
+        budgets.push(Budget {
+            account,
+            window_start,
+            resets_at,
+            limit: limit.map(|limit| limit.to_string()),
+            settled: sums.settled.to_string(),
+            reserved: sums.reserved.to_string(),
+            leased: sums.leased.to_string(),
+            forfeited: sums.forfeited.to_string(),
+            available: limit.unwrap_or(0).saturating_sub(sums.taken).to_string(),
+            holders,
+        });
+    }
+    Ok(Json(budgets))
+}
+
+#[derive(sqlx::FromRow)]
+struct HolderRow {
+    holder: String,
+    epoch: i64,
+    granted: i64,
+    settled: i64,
+    reserved: i64,
+    expires_ms: i64,
+    running: i64,
+    last_seen_ms: i64,
+}
+
+#[derive(Default)]
+struct Sums {
+    settled: u64,
+    reserved: u64,
+    leased: u64,
+    forfeited: u64,
+    taken: u64,
+}
+
+impl Sums {
+    fn add(&mut self, row: &HolderRow, lost: bool) {
+        let lease = Lease {
+            granted: amount(row.granted),
+            settled: amount(row.settled),
+            ..Lease::default()
+        };
+        let unused = lease.unused();
+        self.settled = self.settled.saturating_add(lease.settled);
+        self.taken = self.taken.saturating_add(lease.taken());
+        if lost {
+            self.forfeited = self.forfeited.saturating_add(unused);
+        } else {
+            self.leased = self.leased.saturating_add(unused);
+            self.reserved = self.reserved.saturating_add(amount(row.reserved));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Operators: the API keys of people and their tools.
+
+use crate::{
+    ControlPlane,
+    access::{KeyKeeper, KeyKind, NewKey},
+    problem::{BodyProblems, JsonBody, Kind, Path, Problem, WorkspaceProblems},
+    store::Write,
+    text,
+    workspaces::WorkspaceId,
+};
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use tollgate_engine::time::Time;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(revoke))
+}
+
+/// A key to be made.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewOperator {
+    /// Whose key, or what for.
+    #[schema(
+        min_length = 1,
+        max_length = 128,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )]
+    name: String,
+}
+
+/// A key just made. This is the only time it is shown.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CreatedOperator {
+    /// Names the key in lists and logs.
+    pub(crate) id: String,
+    /// Whose key, or what for.
+    pub(crate) name: String,
+    /// The key itself; it cannot be shown again.
+    pub(crate) key: String,
+}
+
+/// An operator key, without its secret.
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
+struct Operator {
+    /// Names the key in lists and logs.
+    id: String,
+    /// Whose key, or what for.
+    name: String,
+    /// Milliseconds since the Unix epoch.
+    created_ms: i64,
+    /// Milliseconds since the Unix epoch, to the minute.
+    last_used_ms: Option<i64>,
+    /// Milliseconds since the Unix epoch; set when it no longer opens anything.
+    revoked_ms: Option<i64>,
+}
+
+pub(crate) async fn insert(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    key: &NewKey,
+    name: &str,
+    now: Time,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO operators (id, workspace, name, hash, created_ms) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(&key.id)
+    .bind(workspace.as_str())
+    .bind(name)
+    .bind(&key.hash[..])
+    .bind(now.millis())
+    .execute(&mut **write)
+    .await?;
+    Ok(())
+}
+
+/// Puts `key` in the place of the root key.
+pub(crate) async fn replace_root(
+    write: &mut Write,
+    key: &NewKey,
+    now: Time,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE operators SET revoked_ms = $1 WHERE workspace IS NULL AND revoked_ms IS NULL",
+    )
+    .bind(now.millis())
+    .execute(&mut **write)
+    .await?;
+    sqlx::query(
+        "INSERT INTO operators (id, workspace, name, hash, created_ms) VALUES ($1, NULL, 'root', $2, $3)",
+    )
+    .bind(&key.id)
+    .bind(&key.hash[..])
+    .bind(now.millis())
+    .execute(&mut **write)
+    .await?;
+    Ok(())
+}
+
+/// Lists the workspace's operator keys, revoked ones included.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/operators", tag = "operators", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    responses((status = 200, body = Vec<Operator>), WorkspaceProblems))]
+async fn list(
+    keeper: KeyKeeper,
+    State(state): State<ControlPlane>,
+) -> Result<Json<Vec<Operator>>, Problem> {
+    let operators = sqlx::query_as(
+        "SELECT id, name, created_ms, last_used_ms, revoked_ms FROM operators WHERE workspace = $1 ORDER BY created_ms, id",
+    )
+    .bind(keeper.workspace.as_str())
+    .fetch_all(state.store().read())
+    .await?;
+    Ok(Json(operators))
+}
+
+/// Makes an operator key. The answer is the only place where it is shown.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/operators", tag = "operators", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    request_body = NewOperator,
+    responses((status = 201, body = CreatedOperator), BodyProblems))]
+async fn create(
+    keeper: KeyKeeper,
+    State(state): State<ControlPlane>,
+    JsonBody(new): JsonBody<NewOperator>,
+) -> Result<(StatusCode, Json<CreatedOperator>), Problem> {
+    let name = text::name("name", &new.name)?;
+    let key = state.new_key(KeyKind::Operator)?;
+    let mut write = state.store().write().await?;
+    insert(&mut write, &keeper.workspace, &key, name, state.now()).await?;
+    write.commit().await?;
+    tracing::info!(operator = key.id, by = keeper.key, "operator key made");
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedOperator {
+            id: key.id,
+            name: name.to_owned(),
+            key: key.text,
+        }),
+    ))
+}
+
+/// Revokes an operator key, at once. An operator may revoke its own.
+#[utoipa::path(delete, path = "/v1/workspaces/{workspace}/operators/{id}", tag = "operators", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("id" = String, Path, description = "Of the key")),
+    responses((status = 204, description = "Revoked"), WorkspaceProblems))]
+async fn revoke(
+    keeper: KeyKeeper,
+    State(state): State<ControlPlane>,
+    Path((_, id)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    let mut write = state.store().write().await?;
+    let revoked = sqlx::query(
+        "UPDATE operators SET revoked_ms = COALESCE(revoked_ms, $1) WHERE workspace = $2 AND id = $3",
+    )
+    .bind(state.now().millis())
+    .bind(keeper.workspace.as_str())
+    .bind(&id)
+    .execute(&mut *write)
+    .await?;
+    write.commit().await?;
+    if revoked.rows_affected() == 0 {
+        return Err(Problem::new(Kind::NotFound, "no operator key has this id"));
+    }
+    tracing::info!(operator = id, by = keeper.key, "operator key revoked");
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,421 @@
+//! Policies: documents as people wrote them, every version of each, and who applied it.
+
+use crate::{
+    ControlPlane,
+    access::Operator,
+    bundles,
+    problem::{Diagnostic, Kind, Path, PolicyProblems, Problem, Query, RawBody, WorkspaceProblems},
+    store::Write,
+    text,
+    workspaces::WorkspaceId,
+};
+use axum::{
+    Json,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+};
+use serde::{Deserialize, Serialize};
+use tollgate_policy::{Document, MAX_FILE_BYTES, Parsed, Severity};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        // One byte more than the reader takes, so that its own diagnostic says how long a file may be.
+        .routes(routes!(list, apply))
+        .layer(DefaultBodyLimit::max(MAX_FILE_BYTES + 1))
+        .routes(routes!(show, delete))
+        .routes(routes!(versions))
+}
+
+/// How a set of policies is applied.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Applying {
+    /// Names a document that does not name itself.
+    #[serde(default = "unnamed")]
+    #[param(min_length = 1, max_length = 128)]
+    name: String,
+    /// Unknown keys are errors, not warnings.
+    #[serde(default)]
+    strict: bool,
+}
+
+fn unnamed() -> String {
+    "policy".to_owned()
+}
+
+/// What came of it.
+#[derive(Serialize, ToSchema)]
+struct Applied {
+    /// The documents, in order.
+    applied: Vec<AppliedPolicy>,
+    /// What their author should look at again.
+    warnings: Vec<Diagnostic>,
+    /// The bundle revision that holds them.
+    revision: i64,
+}
+
+/// One document that was applied.
+#[derive(Serialize, ToSchema)]
+struct AppliedPolicy {
+    /// Its name.
+    name: String,
+    /// Its version: the former one when nothing changed.
+    version: i64,
+    /// Whether it differs from the former version.
+    changed: bool,
+}
+
+/// One version of a policy.
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
+struct Policy {
+    /// Its name.
+    name: String,
+    /// Counts from 1.
+    version: i64,
+    /// As it was applied; null for a deletion.
+    text: Option<String>,
+    /// The operator key that applied it.
+    author: String,
+    /// Milliseconds since the Unix epoch.
+    applied_ms: i64,
+}
+
+fn parse(name: &str, text: &[u8], strict: bool) -> Parsed {
+    tollgate_policy::parse(&format!("{name}.yaml"), text, strict)
+}
+
+fn finding(diagnostic: &tollgate_policy::Diagnostic) -> Diagnostic {
+    let narrow = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    Diagnostic {
+        severity: match diagnostic.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        },
+        code: diagnostic.code,
+        path: diagnostic.path.clone(),
+        message: diagnostic.message.clone(),
+        line: narrow(diagnostic.line),
+        column: narrow(diagnostic.column),
+        suggestion: diagnostic.suggestion.clone(),
+    }
+}
+
+/// Takes a file of several YAML documents apart. A line that starts with `---` is a document marker wherever it stands, in a block
+/// scalar too (YAML 1.2.2 §9.1.2, `c-forbidden`).
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker {
+            parts.push(String::new());
+        }
+        let bare = marker && line.trim_end() == "---";
+        if let Some(part) = parts.last_mut()
+            && !bare
+        {
+            part.push_str(line);
+        }
+    }
+    parts
+}
+
+/// The text of each document of `parsed`, such that reading it alone gives the same document. `None` when the file cannot be taken
+/// apart that way.
+fn texts(file: &str, parsed: &Parsed) -> Option<Vec<String>> {
+    if let [_] = parsed.documents.as_slice() {
+        return Some(vec![file.to_owned()]);
+    }
+    let mut parts = split(file).into_iter();
+    parsed
+        .documents
+        .iter()
+        .map(|document| {
+            parts.find(|part| {
+                let alone = parse(&document.name, part.as_bytes(), false).documents;
+                matches!(alone.as_slice(), [only] if compiled(only) == compiled(document))
+            })
+        })
+        .collect()
+}
+
+/// What a document comes to, for comparing.
+fn compiled(document: &Document) -> Option<String> {
+    let compiled = tollgate_policy::compile(std::slice::from_ref(document), 0, 1).ok()?;
+    serde_json::to_string(&compiled.documents).ok()
+}
+
+/// The documents that count now.
+pub(crate) async fn live(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+) -> Result<Vec<Document>, Problem> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT name, text FROM policies AS p WHERE workspace = $1 AND text IS NOT NULL AND version =
+           (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
+         ORDER BY name",
+    )
+    .bind(workspace.as_str())
+    .fetch_all(&mut **write)
+    .await?;
+    rows.into_iter()
+        .map(|(name, text)| {
+            parse(&name, text.as_bytes(), false)
+                .documents
+                .into_iter()
+                .next()
+                .ok_or_else(|| {
+                    // Never silently one policy less: gates keep the last bundle until somebody mends this.
+                    Problem::internal("stored policy", &format!("`{name}` is not read any more"))
+                })
+        })
+        .collect()
+}
+
+/// Lists the policies that count now, without their text.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/policies", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    responses((status = 200, body = Vec<LivePolicy>), WorkspaceProblems))]
+async fn list(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+) -> Result<Json<Vec<LivePolicy>>, Problem> {
+    let policies = sqlx::query_as(
+        "SELECT name, version, author, applied_ms FROM policies AS p WHERE workspace = $1 AND text IS NOT NULL AND version =
+           (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
+         ORDER BY name",
+    )
+    .bind(operator.workspace.as_str())
+    .fetch_all(state.store().read())
+    .await?;
+    Ok(Json(policies))
+}
+
+/// A policy that counts now.
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
+struct LivePolicy {
+    /// Its name.
+    name: String,
+    /// Counts from 1.
+    version: i64,
+    /// The operator key that applied it.
+    author: String,
+    /// Milliseconds since the Unix epoch.
+    applied_ms: i64,
+}
+
+/// Applies a set of documents (YAML or JSON, one or more): each takes the place of the one of its name. All of them go live in one
+/// bundle, or, when anything is wrong with any of them, none.
+#[utoipa::path(put, path = "/v1/workspaces/{workspace}/policies", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), Applying),
+    request_body(content = String, content_type = "application/yaml"),
+    responses((status = 200, body = Applied), PolicyProblems))]
+async fn apply(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Query(applying): Query<Applying>,
+    RawBody(body): RawBody,
+) -> Result<Json<Applied>, Problem> {
+    text::name("name", &applying.name)?;
+    let parsed = parse(&applying.name, &body, applying.strict);
+    let findings: Vec<Diagnostic> = parsed.diagnostics.iter().map(finding).collect();
+    if parsed.has_errors() {
+        return Err(Problem::policy_refused(findings));
+    }
+    let file = std::str::from_utf8(&body)
+        .map_err(|_| Problem::new(Kind::Invalid, "the policies are not UTF-8"))?;
+    let texts = texts(file, &parsed).ok_or_else(|| {
+        Problem::new(
+            Kind::Invalid,
+            "the documents of this file cannot be told apart; apply them as files of their own",
+        )
+    })?;
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let mut applied = Vec::with_capacity(texts.len());
+    for (document, text) in parsed.documents.iter().zip(&texts) {
+        text::name("metadata.name", &document.name)?;
+        let former: Option<(i64, Option<String>)> = sqlx::query_as(
+            "SELECT version, text FROM policies WHERE workspace = $1 AND name = $2 ORDER BY version DESC LIMIT 1",
+        )
+        .bind(operator.workspace.as_str())
+        .bind(&document.name)
+        .fetch_optional(&mut *write)
+        .await?;
+        let (version, former) = former.unwrap_or((0, None));
+        let changed = former.as_ref() != Some(text);
+        let version = if changed {
+            insert(
+                &mut write,
+                &operator,
+                &document.name,
+                version,
+                Some(text),
+                now.millis(),
+            )
+            .await?
+        } else {
+            version
+        };
+        applied.push(AppliedPolicy {
+            name: document.name.clone(),
+            version,
+            changed,
+        });
+    }
+    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    write.commit().await?;
+    published.announce(&state);
+    tracing::info!(
+        documents = applied.len(),
+        by = operator.key,
+        "policies applied"
+    );
+    Ok(Json(Applied {
+        applied,
+        warnings: findings,
+        revision: published.revision,
+    }))
+}
+
+/// Writes the version after `former` and returns its number.
+async fn insert(
+    write: &mut Write,
+    operator: &Operator,
+    name: &str,
+    former: i64,
+    text: Option<&str>,
+    now_ms: i64,
+) -> Result<i64, sqlx::Error> {
+    let version = former.saturating_add(1);
+    sqlx::query(
+        "INSERT INTO policies (workspace, name, version, text, author, applied_ms) VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(operator.workspace.as_str())
+    .bind(name)
+    .bind(version)
+    .bind(text)
+    .bind(&operator.key)
+    .bind(now_ms)
+    .execute(&mut **write)
+    .await?;
+    Ok(version)
+}
+
+fn no_policy() -> Problem {
+    Problem::new(Kind::NotFound, "no policy has this name")
+}
+
+/// Shows a policy as it was applied.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/policies/{name}", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("name" = String, Path, description = "Of the policy")),
+    responses((status = 200, body = Policy), WorkspaceProblems))]
+async fn show(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Path((_, name)): Path<(String, String)>,
+) -> Result<Json<Policy>, Problem> {
+    let newest: Option<Policy> = sqlx::query_as(
+        "SELECT name, version, text, author, applied_ms FROM policies WHERE workspace = $1 AND name = $2
+         ORDER BY version DESC LIMIT 1",
+    )
+    .bind(operator.workspace.as_str())
+    .bind(name)
+    .fetch_optional(state.store().read())
+    .await?;
+    newest
+        .filter(|policy| policy.text.is_some())
+        .map(Json)
+        .ok_or_else(no_policy)
+}
+
+/// Every version of a policy, newest first: who applied what, when.
+#[utoipa::path(get, path = "/v1/workspaces/{workspace}/policies/{name}/versions", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("name" = String, Path, description = "Of the policy")),
+    responses((status = 200, body = Vec<Policy>), WorkspaceProblems))]
+async fn versions(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Path((_, name)): Path<(String, String)>,
+) -> Result<Json<Vec<Policy>>, Problem> {
+    let versions: Vec<Policy> = sqlx::query_as(
+        "SELECT name, version, text, author, applied_ms FROM policies WHERE workspace = $1 AND name = $2
+         ORDER BY version DESC",
+    )
+    .bind(operator.workspace.as_str())
+    .bind(name)
+    .fetch_all(state.store().read())
+    .await?;
+    if versions.is_empty() {
+        return Err(no_policy());
+    }
+    Ok(Json(versions))
+}
+
+/// Takes a policy out of service. Its versions are kept.
+#[utoipa::path(delete, path = "/v1/workspaces/{workspace}/policies/{name}", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("name" = String, Path, description = "Of the policy")),
+    responses((status = 204, description = "Out of service"), WorkspaceProblems))]
+async fn delete(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Path((_, name)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    let mut write = state.store().write().await?;
+    let newest: Option<(i64, Option<String>)> = sqlx::query_as(
+        "SELECT version, text FROM policies WHERE workspace = $1 AND name = $2 ORDER BY version DESC LIMIT 1",
+    )
+    .bind(operator.workspace.as_str())
+    .bind(&name)
+    .fetch_optional(&mut *write)
+    .await?;
+    let Some((version, Some(_))) = newest else {
+        return Err(no_policy());
+    };
+    insert(
+        &mut write,
+        &operator,
+        &name,
+        version,
+        None,
+        state.now().millis(),
+    )
+    .await?;
+    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    write.commit().await?;
+    published.announce(&state);
+    tracing::info!(policy = name, by = operator.key, "policy deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_several_documents_is_taken_apart_at_its_markers() {
+        let file = "# both\n---\nscope: global\nnetwork:\n  allowlist: [a.example]\n--- # second\nscope: team:x\nnetwork:\n  allowlist: [b.example]\n";
+        let parsed = parse("pair", file.as_bytes(), false);
+        assert_eq!(parsed.documents.len(), 2, "{:?}", parsed.diagnostics);
+        assert_eq!(
+            texts(file, &parsed),
+            Some(vec![
+                "scope: global\nnetwork:\n  allowlist: [a.example]\n".to_owned(),
+                "--- # second\nscope: team:x\nnetwork:\n  allowlist: [b.example]\n".to_owned(),
+            ])
+        );
+    }
+
+    #[test]
+    fn one_document_is_kept_as_it_came() {
+        let file = "# mine\nscope: global\n";
+        assert_eq!(
+            texts(file, &parse("one", file.as_bytes(), false)),
+            Some(vec![file.to_owned()])
+        );
+    }
+}
