@@ -128,9 +128,9 @@ impl Reader {
             }
             self.searched += 1;
             self.line = match (byte, self.line) {
-                (b'\n', Line::BlankAfterCr) => Line::Blank,
                 (b'\n', Line::Blank) => return true,
                 (b'\r', Line::Blank | Line::BlankAfterCr) => Line::BlockOverAfterCr,
+                // Ends a filled line, or completes the CRLF that did.
                 (b'\n', _) => Line::Blank,
                 (b'\r', _) => Line::BlankAfterCr,
                 _ => Line::Filled,

@@ -113,7 +113,7 @@ fn refuses_what_the_grammar_does_not_have() {
         (b"\"a\nb\"", ControlCharacter, 2),
         (b"\"a\tb\"", ControlCharacter, 2),
         (b"\"\0\"", ControlCharacter, 1),
-        (b"\"12345678\x01\"", ControlCharacter, 9),
+        (b"\"12345678\x1f234567\"", ControlCharacter, 9),
         (b"\"\\x41\"", BadEscape, 1),
         (b"\"\\'\"", BadEscape, 1),
         (b"\"\\U0041\"", BadEscape, 1),
@@ -208,6 +208,10 @@ fn keys_on_both_sides_of_the_pairwise_limit_are_checked() {
 
 #[test]
 fn depth_ends_at_the_limit() {
+    assert_eq!(
+        MAX_DEPTH, 64,
+        "the number that the message and the documentation give"
+    );
     let nested = |depth: usize| [vec![b'['; depth], vec![b']'; depth]].concat();
     json::parse(&nested(MAX_DEPTH)).unwrap();
     assert_eq!(
