@@ -1,7 +1,9 @@
 //! The `tollgate` command.
 
 mod check;
+mod decide;
 mod meter;
+mod serve;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -17,13 +19,17 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Command {
     Check(check::Args),
+    Decide(decide::Args),
     Meter(meter::Args),
+    Serve(serve::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(args) => check::run(args),
+        Command::Decide(args) => decide::run(args),
         Command::Meter(args) => meter::run(args),
+        Command::Serve(args) => serve::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -28,7 +28,7 @@ pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
 /// Labels of an answered request. The route is the pattern, never the path: its values are bounded, and it names no tenant.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Answered {
-    pub(crate) method: String,
+    pub(crate) method: &'static str,
     pub(crate) route: String,
     pub(crate) status: u16,
 }

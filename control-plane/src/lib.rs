@@ -28,7 +28,7 @@ use access::{KeyKind, NewKey, Pepper};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, MatchedPath, RawPathParams, Request, State},
-    http::HeaderValue,
+    http::{HeaderValue, Method},
     middleware::{self, Next},
     response::Response,
 };
@@ -36,6 +36,7 @@ use files::DataDir;
 use health::{Answered, Metrics};
 use problem::Problem;
 use signing::Signer;
+pub use signing::public_key;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -47,7 +48,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tollgate_engine::time::Time;
 use tracing::Instrument as _;
 use utoipa::openapi::{
-    OpenApi,
+    Info, OpenApi,
     security::{Http, HttpAuthScheme, SecurityScheme},
 };
 use utoipa_axum::router::OpenApiRouter;
@@ -261,8 +262,7 @@ fn router() -> OpenApiRouter<ControlPlane> {
 /// The API document: every route there is, since a route is registered and documented by the same line.
 pub fn openapi() -> OpenApi {
     let mut api = router().into_openapi();
-    api.info.title = "Tollgate control plane".to_owned();
-    api.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    api.info = Info::new("Tollgate control plane", env!("CARGO_PKG_VERSION"));
     api.info.description = Some(
         "Every route but `/healthz` and `/readyz` needs a key: `authorization: Bearer tgo_…` for operators, `tge_…` for gates. \
          No or an unknown key is 401, another workspace's 404, the wrong kind of key 403. Problems are `application/problem+json` (RFC 9457)."
@@ -300,7 +300,14 @@ async fn observe(
     next: Next,
 ) -> Response {
     let id = uuid::Uuid::now_v7().to_string();
-    let method = request.method().as_str().to_owned();
+    // A method may be any word; only those that mean something here become a label.
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "(other)",
+    };
     let route = route.map_or_else(|| "(none)".to_owned(), |route| route.as_str().to_owned());
     let workspace = params
         .ok()

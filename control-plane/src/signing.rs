@@ -16,6 +16,18 @@ use tollgate_engine::{
 /// Digits of a key's digest that name it. 64 bits: no two keys of an installation meet by chance.
 const KEY_ID_DIGITS: usize = 16;
 
+/// A verification key under the name that this control plane gives it.
+pub fn public_key(key: [u8; 32]) -> PublicKey {
+    PublicKey {
+        key_id: Digest::of(&key)
+            .to_string()
+            .chars()
+            .take(KEY_ID_DIGITS)
+            .collect(),
+        public_key: key.to_vec(),
+    }
+}
+
 pub(crate) struct Signer {
     key: SigningKey,
     public: PublicKey,
@@ -31,16 +43,8 @@ impl Signer {
     /// The key in `file`, made at the first start.
     pub(crate) fn open(file: &Path) -> io::Result<Signer> {
         let key = SigningKey::from_bytes(&files::secret(file)?);
-        let public_key = key.verifying_key().to_bytes().to_vec();
-        let key_id = Digest::of(&public_key)
-            .to_string()
-            .chars()
-            .take(KEY_ID_DIGITS)
-            .collect();
-        Ok(Signer {
-            key,
-            public: PublicKey { key_id, public_key },
-        })
+        let public = public_key(key.verifying_key().to_bytes());
+        Ok(Signer { key, public })
     }
 
     /// What gates and verifiers trust.
