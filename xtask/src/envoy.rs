@@ -209,12 +209,12 @@ pub struct Run {
 }
 
 impl Envoy {
-    /// Starts Envoy and waits until it serves.
+    /// Starts Envoy on a configuration, such as [`Settings::render`] gives, and waits until it serves.
     ///
     /// # Errors
     /// When Envoy refuses its configuration or does not come up; with the end of its log.
-    pub fn start(run: &Run, settings: &Settings) -> Result<Self> {
-        let configuration = write_configuration(&run.folder, settings)?;
+    pub fn start(run: &Run, configuration: &str) -> Result<Self> {
+        let configuration = write_configuration(&run.folder, configuration)?;
         let admin_file = run.folder.join("admin-address");
         let _ = fs::remove_file(&admin_file);
         let mut command = Command::new(&run.binary);
@@ -249,13 +249,16 @@ impl Envoy {
             &http::get(&format!("http://{admin}/listeners?format=json"))?.body,
         )?;
         let address = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+        let ip = address["address"].as_str().and_then(|ip| ip.parse().ok());
         let port = address["port_value"]
             .as_u64()
-            .and_then(|port| u16::try_from(port).ok())
-            .context("Envoy names no listener port")?;
+            .and_then(|port| u16::try_from(port).ok());
+        let (Some(ip), Some(port)) = (ip, port) else {
+            bail!("Envoy does not say where it listens")
+        };
         Ok(Self {
             process,
-            listen: SocketAddr::new(settings.listen.ip(), port),
+            listen: SocketAddr::new(ip, port),
             admin,
         })
     }
@@ -311,8 +314,8 @@ impl Envoy {
 ///
 /// # Errors
 /// When Envoy refuses it.
-pub fn validate(run: &Run, settings: &Settings) -> Result<()> {
-    let configuration = write_configuration(&run.folder, settings)?;
+pub fn validate(run: &Run, configuration: &str) -> Result<()> {
+    let configuration = write_configuration(&run.folder, configuration)?;
     capture(
         Command::new(&run.binary)
             .args([
@@ -322,14 +325,15 @@ pub fn validate(run: &Run, settings: &Settings) -> Result<()> {
                 "warning",
                 "--config-path",
             ])
-            .arg(configuration),
+            .arg(configuration)
+            .envs(run.environment.iter().map(|(name, value)| (name, value))),
     )?;
     Ok(())
 }
 
-fn write_configuration(folder: &Path, settings: &Settings) -> Result<PathBuf> {
+fn write_configuration(folder: &Path, configuration: &str) -> Result<PathBuf> {
     let path = folder.join("envoy.yaml");
-    fs::write(&path, settings.render()?)
+    fs::write(&path, configuration)
         .with_context(|| format!("cannot write `{}`", path.display()))?;
     Ok(path)
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around the product that takes more than one command.
 
+mod bench;
 mod test;
 mod up;
 
@@ -35,6 +36,8 @@ enum Command {
     Wasm,
     /// Run every check there is; what a change must pass.
     Test(test::Options),
+    /// Measure what the gate adds to Envoy.
+    Bench(bench::Options),
     /// Run the corpus of case files on every host and compare their decisions.
     Corpus {
         /// Passed on: `--host NAME` (repeatable), `--filter TEXT`.
@@ -74,6 +77,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Corpus { options } => process::run(
             cargo::cargo("run")
                 .args([

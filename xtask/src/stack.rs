@@ -114,7 +114,7 @@ impl Stack {
             concurrency: 2,
             environment: gate_secrets(&workspace, upstream),
         };
-        let mut envoy = Envoy::start(&run, &settings)?;
+        let mut envoy = Envoy::start(&run, &settings.render()?)?;
         envoy.wait_for_bundle(BUNDLE_DEADLINE)?;
         Ok(Self {
             envoy,

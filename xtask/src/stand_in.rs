@@ -25,13 +25,18 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Builds and starts it on a free port.
+    /// Builds it, `build_arguments` going to cargo, and starts it on a free port.
     ///
     /// # Errors
     /// When it does not build or does not start.
-    pub fn start(log: &Path) -> Result<Self> {
+    pub fn start(log: &Path, build_arguments: &[&str]) -> Result<Self> {
         progress::say("Building", "the stand-in provider");
-        let mut command = Command::new(cargo::build("tollgate-stand-in", "stand-in", "", &[])?);
+        let mut command = Command::new(cargo::build(
+            "tollgate-stand-in",
+            "stand-in",
+            "",
+            build_arguments,
+        )?);
         command.env("STAND_IN_PROVIDER_KEY", PROVIDER_KEY);
         let mut process = Process::spawn("the stand-in provider", command, log)?;
         let address =

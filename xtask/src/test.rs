@@ -141,7 +141,7 @@ fn sdk() -> Result<Outcome> {
         filter: wasm::filter()?,
         tollgate: tollgate()?,
     };
-    let stand_in = StandIn::start(&folder.join("stand-in.log"))?;
+    let stand_in = StandIn::start(&folder.join("stand-in.log"), &[])?;
     let mut tokens = Vec::new();
     let stack = Stack::start(
         &folder,

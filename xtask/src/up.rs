@@ -68,7 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (mut stand_in, upstream) = match &options.upstream {
         Some(origin) => (None, provider(origin)?),
         None => {
-            let stand_in = StandIn::start(&folder.join("stand-in.log"))?;
+            let stand_in = StandIn::start(&folder.join("stand-in.log"), &[])?;
             let upstream = stand_in.upstream();
             (Some(stand_in), upstream)
         }

@@ -153,6 +153,7 @@ pub fn router(provider_key: &str, requests: Requests) -> Router {
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/messages", post(messages))
         .route("/mcp", post(mcp_message))
+        .route("/healthz", get(healthy))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .layer(middleware::from_fn_with_state(provider.clone(), record));
@@ -206,6 +207,11 @@ async fn messages(State(provider): State<Provider>, headers: HeaderMap, body: By
 
 async fn mcp_message(headers: HeaderMap, body: Bytes) -> Response {
     mcp::answer(&body).into_response(&Knobs::from_headers(&headers))
+}
+
+/// No provider's: something that wants no key and no body, as most of what agents call.
+async fn healthy() -> Response {
+    Json(json!({"status": "ok"})).into_response()
 }
 
 async fn unknown(uri: Uri, headers: HeaderMap) -> Response {
