@@ -2,6 +2,7 @@
 
 pub mod built;
 pub mod clock;
+pub mod component;
 pub mod corpus;
 mod scratch;
 

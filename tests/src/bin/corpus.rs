@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
-use tollgate_tests::corpus::{self, Host, native::Native};
+use tollgate_tests::corpus::{self, Host, component::InWasmtime, native::Native};
 
-const HOSTS: [&str; 1] = ["native"];
+const HOSTS: [&str; 2] = ["native", "component"];
 
 fn main() -> ExitCode {
     match run() {
@@ -39,6 +39,9 @@ fn run() -> Result<bool> {
     let mut hosts: Vec<Box<dyn Host>> = Vec::new();
     if is_wanted("native") {
         hosts.push(Box::new(Native));
+    }
+    if is_wanted("component") {
+        hosts.push(Box::new(InWasmtime::new()?));
     }
     let summary = corpus::run(&cases, &mut hosts);
     println!("{summary}");

@@ -5,6 +5,7 @@
 //! for all. `tests/corpus/README.md` describes the format.
 
 pub mod case;
+pub mod component;
 pub mod control_plane;
 pub mod native;
 

@@ -8,7 +8,7 @@ use super::{
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use tollgate_engine::{
-    exchange::{CellOp, End, Exchange, Forward, Step, Want},
+    exchange::{CellOp, End, Exchange, Step, Want},
     facts::Headers,
     gate::{Config, Gate},
     ledger::{Account, Cell, Op, Refusal},
@@ -123,7 +123,13 @@ impl Node {
                     exchange.retry()
                 }
                 Step::Forward(forward) => {
-                    seen.upstream = Some(sent(call, &headers, forward, body.as_deref()));
+                    seen.upstream = Some(sent(
+                        call,
+                        &headers,
+                        &forward.remove,
+                        forward.set,
+                        forward.body.as_deref().or(body.as_deref()),
+                    ));
                     self.respond(script, &mut exchange, &mut seen)?;
                     break;
                 }
@@ -308,25 +314,23 @@ impl Node {
     }
 }
 
-/// What the upstream gets of a call that is sent on.
-pub fn sent(
+/// What the upstream gets of a call that is sent on with these header edits and this body.
+pub fn sent<N: AsRef<str>>(
     call: &super::case::Call,
     headers: &[(String, Vec<u8>)],
-    forward: Forward,
+    remove: &[N],
+    set: Vec<(N, String)>,
     body: Option<&[u8]>,
 ) -> SeenUpstream {
     let mut kept: BTreeMap<String, String> = headers
         .iter()
-        .filter(|(name, _)| !forward.remove.contains(&name.as_str()))
+        .filter(|(name, _)| !remove.iter().any(|removed| removed.as_ref() == name))
         .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned()))
         .collect();
-    for (name, value) in forward.set {
-        kept.insert(name.to_string(), value);
+    for (name, value) in set {
+        kept.insert(name.as_ref().to_string(), value);
     }
-    let body = forward
-        .body
-        .as_deref()
-        .or(body)
+    let body = body
         .map(|body| String::from_utf8_lossy(body).into_owned())
         .unwrap_or_default();
     SeenUpstream {
