@@ -194,11 +194,15 @@ pub fn decide(
     hits: &Hits,
     now: Time,
 ) -> Decision {
-    if payload.documents.is_empty() {
+    if !payload
+        .documents
+        .iter()
+        .any(|document| covers(&document.scope, caller))
+    {
         return Decision::deny(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
-            "this workspace has no policy yet; nothing is allowed until one is applied",
+            "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
     let mut reasons = Vec::new();

@@ -510,6 +510,12 @@ impl Exchange {
         self.sent && self.answered.is_none()
     }
 
+    /// Whether [`Exchange::response_chunk`] reads what it is given; if not, a host need not copy the bytes out. Known after
+    /// [`Exchange::response_head`].
+    pub fn meters(&self) -> bool {
+        self.meter.is_some()
+    }
+
     /// The head of the upstream's response.
     pub fn response_head(&mut self, headers: Headers<'_, '_>) -> ResponseHead {
         let status = headers
