@@ -420,6 +420,13 @@ fn limits(
             }
             (_, Route::CountTokens | Route::Mcp | Route::Plain) => continue,
         };
+        if limit.unit == Unit::NanoUsd && generates && said.premium {
+            refuse(
+                "budget.service_tier",
+                "the call asks for a dearer service tier, whose price is not known",
+            );
+            continue;
+        }
         let Some(account) = account_of(limit, caller) else {
             // A limit that could be escaped by belonging nowhere would be none.
             refuse(

@@ -375,6 +375,8 @@ pub struct Said {
     pub max_output_tokens: Option<u64>,
     /// How many answers (`n`).
     pub answers: u64,
+    /// A dearer service than the price table knows was asked for (`service_tier: priority`, `speed: fast`).
+    pub premium: bool,
     /// Most tokens the prompt can come to: no tokenizer in use makes more tokens than there are bytes, and what comes by reference
     /// counts at [`MEDIA_TOKENS`].
     pub prompt_tokens_bound: u64,
@@ -421,9 +423,12 @@ impl Facts {
     }
 }
 
+/// Request fields that buy a dearer service: OpenAI "Priority processing", Anthropic "Fast mode".
+const PREMIUM: [(&str, &str); 2] = [("service_tier", "priority"), ("speed", "fast")];
+
 /// Keys that decide, by place. One of them in another case is refused: a reader that ignores case (Go's `encoding/json` does) would
 /// take it for the real one.
-const DECIDING_LLM: [&str; 8] = [
+const DECIDING_LLM: [&str; 10] = [
     "model",
     "messages",
     "tools",
@@ -432,6 +437,8 @@ const DECIDING_LLM: [&str; 8] = [
     "max_tokens",
     "max_completion_tokens",
     "n",
+    "service_tier",
+    "speed",
 ];
 const DECIDING_RPC: [&str; 4] = ["jsonrpc", "method", "params", "id"];
 
@@ -536,6 +543,11 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
     ];
     said.max_output_tokens = limits.into_iter().flatten().max();
     said.answers = count_of(root.get("n"), "n")?.unwrap_or(1).max(1);
+    said.premium = PREMIUM.iter().any(|(key, value)| {
+        root.get(key)
+            .and_then(Value::text)
+            .is_some_and(|text| text == **value)
+    });
     if let Some(tools) = root.get("tools").filter(|value| !value.is_null()) {
         if tools.kind() != Kind::Array {
             return Err(Unreadable::new("request.json", "`tools` must be a list"));
