@@ -1,0 +1,402 @@
+//! One HTTP stream: an exchange, driven by Envoy's callbacks.
+
+use crate::{
+    host::{self, Status},
+    metrics::outcome_name,
+    worker::Worker,
+};
+use proxy_wasm::{
+    traits::{Context, HttpContext},
+    types::{Action, BufferType, MapType},
+};
+use std::{cell::RefCell, rc::Rc};
+use tollgate_engine::{
+    exchange::{End, Exchange, Forward, Step, Want},
+    facts::Headers,
+    meter::Output,
+    time::Time,
+};
+
+/// Where a call's request is.
+enum Stage {
+    /// Its body is coming in.
+    Body { cap: usize },
+    /// It waits for these.
+    Waiting(Vec<Want>),
+    /// On its way to the upstream.
+    Sent,
+    /// Answered here.
+    Answered,
+}
+
+/// A call, also reachable for its worker while it waits for a lease.
+pub(crate) struct Call {
+    worker: Rc<Worker>,
+    /// `None` before the first header, and once it is over.
+    exchange: Option<Exchange>,
+    stage: Stage,
+    body_size: usize,
+    /// The whole response has passed.
+    whole: bool,
+}
+
+impl Call {
+    fn request_head(&mut self, last: bool) {
+        let now = host::now();
+        self.worker.follow_bundle(now);
+        let begun = host::header_map(MapType::HttpRequestHeaders).and_then(|map| {
+            let headers = host::pairs(&map)?;
+            let entropy = host::random()?;
+            let gate = &mut self.worker.gate.borrow_mut();
+            Ok(Exchange::begin(
+                gate,
+                Headers(&headers),
+                !last,
+                now,
+                entropy,
+            ))
+        });
+        match begun {
+            Ok((exchange, step)) => self.carry_out(exchange, step, now),
+            Err(_) => self.fail(),
+        }
+    }
+
+    /// `size` is all that has come so far, as long as the call is paused.
+    fn request_body(&mut self, size: usize, last: bool) {
+        let Stage::Body { cap } = self.stage else {
+            return;
+        };
+        self.body_size = size;
+        if size <= cap && !last {
+            return;
+        }
+        let Some(mut exchange) = self.exchange.take() else {
+            return;
+        };
+        let worker = Rc::clone(&self.worker);
+        let now = host::now();
+        worker.follow_bundle(now);
+        let gate = &mut worker.gate.borrow_mut();
+        let step = if size > cap {
+            Ok(exchange.body_over_cap(gate, now))
+        } else {
+            host::buffer(BufferType::HttpRequestBody, size)
+                .map(|body| exchange.body(gate, &body, now))
+        };
+        match step {
+            Ok(step) => self.carry_out(exchange, step, now),
+            Err(_) => {
+                self.exchange = Some(exchange);
+                self.fail();
+            }
+        }
+    }
+
+    /// Tries again to reserve what the call waits for. Whether it still waits.
+    pub(crate) fn resume(&mut self, now: Time) -> bool {
+        let Some(mut exchange) = self.exchange.take() else {
+            return false;
+        };
+        let step = exchange.retry();
+        self.carry_out(exchange, step, now);
+        match self.stage {
+            Stage::Waiting(_) => return true,
+            Stage::Sent => {
+                if host::continue_request().is_err() {
+                    self.fail();
+                }
+            }
+            Stage::Body { .. } | Stage::Answered => {}
+        }
+        false
+    }
+
+    /// What the call waits for.
+    pub(crate) fn wants(&self) -> &[Want] {
+        match &self.stage {
+            Stage::Waiting(wants) => wants,
+            Stage::Body { .. } | Stage::Sent | Stage::Answered => &[],
+        }
+    }
+
+    fn carry_out(&mut self, mut exchange: Exchange, mut step: Step, now: Time) {
+        let worker = Rc::clone(&self.worker);
+        let done = loop {
+            match step {
+                Step::Swap(changes) => {
+                    let result = worker.swap(&changes, now);
+                    step = exchange.swapped(&worker.gate.borrow(), result, now);
+                }
+                Step::NeedBody { cap } => {
+                    self.stage = Stage::Body { cap };
+                    break Ok(());
+                }
+                Step::AwaitLease {
+                    undo,
+                    wants,
+                    // The exchange looks at it itself at every try, and there is one at every tick.
+                    deadline: _,
+                } => {
+                    worker.settle(&undo, now);
+                    self.stage = Stage::Waiting(wants);
+                    break Ok(());
+                }
+                Step::Forward(forward) => {
+                    self.stage = Stage::Sent;
+                    break show(&exchange).and_then(|()| self.edit_request(&forward));
+                }
+                Step::Reply { reply, undo } => {
+                    worker.settle(&undo, now);
+                    self.stage = Stage::Answered;
+                    break show(&exchange).and_then(|()| {
+                        host::reply(reply.status, &reply.headers, reply.body.as_bytes())
+                    });
+                }
+            }
+        };
+        self.exchange = Some(exchange);
+        if done.is_err() {
+            self.fail();
+        }
+    }
+
+    /// Possible only while the request is held.
+    fn edit_request(&self, forward: &Forward) -> Result<(), Status> {
+        for name in &forward.remove {
+            host::remove_header(MapType::HttpRequestHeaders, name)?;
+        }
+        for (name, value) in &forward.set {
+            host::set_header(MapType::HttpRequestHeaders, name, value)?;
+        }
+        match &forward.body {
+            Some(body) => host::set_buffer(BufferType::HttpRequestBody, self.body_size, body),
+            None => Ok(()),
+        }
+    }
+
+    /// Envoy did not do what it was asked. A call that cannot be governed does not pass.
+    fn fail(&mut self) {
+        self.stage = Stage::Answered;
+        self.worker.metrics.host_errors.add(1);
+        // If even this fails, the call stays paused until Envoy's own time limit ends it.
+        let _ = host::reply(
+            503,
+            &[("content-type", "application/problem+json".to_owned())],
+            br#"{"type":"about:blank","title":"the gate cannot decide now","status":503,"rule":"gate.host"}"#,
+        );
+    }
+
+    /// The exchange, as long as an upstream's response may come. What the gate answers itself passes the response callbacks too.
+    fn answered_upstream(&mut self) -> Option<&mut Exchange> {
+        match self.stage {
+            Stage::Sent => self
+                .exchange
+                .as_mut()
+                .filter(|exchange| exchange.wants_response()),
+            Stage::Body { .. } | Stage::Waiting(_) | Stage::Answered => None,
+        }
+    }
+
+    fn response_head(&mut self, last: bool) {
+        let Some(exchange) = self.answered_upstream() else {
+            return;
+        };
+        let edited = host::header_map(MapType::HttpResponseHeaders).and_then(|map| {
+            let mut headers = host::pairs(&map)?;
+            if broke_after_sending(Headers(&headers)) {
+                headers.retain(|(name, _)| *name != b":status");
+            }
+            let head = exchange.response_head(Headers(&headers));
+            for name in &head.remove {
+                host::remove_header(MapType::HttpResponseHeaders, name)?;
+            }
+            for (name, value) in &head.set {
+                host::set_header(MapType::HttpResponseHeaders, name, value)?;
+            }
+            Ok(())
+        });
+        if edited.is_err() {
+            self.worker.metrics.host_errors.add(1);
+        }
+        if last {
+            self.response_body(0, true);
+        }
+    }
+
+    fn response_body(&mut self, size: usize, last: bool) {
+        let Some(exchange) = self.answered_upstream() else {
+            return;
+        };
+        let chunk = if exchange.meters() && size > 0 {
+            host::buffer(BufferType::HttpResponseBody, size)
+        } else {
+            Ok(Vec::new())
+        };
+        let passed =
+            chunk.and_then(
+                |chunk| match exchange.response_chunk(chunk.as_slice(), last) {
+                    Output::Pass => Ok(()),
+                    Output::Replace(bytes) => {
+                        host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
+                    }
+                },
+            );
+        // What was not read is settled on an estimate.
+        if passed.is_err() {
+            self.worker.metrics.host_errors.add(1);
+        }
+        self.whole |= last;
+    }
+
+    /// Trailers stand for the end of the body, and nothing can be appended to it any more. Only the bytes of an event that was begun and not
+    /// ended are lost, and those a client must throw away (WHATWG HTML §9.2.6: at the end of the stream an incomplete event is discarded).
+    fn response_trailers(&mut self) {
+        if let Some(exchange) = self.answered_upstream() {
+            let _ = exchange.response_chunk(&[], true);
+        }
+        self.whole = true;
+    }
+
+    /// Settles and records. Only the first time does anything.
+    fn finish(&mut self) {
+        let Some(exchange) = self.exchange.take() else {
+            return;
+        };
+        let end = match self.stage {
+            Stage::Answered => End::Complete,
+            Stage::Sent if self.whole => End::Complete,
+            Stage::Sent if !client_left() => End::UpstreamBroken,
+            Stage::Sent | Stage::Body { .. } | Stage::Waiting(_) => End::ClientLeft,
+        };
+        let now = host::now();
+        let finished = exchange.finish(end, now);
+        self.worker.settle(&finished.ops, now);
+        self.worker.record(&finished.record);
+        self.worker.metrics.observe(&finished.observed);
+    }
+}
+
+/// Puts the decision where an access log finds it: `%FILTER_STATE(wasm.tollgate_decision:PLAIN)%`.
+fn show(exchange: &Exchange) -> Result<(), Status> {
+    let decision = exchange.decision();
+    let rule = decision.reasons.first().map_or("-", |reason| &reason.rule);
+    let shown = format!(
+        "{}:{rule}:{}",
+        outcome_name(decision.outcome),
+        exchange.id()
+    );
+    host::set_property("tollgate_decision", shown.as_bytes())
+}
+
+/// Whether this is Envoy's own answer, given because the connection broke after the request had gone out. Its status is not the provider's
+/// refusal then: the provider may have worked, and the call has to be settled as one whose answer was lost.
+fn broke_after_sending(headers: Headers<'_, '_>) -> bool {
+    let server_error = headers
+        .first(":status")
+        .is_some_and(|status| status.starts_with('5'));
+    server_error
+        && code_details().is_some_and(|details| {
+            details.starts_with("upstream_reset") && !details.contains("connection_failure")
+        })
+}
+
+/// Whether the client, not the upstream, ended a response early.
+fn client_left() -> bool {
+    code_details().is_some_and(|details| {
+        details.starts_with("downstream") || details.starts_with("http2.remote")
+    })
+}
+
+fn code_details() -> Option<String> {
+    let details = host::property("response\0code_details").ok()??;
+    String::from_utf8(details).ok()
+}
+
+/// A stream's context in the SDK's dispatcher.
+pub(crate) struct Stream {
+    context: u32,
+    worker: Rc<Worker>,
+    call: Rc<RefCell<Call>>,
+}
+
+impl Stream {
+    pub(crate) fn new(worker: Rc<Worker>, context: u32) -> Stream {
+        Stream {
+            context,
+            call: Rc::new(RefCell::new(Call {
+                worker: Rc::clone(&worker),
+                exchange: None,
+                stage: Stage::Answered,
+                body_size: 0,
+                whole: false,
+            })),
+            worker,
+        }
+    }
+
+    /// One callback of the request's way.
+    fn request(&self, advance: impl FnOnce(&mut Call)) -> Action {
+        let mut call = self.call.borrow_mut();
+        advance(&mut call);
+        match call.stage {
+            Stage::Sent => Action::Continue,
+            Stage::Waiting(_) => {
+                self.worker
+                    .wait_for_lease(self.context, Rc::clone(&self.call));
+                Action::Pause
+            }
+            Stage::Body { .. } | Stage::Answered => Action::Pause,
+        }
+    }
+
+    /// One callback of the response's way. It is never held: at most its chunks are changed.
+    fn response(&self, advance: impl FnOnce(&mut Call)) -> Action {
+        advance(&mut self.call.borrow_mut());
+        Action::Continue
+    }
+
+    fn over(&self) {
+        self.worker.forget(self.context);
+        self.call.borrow_mut().finish();
+    }
+}
+
+impl Context for Stream {
+    /// After [`HttpContext::on_log`], and also where Envoy should ever leave that out.
+    fn on_done(&mut self) -> bool {
+        self.over();
+        true
+    }
+}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, last: bool) -> Action {
+        self.request(|call| call.request_head(last))
+    }
+
+    fn on_http_request_body(&mut self, size: usize, last: bool) -> Action {
+        self.request(|call| call.request_body(size, last))
+    }
+
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        // With trailers no callback says that the body is whole.
+        self.request(|call| call.request_body(call.body_size, true))
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, last: bool) -> Action {
+        self.response(|call| call.response_head(last))
+    }
+
+    fn on_http_response_body(&mut self, size: usize, last: bool) -> Action {
+        self.response(|call| call.response_body(size, last))
+    }
+
+    fn on_http_response_trailers(&mut self, _: usize) -> Action {
+        self.response(Call::response_trailers)
+    }
+
+    fn on_log(&mut self) {
+        self.over();
+    }
+}

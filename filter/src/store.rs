@@ -1,0 +1,185 @@
+//! What all workers of one Envoy process share: Envoy's shared data. It outlives a VM that crashed, and ends with the process.
+
+use crate::host::{self, Status};
+use tollgate_engine::{
+    exchange::CellOp,
+    ledger::{Account, Cell, Refusal},
+    time::Time,
+    upkeep::Holder,
+};
+
+/// How often a swap is tried. Each failure means that another thread succeeded within the 3 µs between reading and writing, and an Envoy
+/// has tens of threads: so many in a row do not happen.
+const MAX_SWAPS: u32 = 1_000;
+
+/// A leader that has not been heard of for so long has lost its VM, or its thread is stuck. Twenty ticks.
+const LEADER_TIMEOUT_MS: i64 = 2_000;
+
+/// Why a shared value was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unchanged<E> {
+    /// The change does not apply to what is there.
+    Refused(E),
+    /// The store failed, or others kept writing.
+    Store,
+}
+
+/// Reads, changes, and writes unless somebody else wrote meanwhile; then again. Gives what was written.
+pub(crate) fn update<E>(
+    key: &str,
+    mut change: impl FnMut(Option<&[u8]>) -> Result<Vec<u8>, E>,
+) -> Result<Vec<u8>, Unchanged<E>> {
+    for _ in 0..MAX_SWAPS {
+        let old = host::shared(key).map_err(|_| Unchanged::Store)?;
+        let (old, cas) = match &old {
+            Some((value, cas)) => (Some(value.as_slice()), *cas),
+            None => (None, host::ABSENT),
+        };
+        let new = change(old).map_err(Unchanged::Refused)?;
+        match host::set_shared(key, &new, cas) {
+            Ok(()) => return Ok(new),
+            Err(Status::CAS_MISMATCH) => {}
+            Err(_) => return Err(Unchanged::Store),
+        }
+    }
+    Err(Unchanged::Store)
+}
+
+/// A shared value; what cannot be read is not there.
+pub(crate) fn read(key: &str) -> Option<Vec<u8>> {
+    host::shared(key).ok().flatten().map(|(value, _)| value)
+}
+
+/// The names of one gate's values, and the changes that are more than a write.
+#[derive(Debug)]
+pub(crate) struct Store {
+    prefix: String,
+    /// The running bundle's envelope.
+    pub(crate) bundle: String,
+    /// Its entity tag: small, so that every call can look whether it runs the newest.
+    pub(crate) version: String,
+    /// The records that wait for the journal; a queue.
+    pub(crate) records: String,
+    holder: String,
+    leader: String,
+}
+
+impl Store {
+    pub(crate) fn new(workspace: &str, channel: &str) -> Store {
+        let prefix = format!("tollgate {workspace} {channel} ");
+        let key = |name: &str| format!("{prefix}{name}");
+        Store {
+            bundle: key("bundle"),
+            version: key("bundle.version"),
+            records: key("records"),
+            holder: key("holder"),
+            leader: key("leader"),
+            prefix,
+        }
+    }
+
+    /// Who this process is towards the control plane; made by whoever asks first.
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        if let Some(holder) = read(&self.holder).and_then(|stored| Holder::decode(&stored)) {
+            return Some(holder);
+        }
+        let fresh = Holder::new(host::random().ok()?);
+        let stored = update(&self.holder, |old| match old.and_then(Holder::decode) {
+            Some(holder) => Err(holder),
+            None => Ok(fresh.encode()),
+        });
+        match stored {
+            Ok(_) => Some(fresh),
+            Err(Unchanged::Refused(holder)) => Some(holder),
+            Err(Unchanged::Store) => None,
+        }
+    }
+
+    /// Puts `new` in the place of `old`, unless somebody has done so already.
+    pub(crate) fn replace_holder(&self, old: &Holder, new: &Holder) {
+        let _ = update(&self.holder, |stored| {
+            let same = stored.and_then(Holder::decode).as_ref() == Some(old);
+            if same { Ok(new.encode()) } else { Err(()) }
+        });
+    }
+
+    /// Whether the VM called `me` leads, taking over from a leader that has fallen silent.
+    pub(crate) fn lead(&self, me: u64, now: Time) -> bool {
+        let heartbeat = |stored: &[u8]| -> Option<(u64, i64)> {
+            let (id, beat) = stored.split_first_chunk::<8>()?;
+            Some((
+                u64::from_le_bytes(*id),
+                i64::from_le_bytes(beat.try_into().ok()?),
+            ))
+        };
+        update(&self.leader, |old| match old.and_then(heartbeat) {
+            Some((id, beat))
+                if id != me
+                    && now.millis().saturating_sub(beat).saturating_abs() < LEADER_TIMEOUT_MS =>
+            {
+                Err(())
+            }
+            _ => Ok([me.to_le_bytes(), now.millis().to_le_bytes()].concat()),
+        })
+        .is_ok()
+    }
+
+    /// Where a holder's journal is.
+    pub(crate) fn journal(&self, holder: &Holder) -> String {
+        format!("{}{} journal", self.prefix, holder.id)
+    }
+
+    fn accounts_key(&self, holder: &Holder) -> String {
+        format!("{}{} accounts", self.prefix, holder.id)
+    }
+
+    // Cells are a holder's own: a new name has been leased nothing yet.
+    fn cell_key(&self, holder: &Holder, account: &Account) -> String {
+        format!("{}{} {}", self.prefix, holder.id, account.cell_key())
+    }
+
+    /// A holder's cell of an account.
+    pub(crate) fn cell(&self, holder: &Holder, account: &Account) -> Cell {
+        read(&self.cell_key(holder, account))
+            .map(|stored| Cell::decode(&stored))
+            .unwrap_or_default()
+    }
+
+    /// Applies one change to one cell. A cell that cannot be written counts as one that somebody else is busy with.
+    pub(crate) fn apply(
+        &self,
+        holder: &Holder,
+        change: &CellOp,
+        now: Time,
+    ) -> Result<Cell, Refusal> {
+        update(&self.cell_key(holder, &change.account), |old| {
+            change.op.apply(old, now)
+        })
+        .map(|cell| Cell::decode(&cell))
+        .map_err(|unchanged| match unchanged {
+            Unchanged::Refused(refusal) => refusal,
+            Unchanged::Store => Refusal::AlreadyAsked,
+        })
+    }
+
+    /// The accounts of which a holder has cells.
+    pub(crate) fn accounts(&self, holder: &Holder) -> Vec<Account> {
+        read(&self.accounts_key(holder))
+            .and_then(|stored| serde_json::from_slice(&stored).ok())
+            .unwrap_or_default()
+    }
+
+    /// Adds to [`Store::accounts`]; to be called before the first change of a cell, so that none is ever forgotten.
+    pub(crate) fn enlist(&self, holder: &Holder, account: &Account) {
+        let _ = update(&self.accounts_key(holder), |old| {
+            let mut accounts: Vec<Account> = old
+                .and_then(|stored| serde_json::from_slice(stored).ok())
+                .unwrap_or_default();
+            if accounts.contains(account) {
+                return Err(());
+            }
+            accounts.push(account.clone());
+            serde_json::to_vec(&accounts).map_err(|_| ())
+        });
+    }
+}

@@ -1,0 +1,214 @@
+//! What the calls of one Envoy thread share.
+
+use crate::{
+    call::Call,
+    errands::Errands,
+    host,
+    metrics::Metrics,
+    root::TICK_MS,
+    store::{self, Store},
+};
+use proxy_wasm::types::LogLevel;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    mem,
+    rc::Rc,
+};
+use tollgate_engine::{
+    bundle::InstallError, exchange::CellOp, gate::Gate, ledger::Refusal, time::Time, upkeep::Holder,
+};
+
+/// Records that may wait for the journal; a record is at most 2 KiB, so 128 MiB of Envoy's memory. Beyond it they are dropped and counted.
+/// At 1,000 calls a second, a minute without the control plane.
+const MAX_BACKLOG: u64 = 65_536;
+
+/// Ticks while calls wait for a lease that another worker has asked for; milliseconds.
+const WAITING_TICK_MS: u32 = 10;
+/// The tick that asks for a lease. What a stream asks itself ends with the stream, and its root can only act in a callback of its own; what
+/// other calls want by then goes into the same request.
+const ASKING_TICK_MS: u32 = 1;
+
+pub(crate) struct Worker {
+    root: u32,
+    pub(crate) gate: RefCell<Gate>,
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+    pub(crate) errands: Errands,
+    holder: RefCell<Option<Rc<Holder>>>,
+    /// The bundle version last looked at, installed or refused.
+    version: RefCell<Vec<u8>>,
+    records: Cell<Option<u32>>,
+    waiting: RefCell<BTreeMap<u32, Rc<RefCell<Call>>>>,
+    tick_ms: Cell<u32>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        root: u32,
+        id: u128,
+        gate: Gate,
+        control_plane_cluster: String,
+        control_plane_authority: String,
+    ) -> Worker {
+        Worker {
+            root,
+            store: Store::new(&gate.config.workspace, &gate.config.channel),
+            gate: RefCell::new(gate),
+            metrics: Metrics::new(),
+            errands: Errands::new(id, control_plane_cluster, control_plane_authority),
+            holder: RefCell::default(),
+            version: RefCell::default(),
+            records: Cell::default(),
+            waiting: RefCell::default(),
+            tick_ms: Cell::new(TICK_MS),
+        }
+    }
+
+    /// Runs the newest bundle that any worker has stored. Called before every decision; unless there is a new one it costs one look at a
+    /// small value.
+    pub(crate) fn follow_bundle(&self, now: Time) {
+        let Some(version) = store::read(&self.store.version) else {
+            return;
+        };
+        if *self.version.borrow() == version {
+            return;
+        }
+        if let Some(envelope) = store::read(&self.store.bundle) {
+            // A refusal is counted; it is not looked at again until there is another version.
+            let _ = self.install(&envelope, now);
+        }
+        *self.version.borrow_mut() = version;
+    }
+
+    /// Has the gate verify and run a bundle.
+    pub(crate) fn install(&self, envelope: &[u8], now: Time) -> Result<(), InstallError> {
+        let mut gate = self.gate.borrow_mut();
+        let before = gate.bundle().revision();
+        let installed = gate.install(envelope, now);
+        let revision = gate.bundle().revision();
+        match installed {
+            Ok(()) if revision != before => {
+                let line = format!("runs bundle revision {revision}");
+                host::log(LogLevel::Info, &line);
+            }
+            Ok(()) => {}
+            Err(why) => {
+                self.metrics.bundle_refused(why.name());
+                let line = format!("keeps bundle revision {revision}; what came was {why}");
+                host::log(LogLevel::Warn, &line);
+            }
+        }
+        self.metrics
+            .bundle_revision
+            .record(i64::try_from(revision).unwrap_or(i64::MAX));
+        installed
+    }
+
+    /// Who this process is towards the control plane, as of the last tick.
+    pub(crate) fn holder(&self) -> Option<Rc<Holder>> {
+        let known = self.holder.borrow().clone();
+        known.or_else(|| self.look_up_holder())
+    }
+
+    /// …as of now.
+    pub(crate) fn look_up_holder(&self) -> Option<Rc<Holder>> {
+        let holder = self.store.holder().map(Rc::new);
+        self.holder.borrow_mut().clone_from(&holder);
+        holder
+    }
+
+    /// Applies changes in order, up to the first that is refused; gives its place.
+    pub(crate) fn swap(&self, changes: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let holder = self.holder().ok_or((0, Refusal::NoLease))?;
+        for (place, change) in changes.iter().enumerate() {
+            self.store
+                .apply(&holder, change, now)
+                .map_err(|refusal| (place, refusal))?;
+        }
+        Ok(())
+    }
+
+    /// Applies changes that cannot be refused. Should the store fail, the reservation stays until its window ends: too little is spent
+    /// then, never too much.
+    pub(crate) fn settle(&self, changes: &[CellOp], now: Time) {
+        for change in changes {
+            if self.swap(std::slice::from_ref(change), now).is_err() {
+                self.metrics.host_errors.add(1);
+                let line = format!("could not settle on {}", change.account);
+                host::log(LogLevel::Error, &line);
+            }
+        }
+    }
+
+    /// Hands a record to whoever seals the journal. It goes into shared data at once, so a crash of this VM does not lose it.
+    pub(crate) fn record(&self, record: &[u8]) {
+        let metrics = &self.metrics;
+        if metrics.journal_backlog.value() < MAX_BACKLOG {
+            // Before the record itself, so that whoever takes it out cannot count below zero.
+            metrics.journal_backlog.add(1);
+            if self
+                .records()
+                .is_some_and(|queue| host::enqueue(queue, record).is_ok())
+            {
+                metrics.journal_enqueued.add(1);
+                return;
+            }
+            metrics.journal_backlog.add(-1);
+        }
+        metrics.journal_dropped.add(1);
+        metrics.journal_unreported.add(1);
+    }
+
+    /// The queue of records.
+    pub(crate) fn records(&self) -> Option<u32> {
+        if self.records.get().is_none() {
+            self.records.set(host::queue(&self.store.records).ok());
+        }
+        self.records.get()
+    }
+
+    /// Keeps a paused call until there is a lease, or its time is over.
+    pub(crate) fn wait_for_lease(&self, context: u32, call: Rc<RefCell<Call>>) {
+        self.waiting.borrow_mut().insert(context, call);
+        self.set_tick(ASKING_TICK_MS);
+    }
+
+    /// The call is over; if it waited, nobody waits any more.
+    pub(crate) fn forget(&self, context: u32) {
+        self.waiting.borrow_mut().remove(&context);
+    }
+
+    /// The calls that wait.
+    pub(crate) fn waiting(&self) -> Vec<Rc<RefCell<Call>>> {
+        self.waiting.borrow().values().cloned().collect()
+    }
+
+    /// Tries every waiting call again, oldest first.
+    pub(crate) fn resume_waiting(&self, now: Time) {
+        let waiting = mem::take(&mut *self.waiting.borrow_mut());
+        for (context, call) in waiting {
+            if host::act_as(context).is_err() {
+                continue;
+            }
+            if call.borrow_mut().resume(now) {
+                self.waiting.borrow_mut().insert(context, call);
+            }
+        }
+        let pressing = !self.waiting.borrow().is_empty();
+        self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
+    }
+
+    fn set_tick(&self, tick_ms: u32) {
+        // Also from a stream's callback: the timer is the root's.
+        if self.tick_ms.get() != tick_ms
+            && host::act_as(self.root).is_ok()
+            && host::set_tick_period(tick_ms).is_ok()
+        {
+            self.tick_ms.set(tick_ms);
+        }
+    }
+}
