@@ -29,7 +29,7 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// The compiled filter.
     pub filter: PathBuf,
-    /// The filter's configuration, the engine's gate settings as JSON. Secrets are named in it (`env:NAME`) and stand in [`Run::environment`].
+    /// What the filter's configuration has as `gate`: the engine's gate settings as JSON. Secrets are named in it (`env:NAME`) and stand in [`Run::environment`].
     pub configuration: Value,
     /// Where allowed calls go.
     pub upstream: Origin,
@@ -51,7 +51,14 @@ impl Settings {
             ("ADMIN_ADDRESS", self.admin.ip().to_string()),
             ("ADMIN_PORT", self.admin.port().to_string()),
             ("FILTER_WASM", text(&self.filter)?),
-            ("GATE_CONFIGURATION", self.configuration.to_string()),
+            (
+                "GATE_CONFIGURATION",
+                json!({
+                    "gate": self.configuration,
+                    "control_plane_authority": self.control_plane.authority(),
+                })
+                .to_string(),
+            ),
             ("UPSTREAM_HOST", self.upstream.host.clone()),
             ("UPSTREAM_PORT", self.upstream.port.to_string()),
             ("UPSTREAM_AUTHORITY", self.upstream.authority()),
