@@ -109,17 +109,17 @@ class Anthropic(unittest.TestCase):
 
 class Budget(unittest.TestCase):
     def test_a_budget_runs_out_and_says_so(self):
-        # 0.02 USD a day; gpt-5-mini puts out a million tokens for 2 USD, so 2,500 tokens cost 0.005 and the prompt
-        # a little more: three whole calls, a fourth that the gate may shorten, and not six.
-        client = openai_client(SPENDER_TOKEN, default_headers={"x-stand-in-completion-tokens": "2500"})
+        # 0.30 USD a day; gpt-5-mini puts out a million tokens for 2 USD, so 40,000 tokens cost 0.08 and the prompt a little more:
+        # three calls come through, a fourth does not fit.
+        client = openai_client(SPENDER_TOKEN, default_headers={"x-stand-in-completion-tokens": "40000"})
         passed = 0
         with self.assertRaises(openai.RateLimitError) as denied:
             for _ in range(6):
                 client.chat.completions.create(
-                    model="gpt-5-mini", max_completion_tokens=2500, messages=[{"role": "user", "content": "go"}]
+                    model="gpt-5-mini", max_completion_tokens=40000, messages=[{"role": "user", "content": "go"}]
                 )
                 passed += 1
-        self.assertGreaterEqual(passed, 3)
+        self.assertEqual(passed, 3)
         self.assertIn("budget", denied.exception.body["message"])
         # The SDK would otherwise wait and try again, against a limit that resets at midnight.
         self.assertEqual(denied.exception.response.headers["x-should-retry"], "false")

@@ -181,8 +181,12 @@ fn text(value: &Value, pointer: &str) -> Result<String> {
         .with_context(|| format!("the control plane's answer has no `{pointer}`"))
 }
 
-/// The address in the line that says where the control plane listens, whether it is JSON or for people.
+/// The address in the line that says where the control plane listens.
 fn address_in(line: &str) -> Option<SocketAddr> {
-    line.split(['"', ' ', '=', '/'])
-        .find_map(|word| word.parse().ok())
+    serde_json::from_str::<Value>(line)
+        .ok()?
+        .get("listening")?
+        .as_str()?
+        .parse()
+        .ok()
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask up`: the whole thing on this machine, with something to try.
 
+mod tour;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -96,7 +98,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     println!(
         "{}",
-        what_to_try(&stack, &upstream, stand_in.is_some(), &programs, folder)
+        tour::what_to_try(
+            &stack,
+            &upstream,
+            stand_in.is_some(),
+            &programs.tollgate,
+            folder
+        )
     );
 
     let mut renewed = Instant::now();
@@ -185,86 +193,4 @@ fn write_environment(stack: &Stack, agent: &str, folder: &Path) -> Result<()> {
         stack.workspace.operator_key,
     );
     stack::write_private(&folder.join("env"), &text)
-}
-
-fn what_to_try(
-    stack: &Stack,
-    upstream: &Upstream,
-    stand_in: bool,
-    programs: &Programs,
-    folder: &Path,
-) -> String {
-    let (path, model, limit, headers) = if upstream.openai_key.is_some() {
-        (
-            "/v1/chat/completions",
-            "gpt-5-mini",
-            "max_completion_tokens",
-            "",
-        )
-    } else {
-        (
-            "/v1/messages",
-            "claude-haiku-4-5",
-            "max_tokens",
-            " -H 'anthropic-version: 2023-06-01'",
-        )
-    };
-    let long_winded = if stand_in {
-        " -H 'x-stand-in-completion-tokens: 2500'"
-    } else {
-        ""
-    };
-    let gate = stack.envoy.url(path);
-    let tollgate = programs.tollgate.display();
-    let call = |model: &str, tokens: u32, prompt: &str| {
-        format!(
-            "curl -s {gate} -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json'{headers} \\\n    \
-             -d '{{\"model\": \"{model}\", \"{limit}\": {tokens}, \"messages\": [{{\"role\": \"user\", \"content\": \"{prompt}\"}}]}}'"
-        )
-    };
-    let allowed = call(model, 100, "Say hello");
-    let denied = call("gpt-4o", 100, "Say hello");
-    let secret = call(
-        model,
-        100,
-        &format!(
-            "Keep this key for me: sk-{}",
-            "not-a-real-key-but-it-looks-like-one"
-        ),
-    );
-    let costly = call(model, 2500, "Count from one to two thousand").replacen(
-        "curl -s",
-        "curl -s -o /dev/null -w '%{http_code}\\n'",
-        1,
-    );
-    format!(
-        "
-In another terminal, in this order:
-
-  . {folder}/env
-
-  # allowed
-  {allowed}
-
-  # denied: the policy does not allow this model
-  {denied}
-
-  # blocked: a secret in the prompt
-  {secret}
-
-  # runs out: 0.02 USD a day are four of these calls, then 429
-  for call in 1 2 3 4 5 6; do {costly}{long_winded}; done
-
-See what came of them:
-
-  {tollgate} audit list                       # every decision, its reasons and its cost
-  {tollgate} usage                            # what was spent, by agent and model
-  {tollgate} policy apply {policy}    # edit it first: live within two seconds
-  curl -s http://{admin}/stats/prometheus | grep tollgate_
-
-Logs are in {folder}. Ctrl-C stops everything; the next `cargo xtask up` finds its state again.",
-        folder = folder.display(),
-        policy = root().join("xtask/demo/policy.yaml").display(),
-        admin = stack.envoy.admin,
-    )
 }
