@@ -47,14 +47,9 @@ impl Call {
         let begun = host::header_map(MapType::HttpRequestHeaders).and_then(|map| {
             let headers = host::pairs(&map)?;
             let entropy = host::random()?;
-            let gate = &mut self.worker.gate.borrow_mut();
-            Ok(Exchange::begin(
-                gate,
-                Headers(&headers),
-                !last,
-                now,
-                entropy,
-            ))
+            Ok(self
+                .worker
+                .with_gate(|gate| Exchange::begin(gate, Headers(&headers), !last, now, entropy)))
         });
         match begun {
             Ok((exchange, step)) => self.carry_out(exchange, step, now),
@@ -74,16 +69,15 @@ impl Call {
         let Some(mut exchange) = self.exchange.take() else {
             return;
         };
-        let worker = Rc::clone(&self.worker);
         let now = host::now();
-        worker.follow_bundle(now);
-        let gate = &mut worker.gate.borrow_mut();
-        let step = if size > cap {
-            Ok(exchange.body_over_cap(gate, now))
-        } else {
-            host::buffer(BufferType::HttpRequestBody, size)
-                .map(|body| exchange.body(gate, &body, now))
-        };
+        self.worker.follow_bundle(now);
+        let step = self.worker.with_gate(|gate| {
+            if size > cap {
+                return Ok(exchange.body_over_cap(gate, now));
+            }
+            let body = host::buffer(BufferType::HttpRequestBody, size)?;
+            Ok::<_, Status>(exchange.body(gate, &body, now))
+        });
         match step {
             Ok(step) => self.carry_out(exchange, step, now),
             Err(_) => {
@@ -126,7 +120,7 @@ impl Call {
             match step {
                 Step::Swap(changes) => {
                     let result = worker.swap(&changes, now);
-                    step = exchange.swapped(&worker.gate.borrow(), result, now);
+                    step = worker.with_gate(|gate| exchange.swapped(gate, result, now));
                 }
                 Step::NeedBody { cap } => {
                     self.stage = Stage::Body { cap };

@@ -20,6 +20,7 @@ use std::{
 use tollgate_engine::{
     exchange::{CellOp, Want},
     facts::Headers,
+    gate::Gate,
     journal::MAX_BATCH_RECORDS,
     lease::{Ask, MAX_ASKS},
     ledger::{Account, Op, Refusal, Span},
@@ -175,13 +176,15 @@ impl Worker {
     }
 
     fn fetch_bundle(&self, now: Time) {
-        let gate = self.gate.borrow();
-        if let Some(payload) = gate.bundle().payload() {
-            let age = now.secs().saturating_sub(payload.issued_at);
-            self.metrics.bundle_age_seconds.record(age);
-        }
-        let errand = self.errands.upkeep.borrow_mut().next_bundle(&gate, now);
-        drop(gate);
+        let errand = self.with_gate(|gate| {
+            let revision = i64::try_from(gate.bundle().revision()).unwrap_or(i64::MAX);
+            self.metrics.bundle_revision.record(revision);
+            if let Some(payload) = gate.bundle().payload() {
+                let age = now.secs().saturating_sub(payload.issued_at);
+                self.metrics.bundle_age_seconds.record(age);
+            }
+            self.errands.upkeep.borrow_mut().next_bundle(gate, now)
+        });
         if let Some(errand) = errand {
             self.send(&errand, Sent::Bundle);
         }
@@ -199,7 +202,7 @@ impl Worker {
         // A leader of meanwhile may have stored a newer one, which this must not replace.
         self.follow_bundle(now);
         let stored = self.install(envelope, now).is_ok() && {
-            let version = self.gate.borrow().bundle().etag().unwrap_or_default();
+            let version = self.with_gate(|gate| gate.bundle().etag().unwrap_or_default());
             // The bundle before its name: who sees the name finds the bundle.
             host::set_shared(&self.store.bundle, envelope, 0).is_ok()
                 && host::set_shared(&self.store.version, version.as_bytes(), 0).is_ok()
@@ -246,7 +249,7 @@ impl Worker {
             }
             return;
         }
-        let request = upkeep::lease_request(&self.gate.borrow(), holder, asks);
+        let request = self.with_gate(|gate| upkeep::lease_request(gate, holder, asks));
         errands.upkeep.borrow_mut().leases_sent(now);
         errands.spoke.set(Some(Instant::now()));
         self.send(&request, Sent::Leases(Rc::clone(holder)));
@@ -328,13 +331,10 @@ impl Worker {
     }
 
     fn take_leases(&self, holder: &Holder, response: Response<'_>, now: Time, entropy: u64) {
-        let answer = self.errands.upkeep.borrow_mut().leases_answered(
-            &self.gate.borrow(),
-            holder,
-            response,
-            now,
-            entropy,
-        );
+        let answer = self.with_gate(|gate| {
+            let mut upkeep = self.errands.upkeep.borrow_mut();
+            upkeep.leases_answered(gate, holder, response, now, entropy)
+        });
         let Some((refills, epoch)) = answer else {
             self.failed(Kind::Leases, response.status);
             return;
@@ -362,12 +362,12 @@ impl Worker {
             return;
         };
         if errands.batch.borrow().is_none() {
-            let batch = self.next_batch(&holder, now);
+            let batch = self.with_gate(|gate| self.next_batch(gate, &holder, now));
             *errands.batch.borrow_mut() = batch;
         }
         let due = errands.batch.borrow().as_ref().and_then(|batch| {
             let mut upkeep = errands.upkeep.borrow_mut();
-            let errand = upkeep.next_journal(&self.gate.borrow(), batch, now)?;
+            let errand = self.with_gate(|gate| upkeep.next_journal(gate, batch, now))?;
             Some((errand, batch.clone()))
         });
         if let Some((errand, batch)) = due {
@@ -376,8 +376,7 @@ impl Worker {
     }
 
     /// The batch to deliver: one that was left undelivered, else a new one of what has gathered. It is in the store before it is given out.
-    fn next_batch(&self, holder: &Holder, now: Time) -> Option<Journal> {
-        let gate = &*self.gate.borrow();
+    fn next_batch(&self, gate: &Gate, holder: &Holder, now: Time) -> Option<Journal> {
         let key = self.store.journal(holder);
         let current = |stored: Option<&[u8]>| -> Journal {
             let mut journal = stored

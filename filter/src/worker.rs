@@ -31,7 +31,7 @@ const ASKING_TICK_MS: u32 = 1;
 
 pub(crate) struct Worker {
     root: u32,
-    pub(crate) gate: RefCell<Gate>,
+    gate: RefCell<Gate>,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) errands: Errands,
@@ -63,6 +63,11 @@ impl Worker {
             waiting: RefCell::default(),
             tick_ms: Cell::new(TICK_MS),
         }
+    }
+
+    /// Lends the gate out. `use_it` must not come back to the worker for it.
+    pub(crate) fn with_gate<R>(&self, use_it: impl FnOnce(&mut Gate) -> R) -> R {
+        use_it(&mut self.gate.borrow_mut())
     }
 
     /// Runs the newest bundle that any worker has stored. Called before every decision; unless there is a new one it costs one look at a
@@ -99,9 +104,6 @@ impl Worker {
                 host::log(LogLevel::Warn, &line);
             }
         }
-        self.metrics
-            .bundle_revision
-            .record(i64::try_from(revision).unwrap_or(i64::MAX));
         installed
     }
 

@@ -1,0 +1,314 @@
+//! One whole: control plane, workspace, agent, gate, provider.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tollgate_tests::stand_in::StandIn;
+use tollgate_tests::stand_in::requests::Received;
+use tollgate_tests::{Scratch, built, process};
+use ureq::Agent;
+use ureq::http::{HeaderMap, Request};
+use xtask::control_plane::ControlPlane;
+use xtask::envoy::{self, Envoy};
+use xtask::stack::{LOOPBACK, Listen, Programs, Stack, Upstream, gate_secrets, gate_settings};
+
+/// How long anything may take that happens by itself.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the stand-in wants to see. Opens nothing.
+pub(crate) const PROVIDER_KEY: &str = "provider-key-of-a-test";
+
+/// The model of the tests: 250 nano-USD per input token, 2,000 per output token (`policy/prices`).
+pub(crate) const MODEL: &str = "gpt-5-mini";
+
+pub(crate) struct Scene {
+    pub(crate) stack: Stack,
+    pub(crate) provider: StandIn,
+    pub(crate) agent: String,
+    pub(crate) token: String,
+    scratch: Scratch,
+}
+
+/// What a caller got.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name).map(|value| value.to_str());
+        value.and_then(Result::ok).unwrap_or_default()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// Status and first reason.
+    pub(crate) fn verdict(&self) -> (u16, &str) {
+        (self.status, self.header("x-tollgate-reason"))
+    }
+}
+
+impl Scene {
+    /// Everything up, the policy in the gate.
+    pub(crate) fn start(name: &str, policy: &str) -> Scene {
+        let scratch = Scratch::new(name);
+        let provider = StandIn::start(LOOPBACK, PROVIDER_KEY).unwrap();
+        let mut agent = String::new();
+        let stack = Stack::start(
+            scratch.path(),
+            &programs(),
+            &upstream(&provider),
+            Listen::default(),
+            |control_plane| {
+                let workspace = control_plane.create_workspace(name)?;
+                agent = control_plane.create_agent(&workspace, "robot", "robots")?;
+                control_plane.apply_policy(&workspace, policy)?;
+                Ok(workspace)
+            },
+        )
+        .unwrap_or_else(|error| panic!("{error:#}"));
+        let token = stack
+            .control_plane
+            .issue_token(&stack.workspace, &agent)
+            .unwrap();
+        Scene {
+            stack,
+            provider,
+            agent,
+            token,
+            scratch,
+        }
+    }
+
+    /// A chat completion, as OpenAI's SDK would ask for it.
+    pub(crate) fn chat(&self, prompt: &str, headers: &[(&str, &str)]) -> Answer {
+        self.post("/v1/chat/completions", &chat_body(prompt), headers)
+    }
+
+    /// A JSON body with the agent's token.
+    pub(crate) fn post(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        self.send(path, body.to_string().as_bytes(), headers)
+    }
+
+    /// Any body with the agent's token.
+    pub(crate) fn send(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
+        answer(self.request(path, headers).body(body.to_vec()).unwrap())
+    }
+
+    pub(crate) fn request(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> ureq::http::request::Builder {
+        let mut request = Request::post(self.stack.envoy.url(path))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request
+    }
+
+    /// What reached the provider.
+    pub(crate) fn reached(&self) -> Vec<Received> {
+        self.provider.requests()
+    }
+
+    /// An operator's `GET` below the workspace.
+    pub(crate) fn ask(&self, path: &str) -> Value {
+        let Stack {
+            control_plane,
+            workspace,
+            ..
+        } = &self.stack;
+        let path = format!("/v1/workspaces/{}/{path}", workspace.id);
+        control_plane
+            .call(&workspace.operator_key, "GET", &path, "")
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// All records, oldest first, once there are this many.
+    pub(crate) fn records(&self, count: usize) -> Vec<Value> {
+        wait_for("the records", || {
+            let answer = self.ask("audit?limit=1000");
+            let records = answer["records"].as_array()?;
+            let records = records.iter().map(|entry| entry["record"].clone());
+            Some(records.collect::<Vec<_>>()).filter(|records| records.len() >= count)
+        })
+    }
+
+    /// The budget whose account ends in this, as the control plane has it.
+    pub(crate) fn budget(&self, account: &str) -> Option<Value> {
+        let budgets = self.ask("budgets");
+        let mut budgets = budgets.as_array()?.iter();
+        budgets
+            .find(|budget| {
+                budget["account"]
+                    .as_str()
+                    .is_some_and(|name| name.ends_with(account))
+            })
+            .cloned()
+    }
+
+    /// Kills the control plane as a power cut would.
+    pub(crate) fn kill_control_plane(&mut self) {
+        self.stack.control_plane.process.kill().unwrap();
+    }
+
+    /// Starts it again where it was.
+    pub(crate) fn revive_control_plane(&mut self) {
+        let address = self.stack.control_plane.address;
+        let data = self.scratch.path().join("data");
+        let log = self.scratch.path().join("control-plane-again.log");
+        self.stack.control_plane =
+            ControlPlane::start(built::tollgate(), &data, address, &log).unwrap();
+    }
+
+    /// Kills Envoy and starts another with the same settings.
+    pub(crate) fn replace_envoy(&mut self) {
+        self.stack.envoy.process.kill().unwrap();
+        let mut envoy = start_envoy(
+            &self.scratch.path().join("again"),
+            &self.stack.control_plane,
+            gate_settings(&self.stack.workspace, &upstream(&self.provider)),
+            gate_secrets(&self.stack.workspace, &upstream(&self.provider)),
+            &upstream(&self.provider),
+        );
+        envoy.wait_for_bundle(DEADLINE).unwrap();
+        self.stack.envoy = envoy;
+    }
+
+    /// A file of this scene's.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+}
+
+/// An Envoy alone, not waited for beyond its start.
+pub(crate) fn start_envoy(
+    folder: &std::path::Path,
+    control_plane: &ControlPlane,
+    configuration: Value,
+    environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    upstream: &Upstream,
+) -> Envoy {
+    std::fs::create_dir_all(folder).unwrap();
+    let settings = envoy::Settings {
+        listen: LOOPBACK,
+        admin: LOOPBACK,
+        filter: built::filter().to_owned(),
+        configuration,
+        upstream: upstream.origin.clone(),
+        control_plane: control_plane.address.into(),
+        access_log: folder.join("access.log"),
+    };
+    let run = envoy::Run {
+        binary: built::envoy().to_owned(),
+        folder: folder.to_owned(),
+        concurrency: 2,
+        environment,
+    };
+    Envoy::start(&run, &settings.render().unwrap()).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn programs() -> Programs {
+    Programs {
+        tollgate: built::tollgate().to_owned(),
+        filter: built::filter().to_owned(),
+        envoy: built::envoy().to_owned(),
+    }
+}
+
+pub(crate) fn upstream(provider: &StandIn) -> Upstream {
+    Upstream {
+        origin: provider.address().into(),
+        openai_key: Some(PROVIDER_KEY.to_owned()),
+        anthropic_key: Some(PROVIDER_KEY.to_owned()),
+    }
+}
+
+/// A chat completion with a bound, so that its worst case is known.
+pub(crate) fn chat_body(prompt: &str) -> Value {
+    json!({
+        "model": MODEL,
+        "max_completion_tokens": 100,
+        "messages": [{"role": "user", "content": prompt}],
+    })
+}
+
+/// Sends a request; every status is an answer.
+pub(crate) fn answer(request: Request<Vec<u8>>) -> Answer {
+    let mut response = client().run(request).unwrap();
+    let mut body = Vec::new();
+    response
+        .body_mut()
+        .as_reader()
+        .read_to_end(&mut body)
+        .unwrap();
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: String::from_utf8(body).unwrap(),
+    }
+}
+
+/// A client with connections of its own.
+pub(crate) fn client() -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(DEADLINE))
+        .proxy(None)
+        .build()
+        .into()
+}
+
+/// Sends `count` requests at once, each on a connection of its own, and gives the answers.
+pub(crate) fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> Vec<Answer> {
+    let start = std::sync::Barrier::new(count);
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..count)
+            .map(|_| {
+                scope.spawn(|| {
+                    let request = request();
+                    start.wait();
+                    answer(request)
+                })
+            })
+            .collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    })
+}
+
+/// Looks until there is something.
+pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    process::wait_until(what, DEADLINE, probe).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The UTC minute it is, for tests whose limits count by the minute.
+pub(crate) fn minute() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_secs() / 60
+}
+
+/// Runs `attempt` until no minute has begun in its middle.
+pub(crate) fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
+    let begun = Instant::now();
+    loop {
+        let before = minute();
+        let result = attempt();
+        if minute() == before {
+            return result;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "never within one minute"
+        );
+    }
+}
