@@ -1,9 +1,13 @@
 //! The `tollgate` command.
 
+mod api;
+mod audit;
 mod check;
 mod decide;
 mod meter;
+mod operate;
 mod serve;
+mod table;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -18,18 +22,36 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    Serve(serve::Args),
+    Status(operate::Status),
+    Workspace(operate::Workspace),
+    Operator(operate::Operator),
+    Agent(operate::Agent),
+    Gate(operate::Gate),
+    Policy(operate::Policy),
+    Budget(operate::Budget),
+    Usage(operate::Usage),
+    Audit(audit::Audit),
     Check(check::Args),
     Decide(decide::Args),
     Meter(meter::Args),
-    Serve(serve::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Status(command) => command.run(),
+        Command::Workspace(command) => command.run(),
+        Command::Operator(command) => command.run(),
+        Command::Agent(command) => command.run(),
+        Command::Gate(command) => command.run(),
+        Command::Policy(command) => command.run(),
+        Command::Budget(command) => command.run(),
+        Command::Usage(command) => command.run(),
+        Command::Audit(command) => command.run(),
         Command::Check(args) => check::run(args),
         Command::Decide(args) => decide::run(args),
         Command::Meter(args) => meter::run(args),
-        Command::Serve(args) => serve::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -19,10 +19,7 @@ use axum::{
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use std::io;
-use tollgate_engine::{
-    bytes::{to_base64url, to_hex},
-    time::Time,
-};
+use tollgate_engine::bytes::{to_base64url, to_hex};
 
 /// `last_used` is written at most this often, so that reading does not become writing.
 const LAST_USED_STEP_MS: i64 = 60_000;
@@ -46,6 +43,38 @@ impl KeyKind {
             KeyKind::Gate => "tge_",
         }
     }
+
+    /// The id in `key`, if it is of this kind.
+    fn id_of(self, key: &str) -> Option<&str> {
+        let (id, _) = key.strip_prefix(self.prefix())?.split_once('.')?;
+        Some(id)
+    }
+
+    const fn lookup(self) -> &'static str {
+        match self {
+            KeyKind::Operator => {
+                "SELECT workspace, hash, NULL AS seal_root, last_used_ms FROM operators WHERE id = $1 AND revoked_ms IS NULL"
+            }
+            KeyKind::Gate => {
+                "SELECT workspace, hash, seal_root, last_used_ms FROM gates WHERE id = $1 AND revoked_ms IS NULL"
+            }
+        }
+    }
+
+    const fn touch(self) -> &'static str {
+        match self {
+            KeyKind::Operator => "UPDATE operators SET last_used_ms = $1 WHERE id = $2",
+            KeyKind::Gate => "UPDATE gates SET last_used_ms = $1 WHERE id = $2",
+        }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct StoredKey {
+    workspace: Option<String>,
+    hash: Vec<u8>,
+    seal_root: Option<Vec<u8>>,
+    last_used_ms: Option<i64>,
 }
 
 /// A key that was just made; its text is shown once.
@@ -168,67 +197,44 @@ async fn authenticate(parts: &Parts, state: &ControlPlane) -> Result<Principal, 
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key)
         .ok_or_else(unauthenticated)?;
-    let now = state.now();
-    let parse = |kind: KeyKind| {
-        key.strip_prefix(kind.prefix())
-            .and_then(|rest| rest.split_once('.'))
-            .map(|(id, _)| id)
-    };
-    if let Some(id) = parse(KeyKind::Operator) {
-        let row: Option<(Option<String>, Vec<u8>, Option<i64>)> = sqlx::query_as(
-            "SELECT workspace, hash, last_used_ms FROM operators WHERE id = $1 AND revoked_ms IS NULL",
-        )
+    let (kind, id) = [KeyKind::Operator, KeyKind::Gate]
+        .into_iter()
+        .find_map(|kind| Some((kind, kind.id_of(key)?)))
+        .ok_or_else(unauthenticated)?;
+    let stored: StoredKey = sqlx::query_as(kind.lookup())
         .bind(id)
         .fetch_optional(state.store().read())
-        .await?;
-        let (workspace, hash, last_used) = row.ok_or_else(unauthenticated)?;
-        if !state.pepper().matches(key, &hash) {
-            return Err(unauthenticated());
-        }
-        if stale(last_used, now) {
-            let mut write = state.store().write().await?;
-            sqlx::query("UPDATE operators SET last_used_ms = $1 WHERE id = $2")
-                .bind(now.millis())
-                .bind(id)
-                .execute(&mut *write)
-                .await?;
-            write.commit().await?;
-        }
-        let key = id.to_owned();
-        return Ok(match workspace.map(WorkspaceId::stored) {
-            Some(workspace) => Principal::Operator { workspace, key },
-            None => Principal::Root { key },
-        });
-    }
-    let id = parse(KeyKind::Gate).ok_or_else(unauthenticated)?;
-    let row: Option<(String, Vec<u8>, Vec<u8>, Option<i64>)> = sqlx::query_as(
-        "SELECT workspace, hash, seal_root, last_used_ms FROM gates WHERE id = $1 AND revoked_ms IS NULL",
-    )
-    .bind(id)
-    .fetch_optional(state.store().read())
-    .await?;
-    let (workspace, hash, seal_root, last_used) = row.ok_or_else(unauthenticated)?;
-    if !state.pepper().matches(key, &hash) {
+        .await?
+        .ok_or_else(unauthenticated)?;
+    if !state.pepper().matches(key, &stored.hash) {
         return Err(unauthenticated());
     }
-    if stale(last_used, now) {
+    let now_ms = state.now().millis();
+    let step = |last: i64| now_ms.saturating_sub(last) >= LAST_USED_STEP_MS;
+    if stored.last_used_ms.is_none_or(step) {
         let mut write = state.store().write().await?;
-        sqlx::query("UPDATE gates SET last_used_ms = $1 WHERE id = $2")
-            .bind(now.millis())
+        sqlx::query(kind.touch())
+            .bind(now_ms)
             .bind(id)
             .execute(&mut *write)
             .await?;
         write.commit().await?;
     }
-    Ok(Principal::Gate {
-        workspace: WorkspaceId::stored(workspace),
-        gate: id.to_owned(),
-        seal_root,
-    })
-}
-
-fn stale(last_used_ms: Option<i64>, now: Time) -> bool {
-    last_used_ms.is_none_or(|last| now.millis().saturating_sub(last) >= LAST_USED_STEP_MS)
+    let id = id.to_owned();
+    match (
+        kind,
+        stored.workspace.map(WorkspaceId::stored),
+        stored.seal_root,
+    ) {
+        (KeyKind::Operator, None, _) => Ok(Principal::Root { key: id }),
+        (KeyKind::Operator, Some(workspace), _) => Ok(Principal::Operator { workspace, key: id }),
+        (KeyKind::Gate, Some(workspace), Some(seal_root)) => Ok(Principal::Gate {
+            workspace,
+            gate: id,
+            seal_root,
+        }),
+        (KeyKind::Gate, _, _) => Err(Problem::internal("enrolment", &"the stored row is damaged")),
+    }
 }
 
 /// The `{workspace}` of the path, compared as text: what is no workspace of this key's is not found, well-formed or not.

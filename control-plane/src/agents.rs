@@ -233,20 +233,20 @@ async fn issue_token(
     State(state): State<ControlPlane>,
     Path((_, id)): Path<(String, String)>,
 ) -> Result<(StatusCode, Json<IssuedToken>), Problem> {
-    let row: Option<(Option<String>, Option<String>, String, Option<i64>)> = sqlx::query_as(
-        "SELECT org, team, level, revoked_ms FROM agents WHERE workspace = $1 AND id = $2",
+    let agent: Option<Agent> = sqlx::query_as(
+        "SELECT id, name, team, org, level, created_ms, revoked_ms FROM agents WHERE workspace = $1 AND id = $2",
     )
     .bind(operator.workspace.as_str())
     .bind(&id)
     .fetch_optional(state.store().read())
     .await?;
-    let Some((org, team, level, revoked)) = row else {
+    let Some(agent) = agent else {
         return Err(Problem::new(Kind::NotFound, "no agent has this id"));
     };
-    if revoked.is_some() {
+    if agent.revoked_ms.is_some() {
         return Err(Problem::new(Kind::Conflict, "the agent is revoked"));
     }
-    let level = GovernanceLevel::parse(&level)
+    let level = GovernanceLevel::parse(&agent.level)
         .ok_or_else(|| Problem::internal("agent", &"the stored level is none"))?;
     let issued_at = state.now().secs();
     let expires_at = issued_at.saturating_add(MAX_LIFE_SECS);
@@ -255,9 +255,9 @@ async fn issue_token(
         .token(&Claims {
             iss: ISSUER.into(),
             aud: operator.workspace.to_string(),
-            sub: id.clone(),
-            org,
-            team,
+            sub: agent.id,
+            org: agent.org,
+            team: agent.team,
             level,
             iat: issued_at,
             exp: expires_at,

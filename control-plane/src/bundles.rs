@@ -208,7 +208,7 @@ pub(crate) async fn publish(
         })
         .map_err(|error| Problem::internal("bundle", &error))
     };
-    let current = current_payload(workspace, &mut **write).await?;
+    let current = current_payload(workspace, write).await?;
     if let Some(current) = &current {
         let half = current.issued_ms.midpoint(current.expires_ms);
         let (issued, expires) = (

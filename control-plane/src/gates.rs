@@ -49,7 +49,7 @@ struct EnrolledGate {
 }
 
 /// An enrolment and what runs under it.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
 struct Gate {
     /// Names the enrolment in lists and logs.
     id: String,
@@ -62,12 +62,15 @@ struct Gate {
     /// Milliseconds since the Unix epoch; set when its key no longer opens anything.
     revoked_ms: Option<i64>,
     /// Running gates, the last heard of first.
+    #[sqlx(skip)]
     holders: Vec<Holder>,
 }
 
 /// A running gate.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
 struct Holder {
+    #[serde(skip)]
+    gate: String,
     /// Its name for itself.
     holder: String,
     /// How often it has started afresh.
@@ -79,6 +82,7 @@ struct Holder {
     /// Milliseconds since the Unix epoch.
     last_seen_ms: i64,
     /// Not heard of for two lease terms.
+    #[sqlx(skip)]
     lost: bool,
 }
 
@@ -164,43 +168,25 @@ async fn list(
     State(state): State<ControlPlane>,
 ) -> Result<Json<Vec<Gate>>, Problem> {
     let now = state.now();
-    let gates: Vec<(String, String, i64, Option<i64>, Option<i64>)> = sqlx::query_as(
+    let mut gates: Vec<Gate> = sqlx::query_as(
         "SELECT id, name, created_ms, last_used_ms, revoked_ms FROM gates WHERE workspace = $1 ORDER BY created_ms, id",
     )
     .bind(operator.workspace.as_str())
     .fetch_all(state.store().read())
     .await?;
-    let holders: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
+    let holders: Vec<Holder> = sqlx::query_as(
         "SELECT gate, holder, epoch, revision, first_seen_ms, last_seen_ms FROM holders WHERE workspace = $1
          ORDER BY last_seen_ms DESC, holder",
     )
     .bind(operator.workspace.as_str())
     .fetch_all(state.store().read())
     .await?;
-    let gates = gates
-        .into_iter()
-        .map(|(id, name, created_ms, last_used_ms, revoked_ms)| Gate {
-            holders: holders
-                .iter()
-                .filter(|holder| holder.0 == id)
-                .map(
-                    |(_, holder, epoch, revision, first_seen_ms, last_seen_ms)| Holder {
-                        holder: holder.clone(),
-                        epoch: *epoch,
-                        revision: *revision,
-                        first_seen_ms: *first_seen_ms,
-                        last_seen_ms: *last_seen_ms,
-                        lost: is_lost(&state, *last_seen_ms, now),
-                    },
-                )
-                .collect(),
-            id,
-            name,
-            created_ms,
-            last_used_ms,
-            revoked_ms,
-        })
-        .collect();
+    for mut holder in holders {
+        holder.lost = is_lost(&state, holder.last_seen_ms, now);
+        if let Some(gate) = gates.iter_mut().find(|gate| gate.id == holder.gate) {
+            gate.holders.push(holder);
+        }
+    }
     Ok(Json(gates))
 }
 

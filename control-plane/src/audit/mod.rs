@@ -25,10 +25,10 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use tollgate_engine::{
     bundle::CLOCK_SKEW_SECS,
-    bytes::{Digest, to_hex},
+    bytes::Digest,
     journal::{Batch, BatchFault, MAX_BATCH_BYTES, Position, SealKey},
     time::Time,
 };
@@ -148,15 +148,11 @@ async fn submit(
     State(state): State<ControlPlane>,
     RawBody(body): RawBody,
 ) -> Result<Json<Position>, Problem> {
-    let outcome = take_in(&state, &gate, &body).await;
-    let metrics = state.metrics();
-    match &outcome {
-        Ok(_) => {}
-        Err(_) => {
-            metrics.batches_refused.inc();
-        }
+    let taken = take_in(&state, &gate, &body).await;
+    if taken.is_err() {
+        state.metrics().batches_refused.inc();
     }
-    outcome.map(Json)
+    taken.map(Json)
 }
 
 async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Position, Problem> {
@@ -178,7 +174,7 @@ async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Posit
     batch
         .verify(&SealKey::derive(&gate.seal_root, &header.holder))
         .map_err(|fault: BatchFault| Problem::new(Kind::Forbidden, fault.to_string()))?;
-    let entry = Entry::of(&batch).ok_or_else(|| {
+    let entry = BatchEntry::of(&batch).ok_or_else(|| {
         Problem::new(
             Kind::Invalid,
             "a number in the batch's header is beyond 2⁶³−1",
@@ -257,7 +253,7 @@ async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Posit
 }
 
 /// A batch as the database names it.
-struct Entry {
+struct BatchEntry {
     holder: String,
     epoch: i64,
     first_seq: i64,
@@ -266,15 +262,15 @@ struct Entry {
     head: Digest,
 }
 
-impl Entry {
-    fn of(batch: &Batch<'_>) -> Option<Entry> {
+impl BatchEntry {
+    fn of(batch: &Batch<'_>) -> Option<BatchEntry> {
         let header = &batch.header;
         // That the last record has a number too keeps every later sum in range.
         header
             .first_seq
             .checked_add(header.count)
             .and_then(stored)?;
-        Some(Entry {
+        Some(BatchEntry {
             holder: header.holder.clone(),
             epoch: stored(header.epoch)?,
             first_seq: stored(header.first_seq)?,
@@ -505,6 +501,7 @@ struct Place {
     length: i64,
 }
 
+#[derive(sqlx::FromRow)]
 struct StoredBatch {
     holder: String,
     epoch: i64,
@@ -551,23 +548,17 @@ async fn list(
     let mut batches: BTreeMap<i64, StoredBatch> = BTreeMap::new();
     let mut records = Vec::with_capacity(places.len());
     for place in &places {
-        if !batches.contains_key(&place.batch) {
-            let (holder, epoch, bytes): (String, i64, Vec<u8>) = sqlx::query_as(
-                "SELECT holder, epoch, bytes FROM batches WHERE workspace = $1 AND id = $2",
-            )
-            .bind(operator.workspace.as_str())
-            .bind(place.batch)
-            .fetch_one(&mut *connection)
-            .await?;
-            let batch = StoredBatch {
-                holder,
-                epoch,
-                bytes,
-            };
-            batches.insert(place.batch, batch);
-        }
-        let Some(batch) = batches.get(&place.batch) else {
-            continue;
+        let batch = match batches.entry(place.batch) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(unread) => unread.insert(
+                sqlx::query_as(
+                    "SELECT holder, epoch, bytes FROM batches WHERE workspace = $1 AND id = $2",
+                )
+                .bind(operator.workspace.as_str())
+                .bind(place.batch)
+                .fetch_one(&mut *connection)
+                .await?,
+            ),
         };
         records.push(ListedRecord {
             id: place.id,
@@ -593,7 +584,7 @@ fn cut(bytes: &[u8], place: &Place) -> Option<Box<RawValue>> {
 }
 
 /// Something wrong with a journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, sqlx::FromRow)]
 #[serde(deny_unknown_fields)]
 pub struct Gap {
     /// Whose journal.
@@ -617,26 +608,13 @@ pub(crate) async fn incidents(
     connection: &mut sqlx::SqliteConnection,
     workspace: &WorkspaceId,
 ) -> Result<Vec<Gap>, sqlx::Error> {
-    let rows: Vec<(String, i64, String, i64, i64, Vec<u8>, i64)> = sqlx::query_as(
-        "SELECT holder, epoch, kind, from_seq, records, head, found_ms FROM incidents WHERE workspace = $1 ORDER BY id",
+    sqlx::query_as(
+        "SELECT holder, epoch, kind, from_seq, records, lower(hex(head)) AS head, found_ms FROM incidents
+         WHERE workspace = $1 ORDER BY id",
     )
     .bind(workspace.as_str())
     .fetch_all(connection)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(
-            |(holder, epoch, kind, from_seq, records, head, found_ms)| Gap {
-                holder,
-                epoch,
-                kind,
-                from_seq,
-                records,
-                head: to_hex(&head),
-                found_ms,
-            },
-        )
-        .collect())
+    .await
 }
 
 /// Lists what is wrong with the workspace's journals; an empty list is good news.

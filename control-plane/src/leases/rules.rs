@@ -316,9 +316,9 @@ mod tests {
         for seed in 1..=300 {
             let mut dice = Dice(seed);
             let limit = dice.roll(2_000);
-            let mut leases = vec![Lease::default(); 4];
+            let mut leases = [Lease::default(); 4];
             // What each holder believes: it sees only the answers that arrive.
-            let mut believed = vec![Lease::default(); 4];
+            let mut believed = [Lease::default(); 4];
             let mut now_ms = 0;
             for _ in 0..200 {
                 now_ms += i64::try_from(dice.roll(20_000)).unwrap();

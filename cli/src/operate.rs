@@ -1,0 +1,887 @@
+//! The commands that look after a workspace: each is one or two calls of the API and a table.
+
+use crate::{
+    api::{self, Connection, Problem, query, segment},
+    table::{self, amount, printable, text, usd, when_ms, when_secs},
+};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use tollgate_engine::{bytes::from_base64, ledger::Account};
+use tollgate_policy::MAX_FILE_BYTES;
+
+/// The answer as JSON, for programs.
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Prints `value` as JSON when asked for, else lets `human` do it.
+fn show(
+    output: &Output,
+    value: &Value,
+    human: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    if output.json {
+        table::json(value)?;
+    } else {
+        human()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Make and list workspaces.
+#[derive(Debug, Args)]
+pub(crate) struct Workspace {
+    #[command(subcommand)]
+    command: WorkspaceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum WorkspaceCommand {
+    /// Make a workspace and its first operator key, which is shown once. Needs the root key.
+    Create {
+        /// What people call it.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the workspaces this key can see.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a workspace and the keys to trust in it.
+    Show {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Workspace {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            WorkspaceCommand::Create {
+                name,
+                connection,
+                output,
+            } => {
+                let made = connection
+                    .open()?
+                    .post("/v1/workspaces", &json!({"name": name}))?;
+                show(&output, &made, || {
+                    println!("workspace  {}", text(&made, "id"));
+                    println!("key        {}", text(&made, "operator/key"));
+                    println!("Keep the key; it is not shown again. To use both:");
+                    println!(
+                        "  export TOLLGATE_WORKSPACE={} TOLLGATE_KEY=…",
+                        text(&made, "id")
+                    );
+                    Ok(())
+                })
+            }
+            WorkspaceCommand::List { connection, output } => {
+                let all = connection.open()?.get("/v1/workspaces")?;
+                show(&output, &all, || {
+                    Ok(table::print(
+                        &all,
+                        &[
+                            ("ID", &|row| text(row, "id")),
+                            ("NAME", &|row| text(row, "name")),
+                            ("CREATED", &|row| when_ms(row, "created_ms")),
+                        ],
+                        "no workspaces; `tollgate workspace create NAME` makes one",
+                    )?)
+                })
+            }
+            WorkspaceCommand::Show { connection, output } => {
+                let api = connection.open()?;
+                let workspace = api.get(&api.at("")?)?;
+                show(&output, &workspace, || {
+                    println!("id       {}", text(&workspace, "id"));
+                    println!("name     {}", printable(&text(&workspace, "name")));
+                    println!("created  {}", when_ms(&workspace, "created_ms"));
+                    for key in workspace["trust"].as_array().into_iter().flatten() {
+                        println!(
+                            "trust    {} {}",
+                            text(key, "key_id"),
+                            text(key, "public_key")
+                        );
+                    }
+                    Ok(())
+                })
+            }
+        }
+    }
+}
+
+/// Register agents and issue their tokens.
+#[derive(Debug, Args)]
+pub(crate) struct Agent {
+    #[command(subcommand)]
+    command: AgentCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AgentCommand {
+    /// Register an agent.
+    Create {
+        /// What people call it; unique among the agents in service.
+        name: String,
+        /// Its team.
+        #[arg(long)]
+        team: Option<String>,
+        /// Its organisation.
+        #[arg(long)]
+        org: Option<String>,
+        /// How closely it is watched.
+        #[arg(long, default_value = "L1", value_parser = ["L0", "L1", "L2", "L3"])]
+        level: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List agents, revoked ones included.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Revoke an agent: its tokens stop counting at every gate.
+    Revoke {
+        /// Its id, or its name while it is in service.
+        agent: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Issue a token, good for an hour. Prints the token and nothing else.
+    Token {
+        /// Its id, or its name while it is in service.
+        agent: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// The id of the agent that `agent` names: itself, unless an agent in service has it for a name.
+fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
+    let all = api.get(&api.at("/agents")?)?;
+    let named =
+        all.as_array().into_iter().flatten().find(|row| {
+            row["name"].as_str() == Some(agent.as_str()) && row["revoked_ms"].is_null()
+        });
+    Ok(named.map_or(agent, |row| text(row, "id")))
+}
+
+impl Agent {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            AgentCommand::Create {
+                name,
+                team,
+                org,
+                level,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let mut new = json!({"name": name, "level": level});
+                for (field, value) in [("team", team), ("org", org)] {
+                    if let Some(value) = value {
+                        new[field] = value.into();
+                    }
+                }
+                let agent = api.post(&api.at("/agents")?, &new)?;
+                show(&output, &agent, || {
+                    println!("{}", text(&agent, "id"));
+                    Ok(())
+                })
+            }
+            AgentCommand::List { connection, output } => {
+                let api = connection.open()?;
+                let all = api.get(&api.at("/agents")?)?;
+                show(&output, &all, || {
+                    Ok(table::print(
+                        &all,
+                        &[
+                            ("ID", &|row| text(row, "id")),
+                            ("NAME", &|row| text(row, "name")),
+                            ("TEAM", &|row| text(row, "team")),
+                            ("ORG", &|row| text(row, "org")),
+                            ("LEVEL", &|row| text(row, "level")),
+                            ("CREATED", &|row| when_ms(row, "created_ms")),
+                            ("REVOKED", &|row| when_ms(row, "revoked_ms")),
+                        ],
+                        "no agents; `tollgate agent create NAME` registers one",
+                    )?)
+                })
+            }
+            AgentCommand::Revoke { agent, connection } => {
+                let api = connection.open()?;
+                let id = agent_id(&api, agent)?;
+                api.delete(&api.at(&format!("/agents/{}", segment(&id)))?)?;
+                println!("revoked {}", printable(&id));
+                Ok(ExitCode::SUCCESS)
+            }
+            AgentCommand::Token {
+                agent,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let id = agent_id(&api, agent)?;
+                let path = api.at(&format!("/agents/{}/tokens", segment(&id)))?;
+                let token = api.post(&path, &Value::Null)?;
+                show(&output, &token, || {
+                    println!("{}", text(&token, "token"));
+                    Ok(())
+                })
+            }
+        }
+    }
+}
+
+/// Enrol gates and see what runs.
+#[derive(Debug, Args)]
+pub(crate) struct Gate {
+    #[command(subcommand)]
+    command: GateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum GateCommand {
+    /// Enrol a gate; its key is shown once.
+    Enrol {
+        /// Where it stands, or what for.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List enrolments with what runs under them.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Revoke an enrolment: its key opens nothing any more.
+    Revoke {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Gate {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            GateCommand::Enrol {
+                name,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let gate = api.post(&api.at("/gates")?, &json!({"name": name}))?;
+                show(&output, &gate, || {
+                    println!("id         {}", text(&gate, "id"));
+                    println!("workspace  {}", text(&gate, "workspace"));
+                    println!("key        {}", text(&gate, "key"));
+                    for key in gate["trust"].as_array().into_iter().flatten() {
+                        println!(
+                            "trust      {} {}",
+                            text(key, "key_id"),
+                            text(key, "public_key")
+                        );
+                    }
+                    println!("Keep the key; it is not shown again.");
+                    Ok(())
+                })
+            }
+            GateCommand::List { connection, output } => {
+                let api = connection.open()?;
+                let gates = api.get(&api.at("/gates")?)?;
+                show(&output, &gates, || {
+                    Ok(table::print(
+                        &holders(&gates),
+                        &[
+                            ("ID", &|row| text(row, "id")),
+                            ("NAME", &|row| text(row, "name")),
+                            ("REVOKED", &|row| when_ms(row, "revoked_ms")),
+                            ("HOLDER", &|row| text(row, "runs/holder")),
+                            ("EPOCH", &|row| text(row, "runs/epoch")),
+                            ("REVISION", &|row| text(row, "runs/revision")),
+                            ("LAST SEEN", &|row| when_ms(row, "runs/last_seen_ms")),
+                            ("LOST", &|row| text(row, "runs/lost")),
+                        ],
+                        "no gates; `tollgate gate enrol NAME` enrols one",
+                    )?)
+                })
+            }
+            GateCommand::Revoke { id, connection } => {
+                let api = connection.open()?;
+                api.delete(&api.at(&format!("/gates/{}", segment(&id)))?)?;
+                println!("revoked {}", printable(&id));
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// A row per holder, or one for an enrolment under which nothing runs.
+fn holders(gates: &Value) -> Value {
+    let mut rows = Vec::new();
+    for gate in gates.as_array().into_iter().flatten() {
+        let running = gate["holders"].as_array().map_or(&[][..], Vec::as_slice);
+        for holder in running {
+            let mut row = gate.clone();
+            row["runs"] = holder.clone();
+            rows.push(row);
+        }
+        if running.is_empty() {
+            rows.push(gate.clone());
+        }
+    }
+    Value::Array(rows)
+}
+
+/// Make, list and revoke operator keys.
+#[derive(Debug, Args)]
+pub(crate) struct Operator {
+    #[command(subcommand)]
+    command: OperatorCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum OperatorCommand {
+    /// Make an operator key; it is shown once.
+    Create {
+        /// Whose key, or what for.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List operator keys, without their secrets.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Revoke an operator key, at once.
+    Revoke {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Operator {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            OperatorCommand::Create {
+                name,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let key = api.post(&api.at("/operators")?, &json!({"name": name}))?;
+                show(&output, &key, || {
+                    println!("id   {}", text(&key, "id"));
+                    println!("key  {}", text(&key, "key"));
+                    println!("Keep the key; it is not shown again.");
+                    Ok(())
+                })
+            }
+            OperatorCommand::List { connection, output } => {
+                let api = connection.open()?;
+                let keys = api.get(&api.at("/operators")?)?;
+                show(&output, &keys, || {
+                    Ok(table::print(
+                        &keys,
+                        &[
+                            ("ID", &|row| text(row, "id")),
+                            ("NAME", &|row| text(row, "name")),
+                            ("CREATED", &|row| when_ms(row, "created_ms")),
+                            ("LAST USED", &|row| when_ms(row, "last_used_ms")),
+                            ("REVOKED", &|row| when_ms(row, "revoked_ms")),
+                        ],
+                        "no operator keys; `tollgate operator create NAME` makes one",
+                    )?)
+                })
+            }
+            OperatorCommand::Revoke { id, connection } => {
+                let api = connection.open()?;
+                api.delete(&api.at(&format!("/operators/{}", segment(&id)))?)?;
+                println!("revoked {}", printable(&id));
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Put policies into service and take them out.
+#[derive(Debug, Args)]
+pub(crate) struct Policy {
+    #[command(subcommand)]
+    command: PolicyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Apply policy files; each document takes the place of the one of its name. The files are checked as one set first, and nothing is
+    /// sent when anything is wrong with it. Exit code 1: refused.
+    Apply {
+        /// YAML or JSON, one or more documents each.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Take unknown keys for errors.
+        #[arg(long)]
+        strict: bool,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the policies in service.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print a policy as it was applied.
+    Show {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List every version of a policy, newest first.
+    Versions {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a policy out of service.
+    Delete {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Policy {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            PolicyCommand::Apply {
+                files,
+                strict,
+                connection,
+                output,
+            } => apply(files, strict, connection, &output),
+            PolicyCommand::List { connection, output } => {
+                let api = connection.open()?;
+                let policies = api.get(&api.at("/policies")?)?;
+                show(&output, &policies, || {
+                    Ok(table::print(
+                        &policies,
+                        &[
+                            ("NAME", &|row| text(row, "name")),
+                            ("VERSION", &|row| text(row, "version")),
+                            ("APPLIED", &|row| when_ms(row, "applied_ms")),
+                            ("BY", &|row| text(row, "author")),
+                        ],
+                        "no policies, so every call is denied; `tollgate policy apply FILE` applies one",
+                    )?)
+                })
+            }
+            PolicyCommand::Show {
+                name,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let policy = api.get(&api.at(&format!("/policies/{}", segment(&name)))?)?;
+                show(&output, &policy, || {
+                    print!("{}", text(&policy, "text"));
+                    Ok(())
+                })
+            }
+            PolicyCommand::Versions {
+                name,
+                connection,
+                output,
+            } => {
+                let api = connection.open()?;
+                let versions =
+                    api.get(&api.at(&format!("/policies/{}/versions", segment(&name)))?)?;
+                show(&output, &versions, || {
+                    Ok(table::print(
+                        &versions,
+                        &[
+                            ("VERSION", &|row| text(row, "version")),
+                            ("APPLIED", &|row| when_ms(row, "applied_ms")),
+                            ("BY", &|row| text(row, "author")),
+                            ("WHAT", &|row| {
+                                let deleted = row["text"].is_null();
+                                if deleted { "deleted" } else { "applied" }.to_owned()
+                            }),
+                        ],
+                        "no versions",
+                    )?)
+                })
+            }
+            PolicyCommand::Delete { name, connection } => {
+                let api = connection.open()?;
+                api.delete(&api.at(&format!("/policies/{}", segment(&name)))?)?;
+                println!("deleted {}", printable(&name));
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn apply(
+    files: Vec<PathBuf>,
+    strict: bool,
+    connection: Connection,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let bodies = files
+        .iter()
+        .map(|path| api::file(path, MAX_FILE_BYTES))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut parsed: Vec<tollgate_policy::Parsed> = files
+        .iter()
+        .zip(&bodies)
+        .map(|(path, body)| tollgate_policy::parse(&path.to_string_lossy(), body, strict))
+        .collect();
+    tollgate_policy::check_together(&mut parsed);
+    if parsed.iter().any(tollgate_policy::Parsed::has_errors) {
+        for (path, parsed) in files.iter().zip(&parsed) {
+            for diagnostic in &parsed.diagnostics {
+                eprintln!("{}:{}", path.display(), printable(&diagnostic.to_string()));
+            }
+        }
+        eprintln!("error: nothing was applied; mend what is listed and apply again");
+        return Ok(ExitCode::from(1));
+    }
+    let api = connection.open()?;
+    let mut answers = Vec::new();
+    for (path, body) in files.iter().zip(&bodies) {
+        // A document that does not name itself has its file's name, here as in `tollgate check`.
+        let stem = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned());
+        let target = api.at(&format!(
+            "/policies{}",
+            query(&[("name", stem), ("strict", strict.then(|| "true".into()))])
+        ))?;
+        match api.put(&target, body) {
+            Ok(applied) => {
+                for warning in applied["warnings"].as_array().into_iter().flatten() {
+                    if let Ok(warning) = serde_json::from_value(warning.clone()) {
+                        print_finding(path, &warning);
+                    }
+                }
+                if !output.json {
+                    for policy in applied["applied"].as_array().into_iter().flatten() {
+                        let changed = policy["changed"] == Value::Bool(true);
+                        println!(
+                            "{} version {}{}",
+                            printable(&text(policy, "name")),
+                            text(policy, "version"),
+                            if changed { "" } else { " (unchanged)" }
+                        );
+                    }
+                    println!("live in revision {}", text(&applied, "revision"));
+                }
+                answers.push(applied);
+            }
+            Err(error) => {
+                let Some(problem) = error
+                    .downcast_ref::<Problem>()
+                    .filter(|problem| !problem.diagnostics.is_empty())
+                else {
+                    return Err(error);
+                };
+                for finding in &problem.diagnostics {
+                    print_finding(path, finding);
+                }
+                eprintln!("error: {problem}");
+                return Ok(ExitCode::from(1));
+            }
+        }
+    }
+    if output.json {
+        table::json(&Value::Array(answers))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_finding(path: &std::path::Path, finding: &api::Finding) {
+    let field = if finding.path.is_empty() {
+        String::new()
+    } else {
+        format!(" {}", finding.path)
+    };
+    eprintln!(
+        "{}:{}:{}: {}[{}]{}: {}",
+        path.display(),
+        finding.line,
+        finding.column,
+        finding.severity,
+        finding.code,
+        printable(&field),
+        printable(&finding.message)
+    );
+}
+
+/// See what is left.
+#[derive(Debug, Args)]
+pub(crate) struct Budget {
+    #[command(subcommand)]
+    command: BudgetCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BudgetCommand {
+    /// List the accounts that gates spend from, in their running windows.
+    List {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Budget {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let BudgetCommand::List { connection, output } = self.command;
+        let api = connection.open()?;
+        let budgets = api.get(&api.at("/budgets")?)?;
+        let in_unit = |row: &Value, field: &str| {
+            let account = Account::parse(&text(row, "account"));
+            amount(row, field, account.map(|account| account.unit))
+        };
+        show(&output, &budgets, || {
+            Ok(table::print(
+                &budgets,
+                &[
+                    ("ACCOUNT", &|row| text(row, "account")),
+                    ("LIMIT", &|row| in_unit(row, "limit")),
+                    ("SPENT", &|row| in_unit(row, "settled")),
+                    ("UNDER WAY", &|row| in_unit(row, "reserved")),
+                    ("LEASED", &|row| in_unit(row, "leased")),
+                    ("FORFEITED", &|row| in_unit(row, "forfeited")),
+                    ("AVAILABLE", &|row| in_unit(row, "available")),
+                    ("RESETS", &|row| when_secs(row, "resets_at")),
+                ],
+                "nothing has been spent from any budget in its running window",
+            )?)
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum By {
+    Workspace,
+    Org,
+    Team,
+    Agent,
+    Model,
+    Tool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Step {
+    Hour,
+    Day,
+}
+
+/// Count calls, tokens and cost.
+#[derive(Debug, Args)]
+pub(crate) struct Usage {
+    /// What to count by; `agent` and `model`, one after the other, without it.
+    #[arg(long)]
+    by: Option<By>,
+    /// From this time on, RFC 3339; the last 24 hours without it.
+    #[arg(long, value_name = "TIME")]
+    from: Option<jiff::Timestamp>,
+    /// Up to this time, RFC 3339.
+    #[arg(long, value_name = "TIME")]
+    to: Option<jiff::Timestamp>,
+    /// A row per hour or UTC day.
+    #[arg(long)]
+    step: Option<Step>,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+fn word(value: impl ValueEnum) -> Option<String> {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+}
+
+impl Usage {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let api = self.connection.open()?;
+        let names = agent_names(&api)?;
+        let mut answers = Vec::new();
+        for by in self.by.map_or(vec![By::Agent, By::Model], |by| vec![by]) {
+            let query = query(&[
+                ("by", word(by)),
+                ("from", self.from.map(|at| at.as_second().to_string())),
+                ("to", self.to.map(|at| at.as_second().to_string())),
+                ("step", self.step.and_then(word)),
+            ]);
+            answers.push(api.get(&api.at(&format!("/usage{query}"))?)?);
+        }
+        if self.output.json {
+            let answer = match <[Value; 1]>::try_from(answers) {
+                Ok([only]) => only,
+                Err(all) => Value::Array(all),
+            };
+            table::json(&answer)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for answer in &answers {
+            let by = text(answer, "by").to_uppercase();
+            table::print(
+                &answer["rows"],
+                &[
+                    ("FROM", &|row| when_secs(row, "start")),
+                    (&by, &|row| named(&names, text(row, "key"))),
+                    ("CALLS", &|row| text(row, "calls")),
+                    ("DENIED", &|row| text(row, "denied")),
+                    ("INPUT", &|row| text(row, "input_tokens")),
+                    ("CACHED", &|row| text(row, "cached_input_tokens")),
+                    ("OUTPUT", &|row| text(row, "output_tokens")),
+                    ("REASONING", &|row| text(row, "reasoning_tokens")),
+                    ("ESTIMATED", &|row| text(row, "estimated")),
+                    ("COST", &|row| usd(row, "cost_nano_usd")),
+                ],
+                &format!("no usage by {}", by.to_lowercase()),
+            )?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Names of the workspace's agents, by id.
+pub(crate) fn agent_names(api: &api::Api) -> anyhow::Result<BTreeMap<String, String>> {
+    let agents = api.get(&api.at("/agents")?)?;
+    Ok(agents
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|agent| (text(agent, "id"), text(agent, "name")))
+        .collect())
+}
+
+/// The name of an agent, where `id` is one's.
+pub(crate) fn named(names: &BTreeMap<String, String>, id: String) -> String {
+    names.get(&id).cloned().unwrap_or(id)
+}
+
+/// Show at a glance how a workspace is doing.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let api = self.connection.open()?;
+        let workspace = api.get(&api.at("")?)?;
+        let envelope = api.get(&api.at("/bundle")?)?;
+        // For showing only, so it is not verified: a gate does that.
+        let bundle: Value = envelope["payload"]
+            .as_str()
+            .and_then(from_base64)
+            .and_then(|payload| serde_json::from_slice(&payload).ok())
+            .unwrap_or_default();
+        let gates = api.get(&api.at("/gates")?)?;
+        let gaps = api.get(&api.at("/audit/gaps")?)?;
+        let count = |value: &Value| value.as_array().map_or(0, Vec::len);
+        let running = |row: &&Value| row["runs"]["lost"] == Value::Bool(false);
+        let rows = holders(&gates);
+        let live: Vec<&Value> = rows
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(running)
+            .collect();
+        let current = |row: &&&Value| row["runs"]["revision"] == bundle["revision"];
+        let status = json!({
+            "url": api.url(),
+            "workspace": workspace["id"],
+            "name": workspace["name"],
+            "revision": bundle["revision"],
+            "documents": count(&bundle["documents"]),
+            "issued_at": bundle["issued_at"],
+            "expires_at": bundle["expires_at"],
+            "gates": live.len(),
+            "gates_on_current_revision": live.iter().filter(current).count(),
+            "gaps": count(&gaps),
+        });
+        show(&self.output, &status, || {
+            println!("control plane  {}", api.url());
+            println!(
+                "workspace      {} ({})",
+                printable(&text(&status, "name")),
+                text(&status, "workspace")
+            );
+            println!(
+                "bundle         revision {}, {} documents, signed {}, good until {}",
+                text(&status, "revision"),
+                text(&status, "documents"),
+                when_secs(&status, "issued_at"),
+                when_secs(&status, "expires_at")
+            );
+            println!(
+                "gates          {} running, {} of them on this revision",
+                text(&status, "gates"),
+                text(&status, "gates_on_current_revision")
+            );
+            println!(
+                "audit          {}",
+                match count(&gaps) {
+                    0 => "no gaps".to_owned(),
+                    gaps => format!("{gaps} gaps or forks; `tollgate audit gaps` lists them"),
+                }
+            );
+            Ok(())
+        })
+    }
+}
