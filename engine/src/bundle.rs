@@ -382,9 +382,18 @@ impl Bundle {
 
     /// A bundle that was not signed because it never travelled: made by the compiler in the same process (`tollgate decide`, tests).
     pub fn local(payload: Payload) -> Bundle {
+        Bundle::of(payload, Digest([0; 32]))
+    }
+
+    /// Puts in order what is searched later: a list that came unsorted must not hide a revocation.
+    fn of(mut payload: Payload, digest: Digest) -> Bundle {
+        payload.revoked_agents.sort_unstable();
+        for calendar in &mut payload.calendars {
+            calendar.days.sort_unstable();
+        }
         Bundle {
             payload: Some(payload),
-            digest: Digest([0; 32]),
+            digest,
         }
     }
 
@@ -431,10 +440,7 @@ impl Bundle {
         if payload.issued_at > now.secs().saturating_add(CLOCK_SKEW_SECS) {
             return Err(InstallError::FromTheFuture);
         }
-        Ok(Bundle {
-            payload: Some(payload),
-            digest,
-        })
+        Ok(Bundle::of(payload, digest))
     }
 
     /// What to decide by at `now`; `Err` names why everything is denied.

@@ -31,6 +31,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::fmt;
 use serde::Serialize;
 
 /// How long a call waits for a lease that nobody here has: one second. A round trip takes milliseconds; whoever needs longer is down.
@@ -88,7 +89,7 @@ pub struct Want {
 }
 
 /// How to change a request before it is sent on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Forward {
     /// Header names to take out, lower case, before setting.
     pub remove: Vec<&'static str>,
@@ -96,6 +97,18 @@ pub struct Forward {
     pub set: Vec<(&'static str, String)>,
     /// A new body (its length is among `set`); `None` leaves it.
     pub body: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for Forward {
+    /// Without values and body: the provider's key is among the headers, and the body is the caller's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set: Vec<&str> = self.set.iter().map(|(name, _)| *name).collect();
+        f.debug_struct("Forward")
+            .field("remove", &self.remove)
+            .field("set", &set)
+            .field("body_bytes", &self.body.as_ref().map(Vec::len))
+            .finish()
+    }
 }
 
 /// How to change a response's head.
@@ -145,8 +158,17 @@ pub struct Observed {
     pub estimated: bool,
 }
 
+/// What an exchange waits for. Whatever else it is given comes from a host that is driven out of order: it changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaiting {
+    Body,
+    Swap,
+    Lease,
+    /// The verdict has been given and stands.
+    Nothing,
+}
+
 /// One call.
-#[derive(Debug)]
 pub struct Exchange {
     id: String,
     started: Time,
@@ -156,7 +178,9 @@ pub struct Exchange {
     facts: Option<Facts>,
     dialect: Dialect,
     caller: Option<Rc<Caller>>,
-    token_from: Option<&'static str>,
+    /// Headers that carry the agent's token.
+    token_in: Vec<&'static str>,
+    awaiting: Awaiting,
     decision: Decision,
     price: Option<Price>,
     forward: Forward,
@@ -168,6 +192,18 @@ pub struct Exchange {
     upstream_status: Option<u16>,
     meter: Option<Meter>,
     metered: Option<Metered>,
+}
+
+impl fmt::Debug for Exchange {
+    /// Which call this is and where it stands; never what is in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("id", &self.id)
+            .field("head", &self.head)
+            .field("awaiting", &self.awaiting)
+            .field("outcome", &self.decision.outcome)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Exchange {
@@ -210,7 +246,8 @@ impl Exchange {
             facts: None,
             dialect: Dialect::Problem,
             caller: None,
-            token_from: None,
+            token_in: Vec::new(),
+            awaiting: Awaiting::Body,
             decision: Decision::default(),
             price: None,
             forward: Forward::default(),
@@ -253,17 +290,25 @@ impl Exchange {
             return self.deny(vec_of(unusable(why)), None, now);
         }
         if self.caller.is_none() {
-            let caller = identity::find_token(headers).and_then(|token| gate.verify(token, now));
-            match caller {
-                Ok(caller) => self.caller = Some(caller),
+            let proven = identity::find_token(headers)
+                .and_then(|token| gate.verify(token, now).map(|caller| (token, caller)));
+            match proven {
+                Ok((token, caller)) => {
+                    self.caller = Some(caller);
+                    // Wherever it stands: a client may send it in its own header and as the API key.
+                    self.token_in = ["authorization", "x-api-key"]
+                        .into_iter()
+                        .filter(|name| {
+                            let value = headers.only(name).ok().flatten();
+                            value.is_some_and(|value| value.ends_with(token))
+                        })
+                        .collect();
+                }
                 Err(why) => {
                     let reason = Reason::of_gate(Cause::Identity, why.rule(), why.message());
                     return self.deny(vec_of(reason), None, now);
                 }
             }
-            self.token_from = [TOKEN_HEADER, "authorization", "x-api-key"]
-                .into_iter()
-                .find(|name| headers.has(name));
         }
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
@@ -282,24 +327,22 @@ impl Exchange {
             return Step::NeedBody { cap };
         }
         let facts = Facts::of_head(head, has_body);
-        let mut hits = Hits::default();
-        if let Some(scanner) = &mut gate.scanner {
-            scanner.search(&head.target, &mut hits);
-        }
+        let hits = search_target(head, gate);
         self.evaluate(gate, facts, &hits, now)
     }
 
     /// Hands in the whole body that [`Step::NeedBody`] asked for.
     pub fn body(&mut self, gate: &mut Gate, body: &[u8], now: Time) -> Step {
+        let (Some(head), Awaiting::Body) = (&self.head, self.awaiting) else {
+            return self.out_of_order(now);
+        };
         if body.len() > gate.config.body_cap_bytes {
             return self.body_over_cap(gate, now);
         }
-        let Some(head) = &self.head else {
-            return self.deny(Vec::new(), None, now);
-        };
         if body.is_empty() {
             let facts = Facts::of_head(head, false);
-            return self.evaluate(gate, facts, &Hits::default(), now);
+            let hits = search_target(head, gate);
+            return self.evaluate(gate, facts, &hits, now);
         }
         match read_body(head, gate, body) {
             Ok((facts, hits, edited)) => {
@@ -319,6 +362,9 @@ impl Exchange {
 
     /// The body is larger than the cap.
     pub fn body_over_cap(&mut self, gate: &Gate, now: Time) -> Step {
+        if self.awaiting != Awaiting::Body {
+            return self.out_of_order(now);
+        }
         let reason = Reason::of_gate(
             Cause::TooLarge,
             "request.body_too_large",
@@ -356,7 +402,8 @@ impl Exchange {
         self.reserve()
     }
 
-    fn reserve(&self) -> Step {
+    fn reserve(&mut self) -> Step {
+        self.awaiting = Awaiting::Swap;
         Step::Swap(
             self.decision
                 .charges
@@ -379,6 +426,9 @@ impl Exchange {
         result: Result<(), (usize, Refusal)>,
         now: Time,
     ) -> Step {
+        if self.awaiting != Awaiting::Swap {
+            return self.out_of_order(now);
+        }
         let (refused, refusal) = match result {
             Ok(()) => {
                 self.reserved = true;
@@ -426,6 +476,7 @@ impl Exchange {
                         amount: charge.amount,
                     })
                     .collect();
+                self.awaiting = Awaiting::Lease;
                 Step::AwaitLease {
                     undo,
                     wants,
@@ -437,17 +488,19 @@ impl Exchange {
 
     /// A lease may have arrived, or the wait is over: tries the reservations again.
     pub fn retry(&mut self) -> Step {
+        if self.awaiting != Awaiting::Lease {
+            return self.out_of_order(self.decided);
+        }
         self.reserve()
     }
 
     fn send(&mut self, gate: &Gate, now: Time) -> Step {
         self.decided = now;
+        self.awaiting = Awaiting::Nothing;
         self.sent = true;
         let mut forward = core::mem::take(&mut self.forward);
         forward.remove.push(TOKEN_HEADER);
-        if let Some(from) = self.token_from.filter(|from| *from != TOKEN_HEADER) {
-            forward.remove.push(from);
-        }
+        forward.remove.append(&mut self.token_in);
         let route = self.facts.as_ref().map(|facts| facts.route);
         if matches!(route, Some(Route::Llm(_))) {
             // What the meter must read must not come compressed.
@@ -468,6 +521,17 @@ impl Exchange {
         Step::Forward(forward)
     }
 
+    /// The verdict, once given, stands, and so do the reservations that are settled by it. What was never decided is denied.
+    fn out_of_order(&mut self, now: Time) -> Step {
+        if self.awaiting != Awaiting::Nothing {
+            return self.deny(Vec::new(), None, now);
+        }
+        Step::Reply {
+            reply: reply::denial(self.dialect, &[driven_out_of_order()], &self.id, None, None),
+            undo: Vec::new(),
+        }
+    }
+
     fn malformed(&mut self, why: facts::Unreadable, now: Time) -> Step {
         let reason = Reason::of_gate(Cause::Malformed, why.rule, why.message);
         self.deny(vec_of(reason), None, now)
@@ -475,13 +539,10 @@ impl Exchange {
 
     fn deny(&mut self, mut reasons: Vec<Reason>, retry_after: Option<i64>, now: Time) -> Step {
         if reasons.is_empty() {
-            reasons.push(Reason::of_gate(
-                Cause::Unavailable,
-                "gate.state",
-                "the gate was driven out of order",
-            ));
+            reasons.push(driven_out_of_order());
         }
         self.decided = now;
+        self.awaiting = Awaiting::Nothing;
         self.decision = Decision {
             worst_case_nano_usd: self.decision.worst_case_nano_usd,
             ..Decision::deny(reasons)
@@ -774,6 +835,14 @@ fn with_undo(step: Step, operations: Vec<CellOp>) -> Step {
     }
 }
 
+fn driven_out_of_order() -> Reason {
+    Reason::of_gate(
+        Cause::Unavailable,
+        "gate.state",
+        "the gate was driven out of order",
+    )
+}
+
 fn unusable(why: Unusable) -> Reason {
     match why {
         Unusable::Missing => Reason::of_gate(
@@ -814,21 +883,35 @@ fn read_body(
         head.route,
         Route::Llm(_) | Route::CountTokens | Route::LlmUnknown
     );
-    let mut hits = Hits::default();
-    if let Some(scanner) = &mut gate.scanner {
-        scanner.search(&head.target, &mut hits);
-    }
+    // Servers of these read JSON whatever the content type says.
+    let must_be_json = generates || head.dialect == Dialect::Mcp;
+    let mut hits = search_target(head, gate);
     match head.body {
         BodyKind::Encoded => Err(unreadable(
             "request.body_encoded",
             "a compressed body cannot be inspected; send it without content-encoding".to_string(),
         )),
-        BodyKind::Json | BodyKind::Unstated => {
+        BodyKind::Text | BodyKind::Opaque if must_be_json => Err(unreadable(
+            "request.content_type",
+            "a call to an LLM API or an MCP server must be application/json in UTF-8".to_string(),
+        )),
+        BodyKind::Opaque => opaque(head, gate, hits),
+        BodyKind::Json | BodyKind::Unstated | BodyKind::Text => {
+            let text = head.body == BodyKind::Text;
+            if let (Some(scanner), true) = (&mut gate.scanner, text) {
+                scanner.search(body, &mut hits);
+            }
             let doc = match json::parse(body) {
                 Ok(doc) => doc,
-                // Not claimed to be JSON and not going to an LLM: then it is just bytes, which nobody can inspect.
-                Err(_) if head.body == BodyKind::Unstated && !generates => {
-                    return opaque(head, gate, hits);
+                // Neither said to be JSON nor looking like it: text was searched as it is, and other bytes nobody can inspect.
+                Err(_)
+                    if head.body != BodyKind::Json && !must_be_json && !opens_like_json(body) =>
+                {
+                    return if text {
+                        Ok((Facts::of_head(head, false), hits, None))
+                    } else {
+                        opaque(head, gate, hits)
+                    };
                 }
                 Err(error) => {
                     return Err(unreadable(
@@ -859,17 +942,31 @@ fn read_body(
             };
             Ok((facts, hits, edited))
         }
-        BodyKind::Text if !generates => {
-            if let Some(scanner) = &mut gate.scanner {
-                scanner.search(body, &mut hits);
-            }
-            Ok((Facts::of_head(head, false), hits, None))
+    }
+}
+
+/// What is found in path and query: percent-decoded, and again with each `+` as the space that it is in a query.
+fn search_target(head: &Head, gate: &mut Gate) -> Hits {
+    let mut hits = Hits::default();
+    if let Some(scanner) = &mut gate.scanner {
+        scanner.search(&head.target, &mut hits);
+        if head.target.contains(&b'+') {
+            let spaced = |byte: &u8| if *byte == b'+' { b' ' } else { *byte };
+            let target: Vec<u8> = head.target.iter().map(spaced).collect();
+            scanner.search(&target, &mut hits);
         }
-        BodyKind::Text | BodyKind::Opaque if generates => Err(unreadable(
-            "request.content_type",
-            "a call to an LLM API must be application/json in UTF-8".to_string(),
-        )),
-        BodyKind::Text | BodyKind::Opaque => opaque(head, gate, hits),
+    }
+    hits
+}
+
+/// Whether these bytes begin as a JSON object, or an array of objects, does. Such a body is JSON to servers that do not look at the content
+/// type, so one without a single reading must not pass as mere text.
+fn opens_like_json(body: &[u8]) -> bool {
+    let body = body.trim_ascii_start();
+    match body.split_first() {
+        Some((b'{', _)) => true,
+        Some((b'[', rest)) => rest.trim_ascii_start().starts_with(b"{"),
+        _ => false,
     }
 }
 

@@ -15,6 +15,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::{fmt, net::Ipv6Addr};
 
 /// Request or response headers as a host has them, pseudo-headers (`:method`, `:path`, `:authority`, `:status`) included.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +116,7 @@ impl Unreadable {
 }
 
 /// The head of a call.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Head {
     /// `GET`, `POST`, …
     pub method: String,
@@ -123,7 +124,7 @@ pub struct Head {
     pub host: String,
     /// Path without the query.
     pub path: String,
-    /// Path with the query, percent-decoded, for scanning.
+    /// Path with the query, percent-decoded, for scanning. A `+` is left as it is.
     pub target: Vec<u8>,
     /// By path alone; the body may refine it.
     pub route: Route,
@@ -135,6 +136,19 @@ pub struct Head {
     pub mcp_method: Option<String>,
     /// `mcp-name`, which must agree with the body.
     pub mcp_name: Option<String>,
+}
+
+impl fmt::Debug for Head {
+    /// What a record may hold: no query, and nothing else the caller can hide content in.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Head")
+            .field("method", &self.method)
+            .field("host", &self.host)
+            .field("path", &self.path)
+            .field("route", &self.route)
+            .field("body", &self.body)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a body can be read as.
@@ -162,7 +176,10 @@ pub struct Upstream {
 }
 
 /// Headers that decide and therefore must be single.
-const SINGLE: [&str; 6] = [
+const SINGLE: [&str; 9] = [
+    ":method",
+    ":path",
+    ":authority",
     "content-type",
     "content-encoding",
     "content-length",
@@ -191,6 +208,9 @@ impl Head {
             })?;
         }
         let [
+            method,
+            target,
+            authority,
             content_type,
             content_encoding,
             _,
@@ -198,19 +218,11 @@ impl Head {
             mcp_method,
             mcp_name,
         ] = single;
-        let pseudo = |name| headers.only(name).ok().flatten();
-        let method = pseudo(":method").and_then(text).unwrap_or_default();
-        let target = pseudo(":path").and_then(text).unwrap_or_default();
+        let method = method.and_then(text).unwrap_or_default();
+        let target = target.and_then(text).unwrap_or_default();
         let host = match &upstream.host {
             Some(host) => host.clone(),
-            None => pseudo(":authority")
-                .or(host_header)
-                .and_then(|bytes| core::str::from_utf8(bytes).ok())
-                .and_then(normal_host)
-                .ok_or(Unreadable::new(
-                    "request.host",
-                    "the host is not a plain DNS name or address",
-                ))?,
+            None => called_host(authority, host_header)?,
         };
         if method.is_empty() || !target.starts_with('/') {
             return Err(Unreadable::new(
@@ -232,7 +244,7 @@ impl Head {
             Route::Llm(Provider::AnthropicMessages) | Route::CountTokens => Dialect::Anthropic,
             Route::Llm(Provider::OpenAiChat) => Dialect::OpenAi,
             _ if headers.has("anthropic-version") => Dialect::Anthropic,
-            _ if path.ends_with("/mcp") || headers.has("mcp-protocol-version") => Dialect::Mcp,
+            _ if is_mcp(&path) || headers.has("mcp-protocol-version") => Dialect::Mcp,
             _ if upstream.llm => Dialect::OpenAi,
             _ => Dialect::Problem,
         };
@@ -263,22 +275,39 @@ fn route_of(method: &str, path: &str, llm: bool) -> Route {
     }
 }
 
+/// Where MCP servers are mounted by custom; the specification leaves the path open.
+fn is_mcp(path: &str) -> bool {
+    path.ends_with("/mcp")
+}
+
+/// The host a caller names. Where `host` stands beside `:authority` it must say the same: the next hop may go by either.
+fn called_host(authority: Option<&[u8]>, host: Option<&[u8]>) -> Result<String, Unreadable> {
+    let normal = |value: &[u8]| core::str::from_utf8(value).ok().and_then(normal_host);
+    let named = authority.or(host).and_then(normal);
+    if host.is_some_and(|host| normal(host) != named) {
+        return Err(Unreadable::new(
+            "request.host",
+            "`host` and `:authority` do not name the same host",
+        ));
+    }
+    named.ok_or(Unreadable::new(
+        "request.host",
+        "the host is not a plain DNS name or address",
+    ))
+}
+
 /// Lower-case, without port and trailing dot; `None` for what is not letters, digits, hyphens and dots, or a bracketed IPv6 address.
 pub fn normal_host(authority: &str) -> Option<String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, after) = rest.split_once(']')?;
-            let valid = address
-                .bytes()
-                .all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
-            if !valid || address.is_empty() {
-                return None;
-            }
+            // Through its parsed form, so that one address has one spelling (RFC 5952).
+            let address: Ipv6Addr = address.parse().ok()?;
             let port = match after {
                 "" => None,
                 _ => Some(after.strip_prefix(':')?),
             };
-            (address, port)
+            (address.to_string(), port)
         }
         None => {
             let (host, port) = match authority.split_once(':') {
@@ -297,12 +326,12 @@ pub fn normal_host(authority: &str) -> Option<String> {
             if !plain {
                 return None;
             }
-            (host, port)
+            (host.to_ascii_lowercase(), port)
         }
     };
     let port_is_fine =
         port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
-    port_is_fine.then(|| host.to_ascii_lowercase())
+    port_is_fine.then_some(host)
 }
 
 /// What a content type lets us read (RFC 9110 §8.3.1: type and subtype are case-insensitive, parameters follow `;`).
@@ -340,10 +369,6 @@ fn percent_decoded(text: &str) -> Vec<u8> {
             (b'%', Some(high), Some(low)) => {
                 out.push(u8::try_from(high * 16 + low).unwrap_or_default());
                 at += 3;
-            }
-            (b'+', ..) => {
-                out.push(b' ');
-                at += 1;
             }
             _ => {
                 out.push(byte);
@@ -428,10 +453,11 @@ const PREMIUM: [(&str, &str); 2] = [("service_tier", "priority"), ("speed", "fas
 
 /// Keys that decide, by place. One of them in another case is refused: a reader that ignores case (Go's `encoding/json` does) would
 /// take it for the real one.
-const DECIDING_LLM: [&str; 10] = [
+const DECIDING_LLM: [&str; 11] = [
     "model",
     "messages",
     "tools",
+    "functions",
     "stream",
     "stream_options",
     "max_tokens",
@@ -465,7 +491,20 @@ pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreada
         };
     }
     one_spelling(root, &DECIDING_LLM)?;
-    if root.get("jsonrpc").is_some() && !matches!(head.route, Route::Llm(_) | Route::CountTokens) {
+    // A tool call that leaves `jsonrpc` out is one to a server that does not insist on it.
+    let calls_tool = || {
+        let method = root.get("method").and_then(Value::text);
+        method.is_some_and(|method| method == *"tools/call")
+    };
+    if (root.get("jsonrpc").is_some() || calls_tool())
+        && !matches!(head.route, Route::Llm(_) | Route::CountTokens)
+    {
+        if root.get("model").is_some() {
+            return Err(Unreadable::new(
+                "request.json",
+                "the body is a JSON-RPC message and also names a model; it can be only one of them",
+            ));
+        }
         read_rpc(head, root, &mut facts)?;
         return Ok(facts);
     }
@@ -484,7 +523,10 @@ pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreada
 
 fn read_rpc(head: &Head, root: Value<'_, '_>, facts: &mut Facts) -> Result<(), Unreadable> {
     one_spelling(root, &DECIDING_RPC)?;
-    facts.route = Route::Mcp;
+    // On an LLM host a body alone does not make a call one of MCP, or a word in it would take the call out of every budget.
+    if head.route != Route::LlmUnknown || is_mcp(&head.path) {
+        facts.route = Route::Mcp;
+    }
     facts.dialect = Dialect::Mcp;
     let said = &mut facts.said;
     said.mcp_method = text_of(root.get("method"), "method")?;
@@ -548,61 +590,68 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
             .and_then(Value::text)
             .is_some_and(|text| text == **value)
     });
-    if let Some(tools) = root.get("tools").filter(|value| !value.is_null()) {
+    // `functions` is what OpenAI called them first; it still answers to it.
+    for (key, wrong) in [
+        ("tools", "`tools` must be a list"),
+        ("functions", "`functions` must be a list"),
+    ] {
+        let Some(tools) = root.get(key).filter(|value| !value.is_null()) else {
+            continue;
+        };
         if tools.kind() != Kind::Array {
-            return Err(Unreadable::new("request.json", "`tools` must be a list"));
+            return Err(Unreadable::new("request.json", wrong));
         }
         for tool in tools.items() {
-            one_spelling(tool, &["name", "function", "type"])?;
-            // OpenAI nests the name under the tool's type (`function`, `custom`), Anthropic does not; a hosted tool has only a type.
-            let inner = ["function", "custom"]
-                .into_iter()
-                .find_map(|key| tool.get(key));
-            if let Some(inner) = inner {
-                one_spelling(inner, &["name"])?;
-            }
-            let name = match inner {
-                Some(inner) => inner.get("name"),
-                None => tool.get("name").or_else(|| tool.get("type")),
-            };
-            let name = text_of(name, "tools[].name")?.ok_or(Unreadable::new(
-                "request.json",
-                "an entry of `tools` has no name",
-            ))?;
-            said.tools.push(name);
+            read_tool(tool, &mut said.tools)?;
         }
     }
-    let media = media_parts(root);
+    let messages = root.get("messages").into_iter().flat_map(Value::items);
+    let media: u64 = messages.map(media_parts).sum();
     said.prompt_tokens_bound = u64::try_from(body_bytes)
         .unwrap_or(u64::MAX)
         .saturating_add(media.saturating_mul(MEDIA_TOKENS));
     Ok(())
 }
 
-/// Content parts that name or contain something other than text.
-fn media_parts(root: Value<'_, '_>) -> u64 {
-    let is_media = |part: &Value<'_, '_>| {
-        part.get("type").and_then(Value::text).is_some_and(|kind| {
-            ["image_url", "image", "input_audio", "file", "document"]
-                .iter()
-                .any(|media| kind == **media)
+/// Adds the name of one offered tool. OpenAI nests it under the tool's type (`function`, `custom`), Anthropic does not; a hosted tool has
+/// only a type. Whatever of these is there counts: a harmless name in one place must not hide another.
+fn read_tool(tool: Value<'_, '_>, names: &mut Vec<String>) -> Result<(), Unreadable> {
+    const NESTED: [&str; 2] = ["function", "custom"];
+    one_spelling(tool, &["name", "function", "custom", "type"])?;
+    let before = names.len();
+    let nameless = Unreadable::new("request.json", "an entry of `tools` has no name");
+    for inner in NESTED.into_iter().filter_map(|key| tool.get(key)) {
+        one_spelling(inner, &["name"])?;
+        names.push(text_of(inner.get("name"), "tools[].name")?.ok_or(nameless.clone())?);
+    }
+    let own = tool.get("name").filter(|name| !name.is_null());
+    names.extend(text_of(own, "tools[].name")?);
+    if names.len() == before {
+        names.push(text_of(tool.get("type"), "tools[].type")?.ok_or(nameless)?);
+    }
+    Ok(())
+}
+
+/// Content parts of a message, or of a tool's result in one, that name or contain something other than text.
+/// Recursion ends with the document: [`json::MAX_DEPTH`].
+fn media_parts(message: Value<'_, '_>) -> u64 {
+    const MEDIA: [&str; 5] = ["image_url", "image", "input_audio", "file", "document"];
+    let parts = message.get("content").into_iter().flat_map(Value::items);
+    parts
+        .map(|part| {
+            let kind = part.get("type").and_then(Value::text);
+            let is_media = kind.is_some_and(|kind| MEDIA.iter().any(|media| kind == **media));
+            u64::from(is_media) + media_parts(part)
         })
-    };
-    root.get("messages")
-        .into_iter()
-        .flat_map(Value::items)
-        .filter_map(|message| message.get("content"))
-        .flat_map(Value::items)
-        .filter(is_media)
-        .count() as u64
+        .sum()
 }
 
 /// Refuses a key that differs from a deciding one by case alone.
 fn one_spelling(object: Value<'_, '_>, deciding: &[&str]) -> Result<(), Unreadable> {
     for (key, _) in object.members() {
-        let near = deciding.iter().any(|known| {
-            key.len() == known.len() && key != **known && key.to_cow().eq_ignore_ascii_case(known)
-        });
+        let near = deciding
+            .iter()
+            .any(|known| key != **known && same_but_for_case(key, known));
         if near {
             return Err(Unreadable::new(
                 "request.key_case",
@@ -611,6 +660,21 @@ fn one_spelling(object: Value<'_, '_>, deciding: &[&str]) -> Result<(), Unreadab
         }
     }
     Ok(())
+}
+
+/// As Unicode's simple case folding has it, by which Go's `encoding/json` compares keys: beside the ASCII letters, U+017F is an `s` and
+/// U+212A a `k`. `known` is lower-case ASCII.
+fn same_but_for_case(key: json::Text<'_>, known: &str) -> bool {
+    // Those two take three bytes at most where the letter takes one; nearly every key is ruled out here.
+    if !(known.len()..=3 * known.len()).contains(&key.len()) {
+        return false;
+    }
+    let folded = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        _ => c.to_ascii_lowercase(),
+    };
+    key.to_cow().chars().map(folded).eq(known.chars())
 }
 
 fn wrong_type(field: &str, wanted: &str) -> Unreadable {

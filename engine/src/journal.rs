@@ -265,6 +265,10 @@ impl<'a> Batch<'a> {
         let (lines_end, last) = next(count + 1)?;
         let seal: BatchSeal =
             serde_json::from_slice(last).map_err(|_| BatchFault::Malformed(count + 1))?;
+        // The head covers all lines but this one. Held to one spelling, a batch has one form and none that merely looks like another.
+        if line(&seal).strip_suffix(b"\n") != Some(last) {
+            return Err(BatchFault::Malformed(count + 1));
+        }
         let lines = input.get(..lines_end).unwrap_or_default();
         if head(header.previous, lines) != seal.head {
             return Err(BatchFault::Head);

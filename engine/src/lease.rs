@@ -90,7 +90,7 @@ impl Answer {
     pub fn is_for(&self, workspace: &str, holder: &str, now: Time) -> bool {
         self.workspace == workspace
             && self.holder == holder
-            && now.millis().saturating_sub(self.issued_ms).abs() < MAX_AGE_MS
+            && now.millis().saturating_sub(self.issued_ms).saturating_abs() < MAX_AGE_MS
     }
 }
 

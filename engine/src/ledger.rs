@@ -201,7 +201,7 @@ pub struct Slot {
     pub chunk: u64,
     /// What `settled` was when last reported.
     pub reported: u64,
-    /// Epoch of the lease. A grant of a newer one starts the slot afresh.
+    /// Epoch of the lease. A grant of a newer one starts the slot afresh, but for `reserved`: the calls under way still are.
     pub epoch: u64,
 }
 
@@ -224,22 +224,25 @@ pub struct Cell {
 const CELL_FORMAT: u8 = 1;
 /// Fields of a slot, eight bytes each, little-endian, in the order of the struct.
 const SLOT_FIELDS: usize = 12;
+const SLOT_BYTES: usize = SLOT_FIELDS * 8;
 /// The running window and the one before.
 const MAX_SLOTS: usize = 2;
 
 impl Cell {
-    /// Reads the byte form. What is not a cell is an empty one: from nothing nothing can be spent.
+    /// Reads the byte form. What is not a cell, to the byte, is an empty one: from nothing nothing can be spent.
     pub fn decode(bytes: &[u8]) -> Cell {
         let Some((&CELL_FORMAT, rest)) = bytes.split_first() else {
             return Cell::default();
         };
+        if rest.len() > MAX_SLOTS * SLOT_BYTES || !rest.len().is_multiple_of(SLOT_BYTES) {
+            return Cell::default();
+        }
         let words: Vec<u64> = rest
             .chunks_exact(8)
             .filter_map(|word| word.try_into().ok().map(u64::from_le_bytes))
             .collect();
         let slots = words
             .chunks_exact(SLOT_FIELDS)
-            .take(MAX_SLOTS)
             .filter_map(|words| {
                 let [
                     start,
@@ -276,7 +279,7 @@ impl Cell {
 
     /// Writes the byte form.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + MAX_SLOTS * SLOT_FIELDS * 8);
+        let mut out = Vec::with_capacity(1 + MAX_SLOTS * SLOT_BYTES);
         out.push(CELL_FORMAT);
         for slot in &self.slots {
             for word in [
@@ -446,7 +449,7 @@ impl Op {
             Op::Ask { span } => {
                 let slot = cell.open(*span).ok_or(Refusal::NoLease)?;
                 if slot.asked_ms != 0
-                    && now.millis().saturating_sub(slot.asked_ms).abs() < ASK_TIMEOUT_MS
+                    && now.millis().saturating_sub(slot.asked_ms).saturating_abs() < ASK_TIMEOUT_MS
                 {
                     return Err(Refusal::AlreadyAsked);
                 }
@@ -467,6 +470,8 @@ impl Op {
                             start: span.start,
                             end: span.end,
                             epoch: *epoch,
+                            // Else their settlements would take from what later calls reserve.
+                            reserved: slot.reserved,
                             ..Slot::default()
                         };
                     }

@@ -20,6 +20,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Longest a bundle request is held open by the control plane. Below the 30 s at which common proxies give up on an idle request.
@@ -160,7 +161,7 @@ pub enum Kind {
 }
 
 /// A request to the control plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Errand {
     /// What it is for.
     pub kind: Kind,
@@ -174,6 +175,18 @@ pub struct Errand {
     pub body: Vec<u8>,
     /// Give up after.
     pub timeout_ms: i64,
+}
+
+impl fmt::Debug for Errand {
+    /// Without the values of headers: one of them is the credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Errand")
+            .field("kind", &self.kind)
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// One kind of errand: when it is due, and whether it is under way.
@@ -222,6 +235,8 @@ impl Lane {
 #[derive(Clone, Debug, Default)]
 pub struct Upkeep {
     bundle: Lane,
+    /// Bundles refused one after the other: an answer that came is no success when the gate could not use it.
+    bundles_refused: u32,
     leases: Lane,
     journal: Lane,
 }
@@ -285,6 +300,7 @@ impl Upkeep {
             }
             304 => {
                 self.bundle.succeeded(now);
+                self.bundles_refused = 0;
                 None
             }
             _ => {
@@ -294,9 +310,11 @@ impl Upkeep {
         }
     }
 
-    /// The gate did not install what came: do not ask for it again at once.
+    /// The gate did not install what came: do not ask for it again at once, and ever less often while that goes on.
     pub fn bundle_refused(&mut self, now: Time, entropy: u64) {
+        self.bundle.failures = self.bundles_refused;
         self.bundle.failed(now, entropy);
+        self.bundles_refused = self.bundle.failures;
     }
 
     /// Whether leases should be looked after now: for the greeting, or to report and renew. The host then collects asks with [`plan`] over
