@@ -41,14 +41,14 @@ pub struct Workspace {
 }
 
 impl ControlPlane {
-    /// Starts `tollgate serve` on `data`, made when missing, and waits until it answers. Port 0 takes a free one.
+    /// Runs `serve`, a `tollgate serve` with whatever options, on `data`, made when missing, and waits until it answers. Port 0 takes a
+    /// free one.
     ///
     /// # Errors
     /// When it ends or does not answer in time; with the end of its log.
-    pub fn start(tollgate: &Path, data: &Path, listen: SocketAddr, log: &Path) -> Result<Self> {
-        let mut command = Command::new(tollgate);
+    pub fn start(serve: Command, data: &Path, listen: SocketAddr, log: &Path) -> Result<Self> {
+        let mut command = serve;
         command
-            .arg("serve")
             .arg("--data")
             .arg(data)
             .arg("--listen")

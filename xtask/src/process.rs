@@ -39,11 +39,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with standard output and error both written to `log` (truncated) and nothing on standard input.
+    /// Starts `command` with standard output and error both written to `log`, and nothing on standard input. A log of that name from
+    /// before is kept as `….old`.
     ///
     /// # Errors
     /// When the log cannot be created or the program cannot be started.
     pub fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        let _ = fs::rename(log, format!("{}.old", log.display()));
         let output = File::create(log)
             .with_context(|| format!("cannot create the log `{}`", log.display()))?;
         let mut child = command

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -66,6 +67,23 @@ impl Default for Listen {
     }
 }
 
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// State and logs.
+    pub folder: PathBuf,
+    /// What to run.
+    pub programs: Programs,
+    /// Where calls go.
+    pub upstream: Upstream,
+    /// Where it listens.
+    pub listen: Listen,
+    /// More for `tollgate serve`.
+    pub serve_options: Vec<String>,
+    /// Environment variables for control plane and Envoy alike, such as a test's clock.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
 /// The running whole. Dropping it ends every process.
 #[derive(Debug)]
 pub struct Stack {
@@ -75,52 +93,109 @@ pub struct Stack {
     pub control_plane: ControlPlane,
     /// The gate's workspace.
     pub workspace: Workspace,
+    plan: Plan,
 }
 
 impl Stack {
-    /// Starts the control plane on the state in `folder`, has `prepare` give it a workspace, starts the gate and waits for its bundle.
+    /// Starts the control plane on the state in the plan's folder, has `prepare` give it a workspace, starts the gate and waits for
+    /// its bundle.
     ///
     /// # Errors
-    /// When something does not come up; with the end of its log. The logs are in `folder`.
+    /// When something does not come up; with the end of its log.
     pub fn start(
-        folder: &Path,
-        programs: &Programs,
-        upstream: &Upstream,
-        listen: Listen,
+        mut plan: Plan,
         prepare: impl FnOnce(&ControlPlane) -> Result<Workspace>,
     ) -> Result<Self> {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create `{}`", folder.display()))?;
-        let log = folder.join("control-plane.log");
-        let control_plane = ControlPlane::start(
-            &programs.tollgate,
-            &folder.join("data"),
-            listen.control_plane,
-            &log,
-        )?;
+        fs::create_dir_all(&plan.folder)
+            .with_context(|| format!("cannot create `{}`", plan.folder.display()))?;
+        let control_plane = plan.start_control_plane()?;
+        // A later start has to be where the gate looks for it.
+        plan.listen.control_plane = control_plane.address;
         let workspace = prepare(&control_plane)?;
-        let settings = envoy::Settings {
-            listen: listen.gate,
-            admin: listen.admin,
-            filter: programs.filter.clone(),
-            configuration: gate_settings(&workspace, upstream),
-            upstream: upstream.origin.clone(),
-            control_plane: control_plane.address.into(),
-            access_log: folder.join("access.log"),
-        };
-        let run = envoy::Run {
-            binary: programs.envoy.clone(),
-            folder: folder.to_owned(),
-            concurrency: 2,
-            environment: gate_secrets(&workspace, upstream),
-        };
-        let mut envoy = Envoy::start(&run, &settings.render()?)?;
-        envoy.wait_for_bundle(BUNDLE_DEADLINE)?;
+        let envoy = plan.start_gate(&workspace)?;
+        plan.listen.gate = envoy.listen;
         Ok(Self {
             envoy,
             control_plane,
             workspace,
+            plan,
         })
+    }
+
+    /// Kills the control plane and starts it again on the same state, or starts it when it is dead.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart_control_plane(&mut self) -> Result<()> {
+        self.control_plane.process.kill()?;
+        self.control_plane = self.plan.start_control_plane()?;
+        Ok(())
+    }
+
+    /// Kills Envoy and starts it again, or starts it when it is dead.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart_gate(&mut self) -> Result<()> {
+        self.envoy.process.kill()?;
+        self.envoy = self.plan.start_gate(&self.workspace)?;
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Everything on free ports, with nothing special.
+    #[must_use]
+    pub fn new(folder: PathBuf, programs: Programs, upstream: Upstream) -> Self {
+        let (listen, serve_options, environment) = (Listen::default(), Vec::new(), Vec::new());
+        Self {
+            folder,
+            programs,
+            upstream,
+            listen,
+            serve_options,
+            environment,
+        }
+    }
+
+    fn start_control_plane(&self) -> Result<ControlPlane> {
+        let mut command = Command::new(&self.programs.tollgate);
+        command
+            .arg("serve")
+            .args(&self.serve_options)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let log = self.folder.join("control-plane.log");
+        ControlPlane::start(
+            command,
+            &self.folder.join("data"),
+            self.listen.control_plane,
+            &log,
+        )
+    }
+
+    fn start_gate(&self, workspace: &Workspace) -> Result<Envoy> {
+        let settings = envoy::Settings {
+            listen: self.listen.gate,
+            admin: self.listen.admin,
+            filter: self.programs.filter.clone(),
+            configuration: gate_settings(workspace, &self.upstream),
+            upstream: self.upstream.origin.clone(),
+            control_plane: self.listen.control_plane.into(),
+            access_log: self.folder.join("access.log"),
+        };
+        let run = envoy::Run {
+            binary: self.programs.envoy.clone(),
+            folder: self.folder.clone(),
+            concurrency: 2,
+            environment: [
+                gate_secrets(workspace, &self.upstream),
+                self.environment.clone(),
+            ]
+            .concat(),
+        };
+        let mut envoy = Envoy::start(&run, &settings.render()?)?;
+        envoy.wait_for_bundle(BUNDLE_DEADLINE)?;
+        Ok(envoy)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xtask::control_plane::ControlPlane;
-use xtask::stack::{self, LOOPBACK, Listen, Programs, Stack};
+use xtask::stack::{self, LOOPBACK, Plan, Programs, Stack};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress, root, tools, wasm};
 
@@ -143,21 +143,16 @@ fn sdk() -> Result<Outcome> {
     };
     let stand_in = StandIn::start(&folder.join("stand-in.log"), &[])?;
     let mut tokens = Vec::new();
-    let stack = Stack::start(
-        &folder,
-        &programs,
-        &stand_in.upstream(),
-        Listen::default(),
-        |control_plane| {
-            let workspace = control_plane.create_workspace("sdk")?;
-            control_plane.apply_policy(&workspace, stack::DEMO_POLICY)?;
-            for name in ["agent", "spender"] {
-                let agent = control_plane.create_agent(&workspace, name, "demo")?;
-                tokens.push(control_plane.issue_token(&workspace, &agent)?);
-            }
-            Ok(workspace)
-        },
-    )?;
+    let plan = Plan::new(folder.clone(), programs, stand_in.upstream());
+    let stack = Stack::start(plan, |control_plane| {
+        let workspace = control_plane.create_workspace("sdk")?;
+        control_plane.apply_policy(&workspace, stack::DEMO_POLICY)?;
+        for name in ["agent", "spender"] {
+            let agent = control_plane.create_agent(&workspace, name, "demo")?;
+            tokens.push(control_plane.issue_token(&workspace, &agent)?);
+        }
+        Ok(workspace)
+    })?;
     let [token, spender_token] = &tokens[..] else {
         bail!("two agents, two tokens")
     };
@@ -180,8 +175,10 @@ fn api() -> Result<Outcome> {
         Err(error) => return skipped(format!("{error:#}")),
     };
     let folder = fresh_folder("api")?;
+    let mut serve = Command::new(tollgate()?);
+    serve.arg("serve");
     let control_plane = ControlPlane::start(
-        &tollgate()?,
+        serve,
         &folder.join("data"),
         LOOPBACK,
         &folder.join("control-plane.log"),

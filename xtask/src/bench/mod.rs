@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use serde_json::json;
 use xtask::envoy::{Envoy, Run};
-use xtask::stack::{Listen, Programs, Stack};
+use xtask::stack::{Plan, Programs, Stack};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, progress, root, tools, wasm};
 
@@ -115,10 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
     let mut token = String::new();
     let stack = Stack::start(
-        &folder.join("gate"),
-        &programs,
-        &stand_in.upstream(),
-        Listen::default(),
+        Plan::new(folder.join("gate"), programs.clone(), stand_in.upstream()),
         |control_plane| {
             let workspace = control_plane.create_workspace("bench")?;
             control_plane.apply_policy(&workspace, POLICY)?;

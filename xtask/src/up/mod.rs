@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::envoy::Origin;
-use xtask::stack::{self, LOOPBACK, Listen, Programs, Stack, Upstream};
+use xtask::stack::{self, LOOPBACK, Listen, Plan, Programs, Stack, Upstream};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, progress, root, tools, wasm};
 
@@ -79,13 +79,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("interrupted");
     }
     progress::say("Starting", "the control plane and the gate");
-    let listen = Listen {
+    let mut plan = Plan::new(folder.to_owned(), programs.clone(), upstream.clone());
+    plan.listen = Listen {
         gate: options.gate,
         admin: options.admin,
         control_plane: options.control_plane,
     };
     let mut agent = String::new();
-    let mut stack = Stack::start(folder, &programs, &upstream, listen, |control_plane| {
+    let mut stack = Stack::start(plan, |control_plane| {
         let state = find_or_make_state(control_plane, folder)?;
         agent = state.agent;
         Ok(state.workspace)
