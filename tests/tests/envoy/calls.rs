@@ -1,9 +1,16 @@
 //! One call at a time: what reaches the provider, what the caller sees, what is on record.
 
-use serde_json::json;
+use std::fs;
 
-use crate::scene::{MODEL, PROVIDER_KEY, Scene};
+use serde_json::{Value, json};
+use tollgate_tests::built;
+use ureq::http::HeaderValue;
+use xtask::envoy::{self, Envoy, Run};
+use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
 
+use crate::scene::{self, MODEL, PROVIDER_KEY, Scene, answer, chat_body, wait_for};
+
+/// Everything that the reading of one call can meet.
 const POLICY: &str = "
 apiVersion: tollgate/v1
 kind: Policy
@@ -64,7 +71,194 @@ fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
         ),
         "{record}"
     );
-    crate::scene::wait_for("the spend in the ledger", || {
+    wait_for("the spend in the ledger", || {
         (scene.budget("|nano_usd|day@UTC")?["settled"] == "17000").then_some(())
     });
+}
+
+#[test]
+fn a_denied_call_reaches_nobody_and_says_why_in_the_callers_own_words() {
+    let scene = Scene::start("denied", POLICY);
+    let mut body = chat_body("hello");
+    body["model"] = "gpt-5".into();
+    let denied = scene.post("/v1/chat/completions", &body, &[]);
+    assert_eq!(denied.verdict(), (403, "capabilities.allow"));
+    let error = &denied.json()["error"];
+    assert_eq!(
+        (&error["type"], &error["code"], &error["param"]),
+        (
+            &json!("permission_error"),
+            &json!("capabilities.allow"),
+            &json!(null)
+        )
+    );
+
+    // Anthropic's shape for Anthropic's SDK.
+    let body = json!({"model": "claude-opus-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]});
+    let version = [("anthropic-version", "2023-06-01")];
+    let denied = scene.post("/v1/messages", &body, &version);
+    assert_eq!(denied.verdict(), (403, "capabilities.allow"));
+    let error = denied.json();
+    assert_eq!(
+        (&error["type"], &error["error"]["type"]),
+        (&json!("error"), &json!("permission_error"))
+    );
+
+    // Nobody's token.
+    let mut request = scene
+        .request("/v1/chat/completions", &[])
+        .body(chat_body("hello").to_string().into_bytes())
+        .unwrap();
+    request.headers_mut().remove("authorization");
+    let denied = answer(request);
+    assert_eq!(denied.status, 401);
+
+    assert_eq!(scene.reached(), []);
+    let records = scene.records(3);
+    assert!(
+        records.iter().all(|record| {
+            record["outcome"] == "deny"
+                && record["end"] == "answered_here"
+                && record["cost_nano_usd"].is_null()
+        }),
+        "{records:?}"
+    );
+}
+
+#[test]
+fn a_secret_is_found_however_the_prompt_spells_it() {
+    let scene = Scene::start("secret", POLICY);
+    // Put together here, so that no scanner takes this file for a leak.
+    let secret = ["sk", "abc", "12345678"].join("-");
+    let plain = chat_body(&format!("my key is {secret}, keep it"));
+    // The same text with two of its letters as JSON escapes.
+    let escaped = plain.to_string().replace("sk-abc", "\\u0073k-\\u0061bc");
+    assert!(!escaped.contains(&secret));
+    for body in [plain.to_string(), escaped] {
+        let denied = scene.send("/v1/chat/completions", body.as_bytes(), &[]);
+        assert_eq!(denied.verdict(), (403, "data.sensitive_patterns[0]"));
+        assert!(!denied.body.contains("12345678"), "{}", denied.body);
+    }
+    assert_eq!(scene.reached(), []);
+}
+
+#[test]
+fn what_has_no_single_reading_is_refused_and_the_next_call_is_served() {
+    let scene = Scene::start("unreadable", POLICY);
+    let path = "/v1/chat/completions";
+    let body = chat_body("hello").to_string();
+
+    let twice = body.replace("\"model\"", "\"model\":\"gpt-5\",\"model\"");
+    let denied = scene.send(path, twice.as_bytes(), &[]);
+    assert_eq!(denied.verdict(), (400, "request.json"));
+
+    let denied = scene.send(path, body.as_bytes(), &[("content-encoding", "gzip")]);
+    assert_eq!(denied.verdict(), (400, "request.body_encoded"));
+
+    // A header that is not UTF-8: legal on the wire, and a crash in the SDK's own getters.
+    let mut request = scene
+        .request(path, &[])
+        .body(body.clone().into_bytes())
+        .unwrap();
+    let raw = HeaderValue::from_bytes(b"a\xff\xfeb").unwrap();
+    request.headers_mut().insert("x-note", raw);
+    assert_eq!(answer(request).verdict(), (400, "request.header_encoding"));
+
+    // 1 MiB is the gate's cap. Declared, it is refused before the body is read…
+    let long = chat_body(&"x".repeat(1 << 20)).to_string();
+    let denied = scene.send(path, long.as_bytes(), &[]);
+    assert_eq!(denied.verdict(), (413, "request.body_too_large"));
+
+    assert_eq!(scene.reached(), []);
+    assert_eq!(scene.chat("hello", &[]).status, 200);
+    let crashes = scene.stack.envoy.stat("wasm.tollgate.vm_reload").unwrap();
+    assert_eq!(crashes.unwrap_or(0), 0);
+}
+
+#[test]
+fn a_body_that_does_not_say_its_length_is_held_and_judged_whole() {
+    let scene = Scene::start("chunked", POLICY);
+    let send = |body: String| {
+        let request = scene
+            .request("/v1/chat/completions", &[])
+            .header("transfer-encoding", "chunked")
+            .body(ureq::SendBody::from_owned_reader(std::io::Cursor::new(
+                body,
+            )))
+            .unwrap();
+        scene::read(scene::client().run(request).unwrap())
+    };
+    let words = "word ".repeat(100_000);
+    let allowed = send(chat_body(&words).to_string());
+    assert_eq!(allowed.status, 200, "{}", allowed.body);
+    let [call] = scene.reached().try_into().unwrap();
+    assert!(call.complete && call.body.len() > 500_000);
+    let long = send(chat_body(&"x".repeat(1 << 20)).to_string());
+    assert_eq!(long.status, 413, "{}", long.body);
+    assert_eq!(scene.reached().len(), 1);
+}
+
+#[test]
+fn before_its_first_bundle_a_gate_lets_nothing_pass() {
+    let scene = Scene::start("no-bundle", POLICY);
+    // The same Envoy again, with a key that opens nothing: it gets no bundle.
+    let mut workspace = scene.stack.workspace.clone();
+    workspace.enrolment_key = workspace.enrolment_key.chars().rev().collect();
+    let upstream = scene::upstream(&scene.provider);
+    let (settings, run) = alone(&scene, gate_settings(&workspace, &upstream));
+    let run = Run {
+        environment: gate_secrets(&workspace, &upstream),
+        ..run
+    };
+    let envoy = Envoy::start(&run, &settings.render().unwrap()).unwrap();
+    let mut request = scene
+        .request("/v1/chat/completions", &[])
+        .body(chat_body("hello").to_string().into_bytes())
+        .unwrap();
+    *request.uri_mut() = envoy.url("/v1/chat/completions").parse().unwrap();
+    assert_eq!(answer(request).verdict(), (503, "bundle.missing"));
+    assert_eq!(scene.reached(), []);
+    wait_for("the refused bundle requests to be counted", || {
+        let metrics = envoy.prometheus().ok()?;
+        let errors = r#"tollgate_control_plane_errors{errand="bundle"}"#;
+        metrics.contains(errors).then_some(())
+    });
+}
+
+#[test]
+fn a_configuration_that_cannot_work_keeps_envoy_from_starting() {
+    let scene = Scene::start("bad-configuration", POLICY);
+    let upstream = scene::upstream(&scene.provider);
+    let mut gate = gate_settings(&scene.stack.workspace, &upstream);
+    // Its secrets are not in the environment.
+    let (settings, run) = alone(&scene, gate.clone());
+    let refused = envoy::validate(&run, &settings.render().unwrap());
+    assert!(refused.is_err());
+    gate["trust"] = json!([]);
+    let (settings, run) = alone(&scene, gate);
+    let refused = Envoy::start(&run, &settings.render().unwrap());
+    let why = format!("{:#}", refused.unwrap_err());
+    assert!(why.contains("`trust` is empty"), "{why}");
+}
+
+/// Another Envoy in a scene, with this gate.
+fn alone(scene: &Scene, gate: Value) -> (envoy::Settings, Run) {
+    let folder = scene.file("alone");
+    fs::create_dir_all(&folder).unwrap();
+    let settings = envoy::Settings {
+        listen: LOOPBACK,
+        admin: LOOPBACK,
+        filter: built::filter().to_owned(),
+        configuration: gate,
+        upstream: scene.provider.address().into(),
+        control_plane: scene.stack.control_plane.address.into(),
+        access_log: folder.join("access.log"),
+    };
+    let run = Run {
+        binary: built::envoy().to_owned(),
+        folder,
+        concurrency: 2,
+        environment: Vec::new(),
+    };
+    (settings, run)
 }

@@ -3,9 +3,9 @@
 //! Each test has a whole of its own. What a decision *is* belongs to the corpus; here is what only a running Envoy can show: that it is
 //! carried out, by two threads at once, and that it holds when processes die.
 
-//mod budgets;
+mod budgets;
 mod calls;
-//mod failures;
+mod failures;
 mod scene;
-//mod streams;
-//mod watched;
+mod streams;
+mod watched;

@@ -9,10 +9,8 @@ use tollgate_tests::stand_in::StandIn;
 use tollgate_tests::stand_in::requests::Received;
 use tollgate_tests::{Scratch, built, process};
 use ureq::Agent;
-use ureq::http::{HeaderMap, Request};
-use xtask::control_plane::ControlPlane;
-use xtask::envoy::{self, Envoy};
-use xtask::stack::{LOOPBACK, Listen, Programs, Stack, Upstream, gate_secrets, gate_settings};
+use ureq::http::{HeaderMap, Request, Response};
+use xtask::stack::{LOOPBACK, Plan, Programs, Stack, Upstream};
 
 /// How long anything may take that happens by itself.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -61,18 +59,13 @@ impl Scene {
         let scratch = Scratch::new(name);
         let provider = StandIn::start(LOOPBACK, PROVIDER_KEY).unwrap();
         let mut agent = String::new();
-        let stack = Stack::start(
-            scratch.path(),
-            &programs(),
-            &upstream(&provider),
-            Listen::default(),
-            |control_plane| {
-                let workspace = control_plane.create_workspace(name)?;
-                agent = control_plane.create_agent(&workspace, "robot", "robots")?;
-                control_plane.apply_policy(&workspace, policy)?;
-                Ok(workspace)
-            },
-        )
+        let plan = Plan::new(scratch.path().to_owned(), programs(), upstream(&provider));
+        let stack = Stack::start(plan, |control_plane| {
+            let workspace = control_plane.create_workspace(name)?;
+            agent = control_plane.create_agent(&workspace, "robot", "robots")?;
+            control_plane.apply_policy(&workspace, policy)?;
+            Ok(workspace)
+        })
         .unwrap_or_else(|error| panic!("{error:#}"));
         let token = stack
             .control_plane
@@ -157,65 +150,10 @@ impl Scene {
             .cloned()
     }
 
-    /// Kills the control plane as a power cut would.
-    pub(crate) fn kill_control_plane(&mut self) {
-        self.stack.control_plane.process.kill().unwrap();
-    }
-
-    /// Starts it again where it was.
-    pub(crate) fn revive_control_plane(&mut self) {
-        let address = self.stack.control_plane.address;
-        let data = self.scratch.path().join("data");
-        let log = self.scratch.path().join("control-plane-again.log");
-        self.stack.control_plane =
-            ControlPlane::start(built::tollgate(), &data, address, &log).unwrap();
-    }
-
-    /// Kills Envoy and starts another with the same settings.
-    pub(crate) fn replace_envoy(&mut self) {
-        self.stack.envoy.process.kill().unwrap();
-        let mut envoy = start_envoy(
-            &self.scratch.path().join("again"),
-            &self.stack.control_plane,
-            gate_settings(&self.stack.workspace, &upstream(&self.provider)),
-            gate_secrets(&self.stack.workspace, &upstream(&self.provider)),
-            &upstream(&self.provider),
-        );
-        envoy.wait_for_bundle(DEADLINE).unwrap();
-        self.stack.envoy = envoy;
-    }
-
     /// A file of this scene's.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
-}
-
-/// An Envoy alone, not waited for beyond its start.
-pub(crate) fn start_envoy(
-    folder: &std::path::Path,
-    control_plane: &ControlPlane,
-    configuration: Value,
-    environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
-    upstream: &Upstream,
-) -> Envoy {
-    std::fs::create_dir_all(folder).unwrap();
-    let settings = envoy::Settings {
-        listen: LOOPBACK,
-        admin: LOOPBACK,
-        filter: built::filter().to_owned(),
-        configuration,
-        upstream: upstream.origin.clone(),
-        control_plane: control_plane.address.into(),
-        access_log: folder.join("access.log"),
-    };
-    let run = envoy::Run {
-        binary: built::envoy().to_owned(),
-        folder: folder.to_owned(),
-        concurrency: 2,
-        environment,
-    };
-    Envoy::start(&run, &settings.render().unwrap()).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 fn programs() -> Programs {
@@ -245,7 +183,11 @@ pub(crate) fn chat_body(prompt: &str) -> Value {
 
 /// Sends a request; every status is an answer.
 pub(crate) fn answer(request: Request<Vec<u8>>) -> Answer {
-    let mut response = client().run(request).unwrap();
+    read(client().run(request).unwrap())
+}
+
+/// Reads a response to its end.
+pub(crate) fn read(mut response: Response<ureq::Body>) -> Answer {
     let mut body = Vec::new();
     response
         .body_mut()
