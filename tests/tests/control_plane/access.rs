@@ -1,0 +1,469 @@
+//! Who may do what. The table names every route of the API document; a route that is not in it fails the test.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Plane, Workspace, text};
+
+/// Whom a route lets in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum For {
+    /// Everybody, key or not; answers with a bare status.
+    Anybody,
+    /// The root key alone.
+    Root,
+    /// The root key, and any operator for what its workspace may see.
+    AnyOperator,
+    /// The root key and the workspace's operators.
+    KeyKeepers,
+    /// The workspace's operators.
+    Operators,
+    /// The workspace's gates.
+    Gates,
+}
+
+const ROUTES: &[(&str, &str, For)] = &[
+    ("GET", "/healthz", For::Anybody),
+    ("GET", "/readyz", For::Anybody),
+    ("GET", "/metrics", For::AnyOperator),
+    ("GET", "/openapi.json", For::AnyOperator),
+    ("GET", "/v1/workspaces", For::AnyOperator),
+    ("POST", "/v1/workspaces", For::Root),
+    ("GET", "/v1/workspaces/{workspace}", For::KeyKeepers),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/operators",
+        For::KeyKeepers,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/operators",
+        For::KeyKeepers,
+    ),
+    (
+        "DELETE",
+        "/v1/workspaces/{workspace}/operators/{id}",
+        For::KeyKeepers,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/agents", For::Operators),
+    ("POST", "/v1/workspaces/{workspace}/agents", For::Operators),
+    (
+        "DELETE",
+        "/v1/workspaces/{workspace}/agents/{id}",
+        For::Operators,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/agents/{id}/tokens",
+        For::Operators,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/policies", For::Operators),
+    ("PUT", "/v1/workspaces/{workspace}/policies", For::Operators),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/policies/{name}",
+        For::Operators,
+    ),
+    (
+        "DELETE",
+        "/v1/workspaces/{workspace}/policies/{name}",
+        For::Operators,
+    ),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/policies/{name}/versions",
+        For::Operators,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/bundle", For::Operators),
+    ("GET", "/v1/workspaces/{workspace}/gates", For::Operators),
+    ("POST", "/v1/workspaces/{workspace}/gates", For::Operators),
+    (
+        "DELETE",
+        "/v1/workspaces/{workspace}/gates/{id}",
+        For::Operators,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/budgets", For::Operators),
+    ("GET", "/v1/workspaces/{workspace}/usage", For::Operators),
+    ("GET", "/v1/workspaces/{workspace}/audit", For::Operators),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/audit/gaps",
+        For::Operators,
+    ),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/audit/export",
+        For::Operators,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/gate/bundle", For::Gates),
+    ("POST", "/v1/workspaces/{workspace}/gate/leases", For::Gates),
+    ("POST", "/v1/workspaces/{workspace}/gate/audit", For::Gates),
+];
+
+/// Who knocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Nobody,
+    Guesser,
+    RevokedOperator,
+    RevokedGate,
+    OtherOperator,
+    OtherGate,
+    Gate,
+    Operator,
+    Root,
+}
+
+// Those who are let in come last, so that what is deleted was still there when the others tried.
+const EVERYBODY: [Who; 9] = [
+    Who::Nobody,
+    Who::Guesser,
+    Who::RevokedOperator,
+    Who::RevokedGate,
+    Who::OtherOperator,
+    Who::OtherGate,
+    Who::Gate,
+    Who::Operator,
+    Who::Root,
+];
+
+/// The status of a refusal; `None` for whoever is let in.
+fn refusal(route: For, who: Who) -> Option<u16> {
+    let strangers = matches!(
+        who,
+        Who::Nobody | Who::Guesser | Who::RevokedOperator | Who::RevokedGate
+    );
+    let allowed: &[Who] = match route {
+        For::Anybody => return None,
+        For::Root => &[Who::Root],
+        For::AnyOperator => &[Who::Root, Who::Operator, Who::OtherOperator],
+        For::KeyKeepers => &[Who::Root, Who::Operator],
+        For::Operators => &[Who::Operator],
+        For::Gates => &[Who::Gate],
+    };
+    let in_a_workspace = !matches!(route, For::Root | For::AnyOperator);
+    match who {
+        _ if strangers => Some(401),
+        who if allowed.contains(&who) => None,
+        Who::OtherOperator | Who::OtherGate if in_a_workspace => Some(404),
+        _ => Some(403),
+    }
+}
+
+/// Puts the names of things that exist into a path.
+async fn filled(template: &str, workspace: &Workspace<'_>) -> String {
+    let mut path = template.replace("{workspace}", &workspace.id);
+    if path.contains("{name}") {
+        let name = workspace.plane.name();
+        let policy = format!(
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata:\n  name: {name}\nspec:\n  scope: global\n"
+        );
+        assert_eq!(workspace.apply(&policy).await.status, 200);
+        path = path.replace("{name}", &name);
+    }
+    if path.contains("{id}") {
+        let id = if path.contains("/agents/") {
+            workspace.agent("team").await
+        } else {
+            let kind = if path.contains("/gates/") {
+                "/gates"
+            } else {
+                "/operators"
+            };
+            let made = workspace.post(kind, json!({"name": "spare"})).await;
+            text(&made.json()["id"])
+        };
+        path = path.replace("{id}", &id);
+    }
+    path
+}
+
+#[tokio::test]
+async fn every_route_lets_in_whom_it_should_and_nobody_else() {
+    let plane = Plane::new().await;
+    let (ours, theirs) = (plane.workspace().await, plane.workspace().await);
+    let (gate, other_gate, revoked_gate) =
+        (ours.gate().await, theirs.gate().await, ours.gate().await);
+    let revoked = ours
+        .post("/operators", json!({"name": "gone"}))
+        .await
+        .json();
+    for path in [
+        format!("/operators/{}", text(&revoked["id"])),
+        format!("/gates/{}", revoked_gate.id),
+    ] {
+        let reply = plane
+            .call(&ours.operator, "DELETE", &ours.path(&path), Value::Null)
+            .await;
+        assert_eq!(reply.status, 204, "{path}");
+    }
+    // A key that exists, with another secret.
+    let (id, _) = ours.operator.split_once('.').unwrap();
+    let guessed = format!("{id}.{}", "A".repeat(43));
+    let root = plane.root_key();
+    let key = |who: Who| match who {
+        Who::Nobody => "",
+        Who::Guesser => guessed.as_str(),
+        Who::RevokedOperator => revoked["key"].as_str().unwrap(),
+        Who::RevokedGate => &revoked_gate.key,
+        Who::OtherOperator => &theirs.operator,
+        Who::OtherGate => &other_gate.key,
+        Who::Gate => &gate.key,
+        Who::Operator => &ours.operator,
+        Who::Root => &root,
+    };
+    let document: Value = serde_json::to_value(tollgate_control_plane::openapi()).unwrap();
+    for (method, template, route) in ROUTES {
+        let documented = &document["paths"][template][method.to_lowercase()]["responses"];
+        let path = filled(template, &ours).await;
+        for who in EVERYBODY {
+            let reply = plane.call(key(who), method, &path, Value::Null).await;
+            let status = reply.status.as_u16();
+            let cell = format!("{who:?} {method} {template}: {status}");
+            assert!(
+                !documented[status.to_string()].is_null(),
+                "{cell} is not documented"
+            );
+            match refusal(*route, who) {
+                Some(expected) => {
+                    assert_eq!(status, expected, "{cell}");
+                    let word = match expected {
+                        401 => "unauthenticated",
+                        403 => "forbidden",
+                        _ => "not-found",
+                    };
+                    assert_eq!(reply.problem(), word, "{cell}");
+                }
+                // Without a body some of them have more to say, but not about the key or the path.
+                None => assert!(
+                    matches!(status, 200 | 201 | 204 | 400 | 415 | 422),
+                    "{cell}: {}",
+                    String::from_utf8_lossy(&reply.body)
+                ),
+            }
+            if *route == For::Anybody {
+                assert!(reply.body.is_empty(), "{cell} says more than a status");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_route_is_in_the_table() {
+    let document: Value = serde_json::to_value(tollgate_control_plane::openapi()).unwrap();
+    let mut documented = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            documented.insert((method.to_uppercase(), path.clone()));
+            let open = operation["security"] == json!([{}]);
+            let (_, _, route) = ROUTES
+                .iter()
+                .find(|(m, p, _)| *m == method.to_uppercase() && p == path)
+                .unwrap_or_else(|| panic!("{method} {path} is not in the table of this test"));
+            assert_eq!(
+                open,
+                *route == For::Anybody,
+                "{method} {path} documents its security"
+            );
+            let scheme = if *route == For::Gates {
+                "gate"
+            } else {
+                "operator"
+            };
+            assert!(
+                open || operation["security"] == json!([{scheme: []}]),
+                "{method} {path}"
+            );
+        }
+    }
+    let listed: BTreeSet<(String, String)> = ROUTES
+        .iter()
+        .map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned()))
+        .collect();
+    assert_eq!(documented, listed);
+}
+
+#[tokio::test]
+async fn keys_are_nowhere_in_the_data_directory_but_in_the_root_key_file() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let secrets: Vec<String> = [&workspace.operator, &gate.key, &plane.root_key()]
+        .iter()
+        .map(|key| key.split_once('.').unwrap().1.to_owned())
+        .collect();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(plane.scratch.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        for secret in &secrets {
+            if bytes
+                .windows(secret.len())
+                .any(|window| window == secret.as_bytes())
+            {
+                found.push((path.file_name().unwrap().to_owned(), secret.clone()));
+            }
+        }
+    }
+    assert_eq!(found, [("root.key".into(), secrets[2].clone())]);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn nobody_else_can_read_the_data_directory() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scratch = tollgate_tests::Scratch::new("private");
+    let data = scratch.path().join("data");
+    let _plane = tollgate_control_plane::ControlPlane::open(&data, Default::default())
+        .await
+        .unwrap();
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    for entry in std::fs::read_dir(&data).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_one_header_of_one_form() {
+    use axum::body::Body;
+    use axum::http::Request;
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let key = &workspace.operator;
+    let cases: [(&[String], u16); 6] = [
+        (&[format!("Bearer {key}")], 200),
+        (&[format!("bearer {key}")], 200),
+        (&[format!("Bearer {key}"), format!("Bearer {key}")], 401),
+        (&[key.clone()], 401),
+        (&[format!("Basic {key}")], 401),
+        (&[format!("Bearer {key}x")], 401),
+    ];
+    for (values, expected) in cases {
+        let mut request = Request::get(workspace.path("/agents"));
+        for value in values {
+            request = request.header("authorization", value);
+        }
+        let reply = plane.send(request.body(Body::empty()).unwrap()).await;
+        // Not the values: they are keys.
+        assert_eq!(reply.status, expected, "{} headers", values.len());
+        if expected == 401 {
+            assert_eq!(reply.headers["www-authenticate"], "Bearer");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_axum_refuses_is_a_problem_too() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let (key, agents) = (workspace.operator.as_str(), workspace.path("/agents"));
+    let reply = plane.bytes(key, "POST", &agents, b"{}").await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.problem().as_str()),
+        (415, "media-type")
+    );
+    for (body, status, problem) in [
+        (json!({"name": "a", "level": "L9"}), 422, "invalid"),
+        (
+            json!({"name": "a", "level": "L1", "levle": 1}),
+            422,
+            "invalid",
+        ),
+        (json!({"name": "", "level": "L1"}), 422, "invalid"),
+        (json!({"name": "a\u{1b}[2J", "level": "L1"}), 422, "invalid"),
+        (
+            json!({"name": "a", "team": "a|b", "level": "L1"}),
+            422,
+            "invalid",
+        ),
+        (
+            json!({"name": "a".repeat(20_000), "level": "L1"}),
+            413,
+            "too-large",
+        ),
+    ] {
+        let reply = plane.call(key, "POST", &agents, body).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.problem().as_str()),
+            (status, problem)
+        );
+    }
+    for path in [
+        "/audit?limit=0",
+        "/audit?limit=-1",
+        "/audit?nonsense=1",
+        "/usage?by=colour",
+    ] {
+        let reply = plane.get(key, &workspace.path(path)).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.problem().as_str()),
+            (400, "malformed"),
+            "{path}"
+        );
+    }
+    let reply = plane.call(key, "PATCH", &agents, Value::Null).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.problem().as_str()),
+        (405, "method-not-allowed")
+    );
+    let reply = plane.get(key, "/v2").await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.problem().as_str()),
+        (404, "not-found")
+    );
+}
+
+#[tokio::test]
+async fn last_use_is_noted_to_the_minute() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let used = async || workspace.get("/operators").await[0]["last_used_ms"].clone();
+    let first = used().await;
+    assert_eq!(first, plane.now().millis());
+    plane.advance(59);
+    assert_eq!(used().await, first);
+    plane.advance(1);
+    assert_eq!(used().await, plane.now().millis());
+}
+
+#[tokio::test]
+async fn nothing_crosses_between_workspaces() {
+    let plane = Plane::new().await;
+    let (ours, theirs) = (plane.workspace().await, plane.workspace().await);
+    let policy = "scope: global\nbudget:\n  daily_limit_usd: 1\n";
+    assert_eq!(ours.apply(policy).await.status, 200);
+    let agent = ours.agent("blue").await;
+    let gate = ours.gate().await;
+    // Their key on their own path, our ids.
+    for (method, path) in [
+        ("DELETE", format!("/agents/{agent}")),
+        ("POST", format!("/agents/{agent}/tokens")),
+        ("DELETE", format!("/gates/{}", gate.id)),
+        ("GET", "/policies/test".to_owned()),
+        ("DELETE", "/policies/test".to_owned()),
+    ] {
+        let reply = plane
+            .call(&theirs.operator, method, &theirs.path(&path), Value::Null)
+            .await;
+        assert_eq!(reply.status, 404, "{method} {path}");
+    }
+    for empty in ["/agents", "/policies", "/gates", "/budgets", "/audit/gaps"] {
+        assert_eq!(theirs.get(empty).await, json!([]), "{empty}");
+    }
+    assert_eq!(ours.get("/agents").await[0]["revoked_ms"], Value::Null);
+    assert_eq!(ours.get("/policies").await[0]["name"], "test");
+    // Each operator sees its own workspace in the list, root sees both.
+    let names = |list: Value| list.as_array().unwrap().len();
+    assert_eq!(
+        names(plane.get(&theirs.operator, "/v1/workspaces").await.json()),
+        1
+    );
+    assert_eq!(
+        names(plane.get(&plane.root_key(), "/v1/workspaces").await.json()),
+        2
+    );
+}

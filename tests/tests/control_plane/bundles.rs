@@ -1,0 +1,318 @@
+//! Policies, bundles, and how gates hear of them.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use serde_json::{Value, json};
+use tollgate_control_plane::Settings;
+use tollgate_engine::bundle::{Bundle, Payload};
+use tollgate_engine::identity;
+
+use crate::harness::{Gate, Plane, Reply, START, Workspace, text};
+
+const POLICY: &str = "scope: global\ncapabilities:\n  allow: ['model:small']\n";
+
+async fn poll(gate: &Gate<'_>, query: &str, etag: Option<&str>) -> Reply {
+    let workspace = gate.workspace;
+    let mut request = Request::get(workspace.path(&format!("/gate/bundle{query}")))
+        .header("authorization", format!("Bearer {}", gate.key));
+    if let Some(etag) = etag {
+        request = request.header("if-none-match", etag);
+    }
+    workspace
+        .plane
+        .send(request.body(Body::empty()).unwrap())
+        .await
+}
+
+/// The bundle as a gate that runs `before` takes it.
+async fn installed(gate: &Gate<'_>, before: &Bundle) -> Bundle {
+    let reply = poll(gate, "", None).await;
+    assert_eq!(reply.status, 200);
+    let workspace = gate.workspace;
+    let bundle = before
+        .successor(
+            &reply.body,
+            &gate.trust,
+            &workspace.id,
+            "default",
+            workspace.plane.now(),
+        )
+        .unwrap();
+    assert_eq!(
+        reply.headers["etag"].to_str().unwrap(),
+        bundle.etag().unwrap()
+    );
+    bundle
+}
+
+fn payload(bundle: &Bundle) -> &Payload {
+    bundle.payload().unwrap()
+}
+
+fn names(bundle: &Bundle) -> Vec<&str> {
+    let documents = &payload(bundle).documents;
+    documents
+        .iter()
+        .map(|document| document.name.as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_gate_installs_what_is_published() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    // Before the first policy there is a bundle already: one that denies everything.
+    let first = installed(&gate, &Bundle::closed()).await;
+    assert_eq!((first.revision(), names(&first).len()), (1, 0));
+    assert_eq!(payload(&first).expires_at, START + 86_400);
+    assert!(!payload(&first).prices.models.is_empty());
+    let applied = workspace.apply(POLICY).await.json();
+    assert_eq!(
+        applied,
+        json!({"applied": [{"name": "test", "version": 1, "changed": true}], "warnings": [], "revision": 2})
+    );
+    let second = installed(&gate, &first).await;
+    assert_eq!((second.revision(), names(&second)), (2, vec!["test"]));
+    // The same again is no change.
+    let again = workspace.apply(POLICY).await.json();
+    assert_eq!(
+        (&again["applied"][0]["changed"], &again["revision"]),
+        (&json!(false), &json!(2))
+    );
+    // An operator sees the same bytes as a gate.
+    let path = workspace.path("/bundle");
+    assert_eq!(
+        plane.get(&workspace.operator, &path).await.body,
+        poll(&gate, "", None).await.body
+    );
+}
+
+#[tokio::test]
+async fn a_poll_waits_for_the_next_bundle_and_wakes_for_it() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let etag = poll(&gate, "", None).await.headers["etag"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let unchanged = poll(&gate, "", Some(&etag)).await;
+    assert_eq!((unchanged.status.as_u16(), unchanged.body.len()), (304, 0));
+    assert_eq!(unchanged.headers["etag"], etag.as_str());
+    let changed = poll(&gate, "?wait=50", Some("\"0-0\"")).await;
+    assert_eq!(changed.status, 200);
+    // A change elsewhere wakes nobody here; one here does, long before the 50 s are over.
+    let elsewhere = plane.workspace().await;
+    let waiting = poll(&gate, "?wait=50", Some(&etag));
+    let publishing = async {
+        assert_eq!(elsewhere.apply(POLICY).await.status, 200);
+        assert_eq!(workspace.apply(POLICY).await.status, 200);
+    };
+    let both = async { tokio::join!(waiting, publishing) };
+    let (woken, ()) = tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .unwrap();
+    assert_eq!(woken.status, 200);
+    assert_ne!(woken.headers["etag"], etag.as_str());
+}
+
+#[tokio::test]
+async fn a_poll_in_vain_ends_after_its_wait() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let etag = poll(&gate, "", None).await.headers["etag"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    for tag in [
+        etag.clone(),
+        format!("W/{etag}"),
+        format!("\"x\", {etag}"),
+        "*".to_owned(),
+    ] {
+        assert_eq!(
+            poll(&gate, "?wait=1", Some(&tag)).await.status,
+            304,
+            "{tag}"
+        );
+    }
+    let unknown = poll(&gate, "?channel=canary", None).await;
+    assert_eq!(
+        (unknown.status.as_u16(), unknown.problem().as_str()),
+        (404, "not-found")
+    );
+}
+
+#[tokio::test]
+async fn nothing_of_a_bad_set_goes_live() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    assert_eq!(workspace.apply(POLICY).await.status, 200);
+    let before = installed(&gate, &Bundle::closed()).await;
+    let set = "scope: team:blue\n---\nscope: team:red\nbudget:\n  daily_limit_usd: plenty\n";
+    let reply = workspace.apply(set).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.problem().as_str()),
+        (422, "policy-refused")
+    );
+    let findings = reply.json()["diagnostics"].clone();
+    let parsed = tollgate_policy::parse("test.yaml", set.as_bytes(), false);
+    assert_eq!(findings.as_array().unwrap().len(), parsed.diagnostics.len());
+    assert_eq!(findings[0]["line"], 5);
+    assert_eq!(findings[0]["message"], parsed.diagnostics[0].message);
+    // Fine each, but not together.
+    let twice =
+        "apiVersion: tollgate/v1\nkind: Policy\nmetadata:\n  name: twice\nspec:\n  scope: global\n";
+    let reply = workspace.apply(&format!("{twice}---\n{twice}")).await;
+    assert_eq!(reply.problem(), "policy-refused");
+    let reply = workspace.apply(&"#".repeat((1 << 20) + 1)).await;
+    assert_eq!(reply.problem(), "policy-refused");
+    let reply = workspace.apply(&"#".repeat((1 << 20) + 2)).await;
+    assert_eq!(reply.problem(), "too-large");
+    assert_eq!(names(&installed(&gate, &before).await), ["test"]);
+    assert_eq!(
+        installed(&gate, &before).await.revision(),
+        before.revision()
+    );
+    assert_eq!(
+        workspace.get("/policies").await.as_array().unwrap().len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn every_version_is_kept_with_who_and_when() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    assert_eq!(workspace.apply(POLICY).await.status, 200);
+    plane.advance(10);
+    let edited = POLICY.replace("small", "large");
+    assert_eq!(
+        workspace.apply(&edited).await.json()["applied"][0]["version"],
+        2
+    );
+    plane.advance(10);
+    let policy = workspace.path("/policies/test");
+    let deleted = plane
+        .call(&workspace.operator, "DELETE", &policy, Value::Null)
+        .await;
+    assert_eq!(deleted.status, 204);
+    assert_eq!(plane.get(&workspace.operator, &policy).await.status, 404);
+    assert_eq!(names(&installed(&gate, &Bundle::closed()).await), [""; 0]);
+    let author = text(&workspace.get("/operators").await[0]["id"]);
+    let version = |number: i64, text: Value, at: i64| json!({"name": "test", "version": number, "text": text, "author": author, "applied_ms": (START + at) * 1_000});
+    assert_eq!(
+        workspace.get("/policies/test/versions").await,
+        json!([
+            version(3, Value::Null, 20),
+            version(2, json!(edited), 10),
+            version(1, json!(POLICY), 0)
+        ])
+    );
+    // The same text after a deletion is a change.
+    assert_eq!(
+        workspace.apply(&edited).await.json()["applied"][0]["version"],
+        4
+    );
+}
+
+#[tokio::test]
+async fn a_revoked_agent_is_named_in_the_next_bundle() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    let before = installed(&gate, &Bundle::closed()).await;
+    let path = workspace.path(&format!("/agents/{agent}"));
+    for _ in 0..2 {
+        let reply = plane
+            .call(&workspace.operator, "DELETE", &path, Value::Null)
+            .await;
+        assert_eq!(reply.status, 204);
+    }
+    let after = installed(&gate, &before).await;
+    assert_eq!(payload(&after).revoked_agents, [agent.clone()]);
+    assert_eq!(after.revision(), before.revision() + 1);
+    let reply = workspace
+        .post(&format!("/agents/{agent}/tokens"), Value::Null)
+        .await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.problem().as_str()),
+        (409, "conflict")
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_an_hour_at_every_gate_of_the_workspace() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    let issued = workspace
+        .post(&format!("/agents/{agent}/tokens"), Value::Null)
+        .await
+        .json();
+    assert_eq!(issued["expires_at"], START + 3_600);
+    let bundle = installed(&gate, &Bundle::closed()).await;
+    let keys = &payload(&bundle).token_keys;
+    let token = text(&issued["token"]);
+    let (caller, until) =
+        identity::verify(token.as_bytes(), keys, &workspace.id, plane.now()).unwrap();
+    assert_eq!(
+        (caller.agent, caller.team, caller.org),
+        (agent, Some("blue".into()), None)
+    );
+    assert_eq!(until.secs(), START + 3_600);
+    plane.advance(3_600);
+    let expired = identity::verify(token.as_bytes(), keys, &workspace.id, plane.now());
+    assert_eq!(expired, Err(identity::IdentityError::Expired));
+}
+
+#[tokio::test]
+async fn a_bundle_is_signed_anew_when_half_of_its_life_is_over() {
+    let settings = Settings {
+        bundle_ttl_secs: 1_000,
+        ..Settings::default()
+    };
+    let plane = Plane::with(settings).await;
+    let workspace = plane.workspace().await;
+    assert_eq!(workspace.apply(POLICY).await.status, 200);
+    let gate = workspace.gate().await;
+    let bundle = installed(&gate, &Bundle::closed()).await;
+    plane.advance(499);
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(installed(&gate, &bundle).await.revision(), 2);
+    plane.advance(1);
+    plane.state.upkeep().await.unwrap();
+    let renewed = installed(&gate, &bundle).await;
+    assert_eq!((renewed.revision(), names(&renewed)), (3, vec!["test"]));
+    assert_eq!(payload(&renewed).expires_at, START + 500 + 1_000);
+}
+
+#[tokio::test]
+async fn two_workspaces_may_name_things_alike() {
+    let plane = Plane::new().await;
+    let (ours, theirs): (Workspace<'_>, Workspace<'_>) =
+        (plane.workspace().await, plane.workspace().await);
+    assert_eq!(ours.apply(POLICY).await.status, 200);
+    assert_eq!(
+        theirs.apply(&POLICY.replace("small", "large")).await.status,
+        200
+    );
+    let (gate, other) = (ours.gate().await, theirs.gate().await);
+    let bundle = installed(&gate, &Bundle::closed()).await;
+    let foreign = poll(&other, "", None).await.body;
+    let refused = bundle.successor(&foreign, &gate.trust, &ours.id, "default", plane.now());
+    assert_eq!(
+        refused.map(|bundle| bundle.revision()),
+        Err(tollgate_engine::bundle::InstallError::ForeignWorkspace)
+    );
+    let allowed = &payload(&bundle).documents[0].models.allow;
+    assert_eq!(allowed.as_deref(), Some(&["small".to_owned()][..]));
+}

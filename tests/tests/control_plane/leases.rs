@@ -1,0 +1,383 @@
+//! Leases through the API. The rules themselves have their tests beside them.
+
+use serde_json::{Value, json};
+use tollgate_engine::lease::{Answer, Grant};
+
+use crate::harness::{Plane, START, Workspace, ask, holder};
+
+/// So many calls a minute for every agent of `scope`.
+fn rate(scope: &str, requests: u32) -> String {
+    format!(
+        "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: '{scope}'}}\n\
+         spec: {{scope: '{scope}', rate: {{requests_per_minute: {requests}, per: agent}}}}\n"
+    )
+}
+
+/// START is a full minute.
+const MINUTE: i64 = START;
+const TERM_SECS: i64 = 60;
+
+fn calls(agent: &str) -> String {
+    format!("agent:{agent}|calls|minute")
+}
+
+fn only(answer: &Answer) -> &Grant {
+    match answer.grants.as_slice() {
+        [grant] => grant,
+        grants => panic!("expected one grant, not {grants:?}"),
+    }
+}
+
+async fn limited(workspace: &Workspace<'_>) -> String {
+    let applied = workspace.apply(&rate("global", 10)).await;
+    assert_eq!(applied.status, 200, "{}", applied.json());
+    workspace.agent("blue").await
+}
+
+#[tokio::test]
+async fn a_greeting_gives_an_epoch_and_every_greeting_a_newer_one() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    assert_eq!(gate.leased(&holder(1), 0, vec![]).await.epoch, 1);
+    assert_eq!(gate.leased(&holder(1), 0, vec![]).await.epoch, 2);
+    assert_eq!(gate.leased(&holder(2), 0, vec![]).await.epoch, 1);
+    assert_eq!(gate.leased(&holder(1), 2, vec![]).await.epoch, 2);
+    let stale = gate.lease(&holder(1), 1, vec![]).await.unwrap_err();
+    assert_eq!(
+        (stale.status.as_u16(), stale.problem().as_str()),
+        (409, "stale-epoch")
+    );
+    // Newer than ours: our database was put back. The holder gets one newer still.
+    assert_eq!(gate.leased(&holder(1), 7, vec![]).await.epoch, 8);
+}
+
+#[tokio::test]
+async fn two_holders_share_a_limit_and_get_no_more() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    // 10 left, one holder: half of its share of 10 is 5.
+    let first = gate
+        .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 1)])
+        .await;
+    assert_eq!(only(&first).granted, 5);
+    assert_eq!(only(&first).window_end, MINUTE + 60);
+    assert_eq!(only(&first).expires_ms, (START + TERM_SECS) * 1_000);
+    // 5 left, two holders: 5 / 4 = 1, and 2 are wanted.
+    let second = gate
+        .leased(&holder(2), 0, vec![ask(&account, MINUTE, 1, 0, 2)])
+        .await;
+    assert_eq!(only(&second).granted, 2);
+    // 3 left and 9 wanted: all 3, and word that there is no more for a second.
+    let rest = gate
+        .leased(&holder(2), 1, vec![ask(&account, MINUTE, 2, 2, 9)])
+        .await;
+    assert_eq!(
+        (only(&rest).granted, only(&rest).retry_ms),
+        (5, START * 1_000 + 1_000)
+    );
+    let none = gate
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 5, 1)])
+        .await;
+    assert_eq!((only(&none).granted, only(&none).settled), (5, 5));
+    // The next minute is another window.
+    plane.advance(60);
+    let fresh = gate
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE + 60, 3, 0, 1)])
+        .await;
+    assert_eq!(only(&fresh).granted, 5);
+}
+
+#[tokio::test]
+async fn a_replay_gives_the_same_answer_and_an_old_number_changes_nothing() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    let first = gate
+        .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 1)])
+        .await;
+    let again = gate
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 1, 0, 1)])
+        .await;
+    assert_eq!(only(&again), only(&first));
+    let more = gate
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 3, 1)])
+        .await;
+    let old = gate
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 1, 0, 9)])
+        .await;
+    assert_eq!(
+        (only(&old).seq, only(&old).granted),
+        (1, only(&more).granted)
+    );
+}
+
+#[tokio::test]
+async fn a_new_epoch_starts_afresh_and_what_the_old_one_had_stays_gone() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    let first = gate
+        .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 6)])
+        .await;
+    assert_eq!(only(&first).granted, 6);
+    // 4 are left for the new epoch, however many it wants.
+    let second = gate
+        .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 10)])
+        .await;
+    assert_eq!((second.epoch, only(&second).granted), (2, 4));
+    let budgets = workspace.get("/budgets").await;
+    assert_eq!(budgets[0]["forfeited"], "6");
+    assert_eq!(budgets[0]["leased"], "4");
+    assert_eq!(budgets[0]["available"], "0");
+}
+
+#[tokio::test]
+async fn what_a_lost_holder_had_is_forfeited_until_the_window_ends() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let policy = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: house}\n\
+        spec: {scope: global, budget: {daily_limit_usd: 0.000000100, per: workspace}}\n";
+    let applied = workspace.apply(policy).await;
+    assert_eq!(applied.status, 200, "{}", applied.json());
+    workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let account = format!("workspace:{}|nano_usd|day@UTC", workspace.id);
+    // 2026-11-20T00:00:00Z, eight hours before START.
+    let day = START - 8 * 3_600;
+    let first = gate
+        .leased(&holder(1), 0, vec![ask(&account, day, 1, 0, 60)])
+        .await;
+    assert_eq!(only(&first).granted, 60);
+    gate.leased(&holder(1), 1, vec![ask(&account, day, 2, 20, 0)])
+        .await;
+    let budget = async || workspace.get("/budgets").await[0].clone();
+    let row = budget().await;
+    assert_eq!(
+        (
+            &row["limit"],
+            &row["settled"],
+            &row["leased"],
+            &row["forfeited"],
+            &row["available"]
+        ),
+        (
+            &json!("100"),
+            &json!("20"),
+            &json!("40"),
+            &json!("0"),
+            &json!("40")
+        )
+    );
+    assert_eq!(row["resets_at"], day + 86_400);
+    // Two terms of silence: lost. One second later than that, to be past and not at it.
+    plane.advance(2 * TERM_SECS + 1);
+    let row = budget().await;
+    assert_eq!(
+        (
+            &row["settled"],
+            &row["leased"],
+            &row["forfeited"],
+            &row["available"]
+        ),
+        (&json!("20"), &json!("0"), &json!("40"), &json!("40"))
+    );
+    assert_eq!(row["holders"][0]["lost"], true);
+    // Another holder gets what is left and none of what is forfeited.
+    let second = gate
+        .leased(&holder(2), 0, vec![ask(&account, day, 1, 0, 100)])
+        .await;
+    assert_eq!(only(&second).granted, 40);
+    // The lost one comes back and tells what it really used: nothing is counted twice.
+    gate.leased(&holder(1), 1, vec![ask(&account, day, 3, 55, 0)])
+        .await;
+    let row = budget().await;
+    assert_eq!(
+        (
+            &row["settled"],
+            &row["leased"],
+            &row["forfeited"],
+            &row["available"]
+        ),
+        (&json!("55"), &json!("45"), &json!("0"), &json!("0"))
+    );
+}
+
+#[tokio::test]
+async fn windows_far_from_now_and_accounts_without_a_limit_get_no_grant() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let granted = async |account: &str, start: i64| {
+        let asks = vec![ask(account, start, 1, 0, 1)];
+        gate.leased(&holder(1), 1, asks).await.grants.len()
+    };
+    gate.leased(&holder(1), 0, vec![]).await;
+    let account = calls(&agent);
+    // The window before and after, with clocks five minutes apart: six minutes either way, and no further.
+    for (start, expected) in [
+        (MINUTE - 360, 1),
+        (MINUTE + 360, 1),
+        (MINUTE - 420, 0),
+        (MINUTE + 420, 0),
+        (MINUTE + 1, 0),
+    ] {
+        assert_eq!(
+            granted(&account, start).await,
+            expected,
+            "{}",
+            start - MINUTE
+        );
+    }
+    for account in [
+        calls("00000000-0000-0000-0000-000000000000"),
+        format!("agent:{agent}|tokens|minute"),
+        format!("agent:{agent}|calls|day@UTC"),
+        format!("workspace:{}|calls|minute", workspace.id),
+    ] {
+        assert_eq!(granted(&account, MINUTE).await, 0, "{account}");
+    }
+}
+
+#[tokio::test]
+async fn the_smallest_limit_in_force_counts() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let (blue, red) = (workspace.agent("blue").await, workspace.agent("red").await);
+    let policies = [
+        rate("global", 10),
+        rate("team:blue", 4),
+        rate(&format!("agent:{red}"), 3),
+    ];
+    let policies = policies.join("---\n");
+    let applied = workspace.apply(&policies).await;
+    assert_eq!(applied.status, 200, "{}", applied.json());
+    let gate = workspace.gate().await;
+    let green = workspace.agent("green").await;
+    let asks = [&blue, &red, &green].map(|agent| ask(&calls(agent), MINUTE, 1, 0, 100));
+    let answer = gate.leased(&holder(1), 0, asks.to_vec()).await;
+    let granted: Vec<u64> = answer.grants.iter().map(|grant| grant.granted).collect();
+    assert_eq!(granted, [4, 3, 10]);
+}
+
+#[tokio::test]
+async fn a_holder_belongs_to_the_gate_that_named_it_first() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let (gate, other) = (workspace.gate().await, workspace.gate().await);
+    gate.leased(&holder(1), 0, vec![]).await;
+    let refused = other.lease(&holder(1), 0, vec![]).await.unwrap_err();
+    assert_eq!(
+        (refused.status.as_u16(), refused.problem().as_str()),
+        (403, "forbidden")
+    );
+    let refused = gate.lease("h-1", 0, vec![]).await.unwrap_err();
+    assert_eq!(
+        (refused.status.as_u16(), refused.problem().as_str()),
+        (422, "invalid")
+    );
+}
+
+#[tokio::test]
+async fn requests_out_of_range_are_refused_whole() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    let beyond = ask(&account, MINUTE, 1, u64::MAX, 1);
+    let refused = gate.lease(&holder(1), 0, vec![beyond]).await.unwrap_err();
+    assert_eq!(refused.problem(), "invalid");
+    let many = vec![ask(&account, MINUTE, 1, 0, 1); 257];
+    let refused = gate.lease(&holder(1), 0, many).await.unwrap_err();
+    assert_eq!(refused.problem(), "invalid");
+    let refused = gate.lease(&holder(1), u64::MAX, vec![]).await.unwrap_err();
+    assert_eq!(refused.problem(), "invalid");
+    // None of them left a trace.
+    assert_eq!(workspace.get("/gates").await[0]["holders"], json!([]));
+    assert_eq!(workspace.get("/budgets").await, json!([]));
+}
+
+#[tokio::test]
+async fn an_operator_sees_what_runs_where() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    gate.leased(&holder(1), 0, vec![]).await;
+    let row = workspace.get("/gates").await[0]["holders"][0].clone();
+    assert_eq!(
+        row,
+        json!({
+            "holder": holder(1), "epoch": 1, "revision": 1, "first_seen_ms": START * 1_000,
+            "last_seen_ms": START * 1_000, "lost": false
+        })
+    );
+    plane.advance(2 * TERM_SECS + 1);
+    assert_eq!(workspace.get("/gates").await[0]["holders"][0]["lost"], true);
+}
+
+/// xorshift64*: many orders of messages from one seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % below
+    }
+}
+
+/// Three gates that crash, greet again, lose answers and repeat themselves: what they were ever allowed to spend in the window stays
+/// within the limit, and what the operator sees adds up.
+#[tokio::test]
+async fn whatever_gates_do_the_limit_holds() {
+    const LIMIT: u64 = 10;
+    for seed in 1..=8 {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        let agent = limited(&workspace).await;
+        let gate = workspace.gate().await;
+        let account = calls(&agent);
+        let mut dice = Dice(seed);
+        // Per holder: epoch, number, used in this epoch, allowed in this epoch.
+        let mut holders = [(0_u64, 0_u64, 0_u64, 0_u64); 3];
+        let mut spent = 0;
+        for _ in 0..40 {
+            let who = usize::try_from(dice.roll(3)).unwrap();
+            let (epoch, seq, used, allowed) = &mut holders[who];
+            let spend = dice.roll(*allowed - *used + 1);
+            *used += spend;
+            spent += spend;
+            assert!(spent <= LIMIT, "seed {seed}: {spent} spent");
+            if dice.roll(8) == 0 {
+                (*epoch, *seq, *used, *allowed) = (0, 0, 0, 0);
+            }
+            *seq += u64::from(*seq == 0 || dice.roll(4) > 0);
+            let asks = vec![ask(&account, MINUTE, *seq, *used, dice.roll(4))];
+            let name = holder(u32::try_from(who).unwrap());
+            let answer = gate.leased(&name, *epoch, asks).await;
+            let lost = *epoch != 0 && dice.roll(4) == 0;
+            if !lost {
+                *epoch = answer.epoch;
+                *allowed = only(&answer).granted;
+            }
+        }
+        let row = workspace.get("/budgets").await[0].clone();
+        let number = |field: &str| row[field].as_str().unwrap().parse::<u64>().unwrap();
+        let sum = number("settled") + number("leased") + number("forfeited") + number("available");
+        assert_eq!(
+            (sum, &row["limit"]),
+            (LIMIT, &Value::from("10")),
+            "seed {seed}: {row}"
+        );
+    }
+}

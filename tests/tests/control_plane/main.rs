@@ -1,0 +1,9 @@
+//! The control plane from outside: its HTTP API without a socket, with a clock that the test holds; and, in `process`, the real program.
+
+mod access;
+mod audit;
+mod bundles;
+mod harness;
+mod leases;
+mod process;
+mod usage;
