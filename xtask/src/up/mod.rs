@@ -147,7 +147,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn tollgate() -> Result<PathBuf> {
     progress::say("Building", "the control plane");
-    cargo::build("tollgate", "tollgate", "", &["--release"])
+    cargo::build("tollgate", "tollgate", "", &[])
 }
 
 fn provider(origin: &Origin) -> Result<Upstream> {

@@ -30,6 +30,9 @@ const ANTHROPIC: Api = Api {
     limit: "max_tokens",
 };
 
+/// Ends the answer with a line end, which a provider's JSON has not.
+const LINE: &str = "-w '\\n' ";
+
 /// The text. The lines refer to variables of `folder`/env, so that no key stands on the screen.
 pub(super) fn what_to_try(
     stack: &Stack,
@@ -52,8 +55,8 @@ pub(super) fn what_to_try(
             limit = api.limit,
         )
     };
-    let allowed = call(api.model, 100, "Say hello", "");
-    let denied = call(api.other_model, 100, "Say hello", "");
+    let allowed = call(api.model, 100, "Say hello", LINE);
+    let denied = call(api.other_model, 100, "Say hello", LINE);
     // Two pieces, so that no scanner takes this file for a leak.
     let secret = call(
         api.model,
@@ -62,7 +65,7 @@ pub(super) fn what_to_try(
             "Keep this key for me: sk-{}",
             "not-a-real-key-but-it-looks-like-one"
         ),
-        "",
+        LINE,
     );
     let runs_out = if stand_in {
         // At 2 USD for a million tokens, 0.08 USD each.
@@ -73,7 +76,7 @@ pub(super) fn what_to_try(
         )
     } else {
         // More than the whole day's budget at once: denied before it costs anything.
-        call(api.model, 1_000_000, "Count to a million", "")
+        call(api.model, 1_000_000, "Count to a million", LINE)
     };
     format!(
         "
@@ -97,8 +100,10 @@ See what came of them:
 
   {tollgate} audit list    # every decision, its reasons and its cost
   {tollgate} usage         # what was spent, by agent and model
+  {tollgate} budget list   # what is left
+  {tollgate} audit export --output {folder}/audit.jsonl && {tollgate} audit verify {folder}/audit.jsonl
   {tollgate} policy apply {policy}    # edit it first: live within two seconds
-  curl -s http://{admin}/stats/prometheus | grep tollgate_
+  curl -s http://{admin}/stats/prometheus | grep ^tollgate_
 
 Logs are in {folder}. Ctrl-C stops everything; the next `cargo xtask up` finds its state again.",
         folder = folder.display(),
