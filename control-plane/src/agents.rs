@@ -4,7 +4,7 @@ use crate::{
     ControlPlane,
     access::Operator,
     bundles,
-    problem::{BodyProblems, JsonBody, Kind, Path, Problem, WorkspaceProblems},
+    problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody, WorkspaceProblems},
     store::Write,
     text,
     workspaces::WorkspaceId,
@@ -139,7 +139,7 @@ async fn list(
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/agents", tag = "agents", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
     request_body = NewAgent,
-    responses((status = 201, body = Agent), (status = 409, description = "The name is taken"), BodyProblems))]
+    responses((status = 201, body = Agent), (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn create(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -227,7 +227,7 @@ async fn revoke(
 /// Issues an agent token, good for an hour.
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/agents/{id}/tokens", tag = "agents", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("id" = String, Path, description = "Of the agent")),
-    responses((status = 201, body = IssuedToken), (status = 409, description = "The agent is revoked"), WorkspaceProblems))]
+    responses((status = 201, body = IssuedToken), (status = 409, description = "The agent is revoked", body = ProblemBody, content_type = "application/problem+json"), WorkspaceProblems))]
 async fn issue_token(
     operator: Operator,
     State(state): State<ControlPlane>,

@@ -336,8 +336,9 @@ struct Poll {
     /// Which of the workspace's bundles; `default` unless told otherwise.
     #[serde(default = "default_channel")]
     channel: String,
-    /// How long to wait for a bundle other than that of `if-none-match`; at most 55 seconds are waited.
+    /// How many seconds to wait for a bundle other than that of `if-none-match`.
     #[serde(default)]
+    #[param(minimum = 0, maximum = 55)]
     wait: u32,
 }
 
@@ -360,8 +361,13 @@ async fn poll(
     if poll.channel != CHANNEL {
         return Err(no_bundle());
     }
-    let deadline =
-        tokio::time::Instant::now() + Duration::from_secs(poll.wait.min(MAX_WAIT_SECS).into());
+    if poll.wait > MAX_WAIT_SECS {
+        return Err(Problem::new(
+            Kind::Malformed,
+            format!("`wait` must be {MAX_WAIT_SECS} at most"),
+        ));
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(poll.wait.into());
     // Before the first look: what is published between looking and waiting must wake us.
     let mut published = state.announcements().subscribe(&gate.workspace);
     let mut stopping = state.stopping();

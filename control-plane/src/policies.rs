@@ -4,7 +4,7 @@ use crate::{
     ControlPlane,
     access::Operator,
     bundles,
-    problem::{Diagnostic, Kind, Path, PolicyProblems, Problem, Query, RawBody, WorkspaceProblems},
+    problem::{Diagnostic, Kind, Path, Problem, ProblemBody, Query, RawBody, WorkspaceProblems},
     store::Write,
     text,
     workspaces::WorkspaceId,
@@ -212,8 +212,10 @@ struct LivePolicy {
 /// bundle, or, when anything is wrong with any of them, none.
 #[utoipa::path(put, path = "/v1/workspaces/{workspace}/policies", tag = "policies", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), Applying),
-    request_body(content = String, content_type = "application/yaml"),
-    responses((status = 200, body = Applied), PolicyProblems))]
+    request_body(description = "YAML or JSON", content_type = "application/yaml"),
+    responses((status = 200, body = Applied), WorkspaceProblems,
+        (status = 413, description = "Longer than policies may be", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "Something is wrong with them", body = ProblemBody, content_type = "application/problem+json")))]
 async fn apply(
     operator: Operator,
     State(state): State<ControlPlane>,

@@ -10,8 +10,8 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use utoipa::{
-    IntoResponses, PartialSchema, ToSchema,
-    openapi::{ContentBuilder, RefOr, ResponseBuilder, response},
+    IntoResponses, ToSchema,
+    openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder, response},
 };
 
 /// How long a caller may take to send a body. Everything sent here is at most a few MiB.
@@ -159,10 +159,10 @@ pub(crate) struct Diagnostic {
     pub suggestion: Option<String>,
 }
 
-/// The wire form of a [`Problem`] (RFC 9457 §3).
+/// What is wrong with a request (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
-struct Body<'a> {
+pub(crate) struct ProblemBody<'a> {
     /// Names the kind of problem: `urn:tollgate:problem:<kind>`.
     #[serde(rename = "type")]
     kind: String,
@@ -180,7 +180,7 @@ struct Body<'a> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, name, title) = self.kind.parts();
-        let body = Body {
+        let body = ProblemBody {
             kind: format!("urn:tollgate:problem:{name}"),
             title,
             status: status.as_u16(),
@@ -201,7 +201,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Documents the problems of a route: `responses((status = 200, …), Problems<400, 404>)` with the statuses that can occur.
+/// Sets of problems that many routes have in common: `responses((status = 200, …), WorkspaceProblems)`.
 macro_rules! problems {
     ($($name:ident: $($status:literal)+;)+) => {$(
         pub(crate) struct $name;
@@ -214,13 +214,11 @@ macro_rules! problems {
 }
 
 problems! {
-    // Any route that needs a key; what each has beyond these stands at the route.
+    // Any route that needs a key. What a route has beyond its set stands at the route.
     KeyProblems: 401 403 500 503;
     // A route of a workspace.
     WorkspaceProblems: 400 401 403 404 500 503;
     // One that takes JSON.
-    // One that takes policies.
-    PolicyProblems: 400 401 403 404 413 422 500 503;
     BodyProblems: 400 401 403 404 413 415 422 500 503;
 }
 
@@ -230,14 +228,13 @@ fn documented(status: u16) -> RefOr<response::Response> {
         .ok()
         .and_then(|status| status.canonical_reason())
         .unwrap_or("Problem");
+    let schema = Ref::from_schema_name(ProblemBody::name());
     RefOr::T(
         ResponseBuilder::new()
             .description(words)
             .content(
                 "application/problem+json",
-                ContentBuilder::new()
-                    .schema(Some(<Body<'_> as PartialSchema>::schema()))
-                    .build(),
+                ContentBuilder::new().schema(Some(schema)).build(),
             )
             .build(),
     )

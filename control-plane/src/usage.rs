@@ -4,7 +4,7 @@ use crate::{
     ControlPlane,
     access::Operator,
     audit::RecordFields,
-    problem::{Kind, Problem, Query, WorkspaceProblems},
+    problem::{Kind, Problem, ProblemBody, Query, WorkspaceProblems},
     store::Write,
     workspaces::WorkspaceId,
 };
@@ -252,6 +252,7 @@ struct Asked {
     #[param(minimum = 0, maximum = 253402300800i64)]
     to: Option<i64>,
     /// A row per hour or UTC day; one row for the whole time without it.
+    #[param(inline)]
     step: Option<Step>,
 }
 
@@ -315,7 +316,8 @@ const LAST_SECOND: i64 = 253_402_300_800;
 /// Counts calls, tokens and cost.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/usage", tag = "usage", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), Asked),
-    responses((status = 200, body = Usage), WorkspaceProblems))]
+    responses((status = 200, body = Usage), WorkspaceProblems,
+        (status = 422, description = "`from` after `to`, or too many rows", body = ProblemBody, content_type = "application/problem+json")))]
 async fn show(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -328,11 +330,14 @@ async fn show(
         .from
         .unwrap_or_else(|| to.saturating_sub(DAY_SECS).max(0));
     let times = 0..=LAST_SECOND;
-    if !times.contains(&from) || !times.contains(&to) || from > to {
+    if !times.contains(&from) || !times.contains(&to) {
         return Err(Problem::new(
             Kind::Malformed,
-            "`from` and `to` must be seconds since the Unix epoch, `from` not after `to`",
+            format!("`from` and `to` must be seconds since the Unix epoch, {LAST_SECOND} at most"),
         ));
+    }
+    if from > to {
+        return Err(Problem::new(Kind::Invalid, "`from` must not be after `to`"));
     }
     let rows: Vec<Recorded> = sqlx::query_as(
         "SELECT hour, key, calls, denied, estimated, input_tokens, output_tokens, cached_input_tokens, cache_write_tokens,
@@ -356,7 +361,7 @@ async fn show(
         *sum = sum.plus(row.counters);
         if sums.len() > MAX_ROWS {
             return Err(Problem::new(
-                Kind::Malformed,
+                Kind::Invalid,
                 format!("more than {MAX_ROWS} rows; ask for a shorter time or longer steps"),
             ));
         }

@@ -5,7 +5,7 @@ use crate::{
     access::{KeyKeeper, KeyKind, NewKey, Root, Visible},
     bundles,
     operators::{self, CreatedOperator},
-    problem::{BodyProblems, JsonBody, KeyProblems, Kind, Problem, WorkspaceProblems},
+    problem::{BodyProblems, JsonBody, KeyProblems, Kind, Problem, ProblemBody, WorkspaceProblems},
     text,
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -154,7 +154,7 @@ async fn list(
 /// Makes a workspace and its first operator key. Only the root key may.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "workspaces", security(("operator" = [])),
     request_body = NewWorkspace,
-    responses((status = 201, body = CreatedWorkspace), (status = 409, description = "The name is taken"), BodyProblems))]
+    responses((status = 201, body = CreatedWorkspace), (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn create(
     _: Root,
     State(state): State<ControlPlane>,

@@ -14,7 +14,7 @@ use crate::{
     ControlPlane,
     access::{Gate, Operator},
     gates,
-    problem::{Kind, Problem, Query, RawBody, WorkspaceProblems},
+    problem::{Kind, Problem, ProblemBody, Query, RawBody, WorkspaceProblems},
     store::{Write, amount, stored},
     usage::Tally,
     workspaces::WorkspaceId,
@@ -138,11 +138,11 @@ struct JournalPosition {
 /// Takes in one sealed batch; answers when it is stored for good.
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/gate/audit", tag = "gate", security(("gate" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
-    request_body(content = String, description = "The batch, lines of JSON", content_type = "application/x-ndjson"),
+    request_body(description = "The batch, lines of JSON", content_type = "application/x-ndjson"),
     responses((status = 200, description = "Stored", body = JournalPosition),
-        (status = 409, description = "Does not follow what is stored: a fork"),
-        (status = 413, description = "Larger than a batch may be"),
-        (status = 422, description = "A number or name in the header is out of range"), WorkspaceProblems))]
+        (status = 409, description = "Does not follow what is stored: a fork", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Larger than a batch may be", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "A number or name in the header is out of range", body = ProblemBody, content_type = "application/problem+json"), WorkspaceProblems))]
 async fn submit(
     gate: Gate,
     State(state): State<ControlPlane>,
@@ -467,6 +467,9 @@ fn default_limit() -> u32 {
 /// Most records of one answer: at 2 KiB each, 2 MiB.
 const MAX_LIMIT: u32 = 1_000;
 
+/// 2⁵³−1: the last whole number that every reader of JSON takes for what it is.
+const MAX_EXACT: i64 = 9_007_199_254_740_991;
+
 /// Records in order of acceptance.
 #[derive(Serialize, ToSchema)]
 struct Records {
@@ -517,10 +520,10 @@ async fn list(
     State(state): State<ControlPlane>,
     Query(asked): Query<Asked>,
 ) -> Result<Json<Records>, Problem> {
-    if asked.after < 0 || !(1..=MAX_LIMIT).contains(&asked.limit) {
+    if !(0..=MAX_EXACT).contains(&asked.after) || !(1..=MAX_LIMIT).contains(&asked.limit) {
         return Err(Problem::new(
             Kind::Malformed,
-            format!("`after` must not be negative and `limit` between 1 and {MAX_LIMIT}"),
+            format!("`after` must be between 0 and {MAX_EXACT}, `limit` between 1 and {MAX_LIMIT}"),
         ));
     }
     let mut connection = state.store().read().acquire().await?;

@@ -8,7 +8,7 @@ use crate::{
     ControlPlane,
     access::{Gate, Operator},
     bundles, gates,
-    problem::{BodyProblems, JsonBody, Kind, Problem, WorkspaceProblems},
+    problem::{BodyProblems, JsonBody, Kind, Problem, ProblemBody, WorkspaceProblems},
     store::{Write, amount, stored},
     workspaces::WorkspaceId,
 };
@@ -77,7 +77,7 @@ impl Row {
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
     request_body(content = LeaseRequest, description = "What the holder has used and needs"),
     responses((status = 200, description = "A DSSE envelope of the grants", content_type = "application/json"),
-        (status = 409, description = "An epoch before the holder's: an old message"), BodyProblems))]
+        (status = 409, description = "An epoch before the holder's: an old message", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn lease(
     gate: Gate,
     State(state): State<ControlPlane>,

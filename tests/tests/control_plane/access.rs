@@ -338,7 +338,7 @@ async fn a_key_is_one_header_of_one_form() {
         (&[format!("Bearer {key}")], 200),
         (&[format!("bearer {key}")], 200),
         (&[format!("Bearer {key}"), format!("Bearer {key}")], 401),
-        (&[key.clone()], 401),
+        (std::slice::from_ref(key), 401),
         (&[format!("Basic {key}")], 401),
         (&[format!("Bearer {key}x")], 401),
     ];
@@ -396,7 +396,9 @@ async fn what_axum_refuses_is_a_problem_too() {
         "/audit?limit=0",
         "/audit?limit=-1",
         "/audit?nonsense=1",
+        "/audit?after=9007199254740992",
         "/usage?by=colour",
+        "/usage?from=-1",
     ] {
         let reply = plane.get(key, &workspace.path(path)).await;
         assert_eq!(

@@ -140,6 +140,11 @@ async fn a_poll_in_vain_ends_after_its_wait() {
             "{tag}"
         );
     }
+    let long = poll(&gate, "?wait=56", None).await;
+    assert_eq!(
+        (long.status.as_u16(), long.problem().as_str()),
+        (400, "malformed")
+    );
     let unknown = poll(&gate, "?channel=canary", None).await;
     assert_eq!(
         (unknown.status.as_u16(), unknown.problem().as_str()),
@@ -237,7 +242,7 @@ async fn a_revoked_agent_is_named_in_the_next_bundle() {
         assert_eq!(reply.status, 204);
     }
     let after = installed(&gate, &before).await;
-    assert_eq!(payload(&after).revoked_agents, [agent.clone()]);
+    assert_eq!(payload(&after).revoked_agents, [agent.as_str()]);
     assert_eq!(after.revision(), before.revision() + 1);
     let reply = workspace
         .post(&format!("/agents/{agent}/tokens"), Value::Null)

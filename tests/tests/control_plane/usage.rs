@@ -82,7 +82,7 @@ async fn usage_is_counted_by_everything_it_can_be_asked_for() {
         .await;
     assert_eq!(
         (reply.status.as_u16(), reply.problem().as_str()),
-        (400, "malformed")
+        (422, "invalid")
     );
 }
 
