@@ -36,8 +36,10 @@ pub(crate) struct Call {
     exchange: Option<Exchange>,
     stage: Stage,
     body_size: usize,
-    /// The whole response has passed.
+    /// The whole of the upstream's response has passed.
     whole: bool,
+    /// The response is Envoy's own, in place of one that did not come.
+    broken: bool,
 }
 
 impl Call {
@@ -196,9 +198,13 @@ impl Call {
         let Some(exchange) = self.answered_upstream() else {
             return;
         };
+        let mut broken = false;
         let edited = host::header_map(MapType::HttpResponseHeaders).and_then(|map| {
             let mut headers = host::pairs(&map)?;
-            if broke_after_sending(Headers(&headers)) {
+            let details = why_envoy_answered(Headers(&headers));
+            broken = details.is_some();
+            // Its status is no refusal of the provider's then: that may have worked, and its answer was lost.
+            if details.is_some_and(|details| may_have_arrived(&details)) {
                 headers.retain(|(name, _)| *name != b":status");
             }
             let head = exchange.response_head(Headers(&headers));
@@ -210,6 +216,7 @@ impl Call {
             }
             Ok(())
         });
+        self.broken = broken;
         if edited.is_err() {
             self.worker.metrics.host_errors.add(1);
         }
@@ -259,6 +266,7 @@ impl Call {
         };
         let end = match self.stage {
             Stage::Answered => End::Complete,
+            Stage::Sent if self.broken => End::UpstreamBroken,
             Stage::Sent if self.whole => End::Complete,
             Stage::Sent if !client_left() => End::UpstreamBroken,
             Stage::Sent | Stage::Body { .. } | Stage::Waiting(_) => End::ClientLeft,
@@ -283,16 +291,24 @@ fn show(exchange: &Exchange) -> Result<(), Status> {
     host::set_property("tollgate_decision", shown.as_bytes())
 }
 
-/// Whether this is Envoy's own answer, given because the connection broke after the request had gone out. Its status is not the provider's
-/// refusal then: the provider may have worked, and the call has to be settled as one whose answer was lost.
-fn broke_after_sending(headers: Headers<'_, '_>) -> bool {
-    let server_error = headers
-        .first(":status")
-        .is_some_and(|status| status.starts_with('5'));
-    server_error
-        && code_details().is_some_and(|details| {
-            details.starts_with("upstream_reset") && !details.contains("connection_failure")
-        })
+/// Why Envoy itself wrote this response, when it did.
+fn why_envoy_answered(headers: Headers<'_, '_>) -> Option<String> {
+    // A look at the details costs a host call, and Envoy has only server errors to give in an upstream's place.
+    let status = headers.first(":status")?;
+    let details = status.starts_with('5').then(code_details)??;
+    (details != "via_upstream").then_some(details)
+}
+
+/// Whether the request may have reached the upstream before the connection broke. It has not where there was no connection, no room for one
+/// more call, or an upstream that took no more (RFC 9113 §8.7: a refused stream was not processed).
+fn may_have_arrived(details: &str) -> bool {
+    const NOT_SENT: [&str; 4] = [
+        "connection_failure",
+        "connection_timeout",
+        "overflow",
+        "refused_stream",
+    ];
+    details.starts_with("upstream_reset") && !NOT_SENT.iter().any(|why| details.contains(why))
 }
 
 /// Whether the client, not the upstream, ended a response early.
@@ -324,6 +340,7 @@ impl Stream {
                 stage: Stage::Answered,
                 body_size: 0,
                 whole: false,
+                broken: false,
             })),
             worker,
         }

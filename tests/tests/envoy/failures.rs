@@ -1,9 +1,19 @@
 //! What happens when a process dies, or policy changes under load.
 
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::scene::{Scene, wait_for};
+use serde_json::json;
+use xtask::process;
+use xtask::stack::LOOPBACK;
+
+use crate::scene::{Scene, chat_body, wait_for};
 
 fn budget(per_day_usd: &str) -> String {
     format!(
@@ -166,4 +176,149 @@ spec:
         live - applied
     });
     assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_control_plane_that_does_not_answer_holds_calls_for_a_second() {
+    let scene = Scene::start("stuck", &budget("1"));
+    let signal = |name: &str| {
+        let id = scene.stack.control_plane.process.id().to_string();
+        process::run(Command::new("kill").args(["-s", name, &id])).unwrap();
+    };
+    signal("STOP");
+    // Nobody has a lease yet, so the first call has to wait for one, and waits in vain.
+    let begun = Instant::now();
+    let denied = scene.chat("hello", &[]);
+    let waited = begun.elapsed();
+    assert_eq!(
+        denied.verdict(),
+        (503, "budget.daily_limit_usd"),
+        "{}",
+        denied.body
+    );
+    assert_eq!(denied.header("retry-after"), "1");
+    assert!(
+        waited >= Duration::from_secs(1) && waited < Duration::from_secs(3),
+        "{waited:?}"
+    );
+
+    // A client that does not wait that long.
+    let body = chat_body("hello").to_string();
+    let mut impatient = TcpStream::connect(scene.stack.envoy.listen).unwrap();
+    write!(
+        impatient,
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: gate\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        scene.token,
+        body.len()
+    )
+    .unwrap();
+    let paused = "http.gate.downstream_rq_active";
+    wait_for("the call to have come", || {
+        (scene.stack.envoy.stat(paused).ok()? == Some(1)).then_some(())
+    });
+    drop(impatient);
+
+    signal("CONT");
+    wait_for("calls to be served", || {
+        (scene.chat("hello", &[]).status == 200).then_some(())
+    });
+    let records = scene.records(3);
+    let ends: Vec<_> = records.iter().map(|record| &record["end"]).collect();
+    assert_eq!(ends[..2], [&json!("answered_here"), &json!("client_left")]);
+    assert!(scene.reached().len() < records.len() - 1);
+    wait_for("nothing to be held back", || {
+        (scene.budget("|nano_usd|day@UTC")?["reserved"] == "0").then_some(())
+    });
+}
+
+#[test]
+fn a_call_is_charged_when_its_upstream_broke_and_free_when_it_was_never_there() {
+    // Takes the request and hangs up: whether it did the work, nobody knows.
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let address = listener.local_addr().unwrap();
+    let upstream = thread::spawn(move || {
+        let (mut call, _) = listener.accept().unwrap();
+        let mut some = [0; 16];
+        assert!(call.read(&mut some).unwrap() > 0);
+        // From now on nobody listens.
+        drop(listener);
+    });
+    let scene = Scene::start_as("hung-up", &budget("1"), |plan| {
+        plan.upstream.origin = address.into()
+    });
+    let broken = scene.chat("hello", &[]);
+    upstream.join().unwrap();
+    assert_eq!(broken.status, 503, "{}", broken.body);
+    let absent = scene.chat("hello", &[]);
+    assert_eq!(absent.status, 503, "{}", absent.body);
+
+    let records = scene.records(2);
+    let summary = |index: usize| {
+        let record = &records[index];
+        (
+            record["cost_nano_usd"].clone(),
+            record["estimated"].clone(),
+            record["end"].clone(),
+        )
+    };
+    // The most it may have cost: what was set aside.
+    assert_eq!(
+        summary(0),
+        (
+            records[0]["reserved_nano_usd"].clone(),
+            json!(true),
+            json!("upstream_broken")
+        )
+    );
+    assert_eq!(
+        summary(1),
+        (json!("0"), json!(false), json!("upstream_broken"))
+    );
+}
+
+#[test]
+fn a_control_plane_put_back_to_yesterday_is_followed_into_a_new_epoch() {
+    let mut scene = Scene::start("restored", &budget("1"));
+    assert_eq!(scene.chat("hello", &[]).status, 200);
+    scene.records(1);
+    scene.stack.control_plane.process.kill().unwrap();
+    let (data, backup) = (scene.file("data"), scene.file("backup"));
+    copy(&data, &backup);
+    scene.stack.restart_control_plane().unwrap();
+    wait_for("a call to be served", || {
+        (scene.chat("hello", &[]).status == 200).then_some(())
+    });
+    scene.records(2);
+
+    scene.stack.control_plane.process.kill().unwrap();
+    fs::remove_dir_all(&data).unwrap();
+    copy(&backup, &data);
+    scene.stack.restart_control_plane().unwrap();
+    // The gate goes on; what it tells now reaches the control plane, whatever that one has forgotten.
+    let mut decision = String::new();
+    wait_for("a call to be served", || {
+        let answer = scene.chat("hello", &[]);
+        decision = answer.header("x-tollgate-decision").to_owned();
+        (answer.status == 200).then_some(())
+    });
+    wait_for("the record of it", || {
+        let records = scene.records(1);
+        records
+            .iter()
+            .any(|record| record["id"] == decision.as_str())
+            .then_some(())
+    });
+}
+
+/// Copies a folder of files.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
 }

@@ -56,10 +56,16 @@ impl Answer {
 impl Scene {
     /// Everything up, the policy in the gate.
     pub(crate) fn start(name: &str, policy: &str) -> Scene {
+        Scene::start_as(name, policy, |_| {})
+    }
+
+    /// …with changes to the usual plan.
+    pub(crate) fn start_as(name: &str, policy: &str, change: impl FnOnce(&mut Plan)) -> Scene {
         let scratch = Scratch::new(name);
         let provider = StandIn::start(LOOPBACK, PROVIDER_KEY).unwrap();
         let mut agent = String::new();
-        let plan = Plan::new(scratch.path().to_owned(), programs(), upstream(&provider));
+        let mut plan = Plan::new(scratch.path().to_owned(), programs(), upstream(&provider));
+        change(&mut plan);
         let stack = Stack::start(plan, |control_plane| {
             let workspace = control_plane.create_workspace(name)?;
             agent = control_plane.create_agent(&workspace, "robot", "robots")?;
