@@ -66,6 +66,9 @@ impl Store {
     }
 }
 
+/// 2⁵³−1: the last whole number that every reader of JSON takes for what it is (RFC 8259 §6). Numbers that travel as numbers end here.
+pub(crate) const MAX_EXACT: i64 = 9_007_199_254_740_991;
+
 /// An amount or counter as the database holds it; `None` beyond 2⁶³−1.
 pub(crate) fn stored(amount: u64) -> Option<i64> {
     i64::try_from(amount).ok()

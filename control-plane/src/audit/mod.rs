@@ -15,7 +15,7 @@ use crate::{
     access::{Gate, Operator},
     gates,
     problem::{Kind, Problem, ProblemBody, Query, RawBody, WorkspaceProblems},
-    store::{Write, amount, stored},
+    store::{MAX_EXACT, Write, amount, stored},
     usage::Tally,
     workspaces::WorkspaceId,
 };
@@ -466,9 +466,6 @@ fn default_limit() -> u32 {
 
 /// Most records of one answer: at 2 KiB each, 2 MiB.
 const MAX_LIMIT: u32 = 1_000;
-
-/// 2⁵³−1: the last whole number that every reader of JSON takes for what it is.
-const MAX_EXACT: i64 = 9_007_199_254_740_991;
 
 /// Records in order of acceptance.
 #[derive(Serialize, ToSchema)]

@@ -9,7 +9,7 @@ use crate::{
     access::{Gate, Operator},
     bundles, gates,
     problem::{BodyProblems, JsonBody, Kind, Problem, ProblemBody, WorkspaceProblems},
-    store::{Write, amount, stored},
+    store::{MAX_EXACT, Write, amount, stored},
     workspaces::WorkspaceId,
 };
 use axum::{
@@ -89,6 +89,12 @@ async fn lease(
             format!("at most {MAX_ASKS} asks in one request; send the others after it"),
         ));
     }
+    if !is_exact(&request) {
+        return Err(Problem::new(
+            Kind::Invalid,
+            "a number is beyond 2⁵³−1, which not every reader of JSON takes for what it is",
+        ));
+    }
     let now = state.now();
     let mut write = state.store().write().await?;
     let known = gates::heard_of(
@@ -165,12 +171,23 @@ async fn lease(
     Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
 }
 
+/// Whether every number in `request` is the one that was sent.
+fn is_exact(request: &lease::Request) -> bool {
+    let exact = |number: u64| stored(number).is_some_and(|number| number <= MAX_EXACT);
+    exact(request.epoch)
+        && exact(request.revision)
+        && request
+            .asks
+            .iter()
+            .all(|ask| exact(ask.seq) && (-MAX_EXACT..=MAX_EXACT).contains(&ask.window_start))
+}
+
 fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn out_of_range() -> Problem {
-    Problem::new(Kind::Invalid, "an amount or number is beyond 2⁶³−1")
+    Problem::new(Kind::Invalid, "an amount is beyond 2⁶³−1")
 }
 
 struct Holder<'a> {
@@ -390,13 +407,13 @@ struct LeaseAsk {
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     seq: i64,
     /// Used so far in this window by this holder, in decimal digits.
-    #[schema(pattern = "^[0-9]{1,18}$")]
+    #[schema(pattern = "^[0-9]{1,19}$")]
     settled: String,
     /// Worst case of the calls under way.
-    #[schema(pattern = "^[0-9]{1,18}$")]
+    #[schema(pattern = "^[0-9]{1,19}$")]
     reserved: String,
     /// Needed beyond what is granted.
-    #[schema(pattern = "^[0-9]{1,18}$")]
+    #[schema(pattern = "^[0-9]{1,19}$")]
     want: String,
 }
 
