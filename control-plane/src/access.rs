@@ -7,7 +7,8 @@
 //! the wrong kind of key is 403; no key, an unknown or a revoked one is 401.
 
 use crate::{
-    ControlPlane, files,
+    ControlPlane,
+    files::{self, DataDir},
     problem::{Kind, Problem},
     workspaces::WorkspaceId,
 };
@@ -97,8 +98,8 @@ impl std::fmt::Debug for Pepper {
 }
 
 impl Pepper {
-    pub(crate) fn open(file: &std::path::Path) -> io::Result<Pepper> {
-        files::secret(file).map(Pepper)
+    pub(crate) fn open(data: &DataDir) -> io::Result<Pepper> {
+        data.secret("pepper.key").map(Pepper)
     }
 
     pub(crate) fn new_key(&self, kind: KeyKind) -> io::Result<NewKey> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -27,30 +27,49 @@ impl DataDir {
         lock.try_lock().map_err(|_| {
             io::Error::other("another control plane is running on this data directory")
         })?;
-        // SQLite makes its files with the permissions of the database file.
-        let database = path.join("tollgate.db");
-        private()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&database)?;
-        fs::set_permissions(&database, fs::Permissions::from_mode(0o600))?;
         Ok(DataDir {
             path: path.to_owned(),
             _lock: lock,
         })
     }
 
-    pub(crate) fn database(&self) -> PathBuf {
-        self.path.join("tollgate.db")
+    /// The database file, made when missing; SQLite gives its other files the same permissions.
+    pub(crate) fn database(&self) -> io::Result<PathBuf> {
+        let database = self.path.join("tollgate.db");
+        private()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&database)?;
+        fs::set_permissions(&database, fs::Permissions::from_mode(0o600))?;
+        Ok(database)
     }
 
-    pub(crate) fn signing_key(&self) -> PathBuf {
-        self.path.join("signing.key")
-    }
-
-    pub(crate) fn pepper(&self) -> PathBuf {
-        self.path.join("pepper.key")
+    /// 32 random bytes in the file of this name, made at the first start. Later a missing one is an error: gates trust the signing key
+    /// and stored keys depend on the pepper, so that going on with new ones would lock everybody out without a word.
+    pub(crate) fn secret(&self, name: &str) -> io::Result<[u8; 32]> {
+        let file = self.path.join(name);
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.path.join("tollgate.db").exists() {
+                    return Err(io::Error::other(format!(
+                        "`{name}` is missing beside the database; restore both from the same backup"
+                    )));
+                }
+                let made = bytes::to_base64(&random::<32>()?);
+                write_private(&file, &made)?;
+                made
+            }
+            Err(error) => return Err(error),
+        };
+        bytes::from_base64(text.trim())
+            .and_then(|secret| secret.try_into().ok())
+            .ok_or_else(|| {
+                io::Error::other(format!(
+                    "`{name}` does not hold 32 bytes in base64; restore it from a backup"
+                ))
+            })
     }
 
     pub(crate) fn root_key(&self) -> PathBuf {
@@ -62,29 +81,6 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
     options
-}
-
-/// 32 random bytes in `file`, base64; made when the file does not exist.
-pub(crate) fn secret(file: &Path) -> io::Result<[u8; 32]> {
-    let mut text = String::new();
-    match File::open(file) {
-        Ok(mut opened) => {
-            opened.read_to_string(&mut text)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            text = bytes::to_base64(&random::<32>()?);
-            write_private(file, &text)?;
-        }
-        Err(error) => return Err(error),
-    }
-    bytes::from_base64(text.trim())
-        .and_then(|secret| secret.try_into().ok())
-        .ok_or_else(|| {
-            io::Error::other(format!(
-                "`{}` does not hold 32 bytes in base64; restore it from a backup",
-                file.display()
-            ))
-        })
 }
 
 /// Writes a line only we can read, whole or not at all.

@@ -1,7 +1,7 @@
 //! The control plane: signs policy into bundles, leases budgets, takes in audit batches, counts usage.
 //!
 //! One folder or file per thing an operator knows, each with its rules, its SQL and its routes, and one line in [`app`]'s router.
-//! Beside them stand what all of them need: [`access`](self) (keys and who may do what), `problem` (errors), `store` (the database),
+//! Beside them stands what all of them need: `access` (keys, and who may do what), `problem` (errors), `store` (the database),
 //! `signing`, `files`.
 //!
 //! Deliberately not here: TLS (put a proxy in front; without one it listens on the loopback only), people and their passwords, and
@@ -150,11 +150,11 @@ impl ControlPlane {
     pub async fn open(data: &Path, settings: Settings) -> Result<ControlPlane, OpenError> {
         let files = |error| OpenError::Files(data.to_owned(), error);
         let dir = DataDir::open(data).map_err(files)?;
-        let signer = Signer::open(&dir.signing_key()).map_err(files)?;
-        let pepper = Pepper::open(&dir.pepper()).map_err(files)?;
-        let store = Store::open(&dir.database())
-            .await
-            .map_err(OpenError::Database)?;
+        // The database last: with it the directory counts as in use, and keys that are missing are lost.
+        let signer = Signer::open(&dir).map_err(files)?;
+        let pepper = Pepper::open(&dir).map_err(files)?;
+        let database = dir.database().map_err(files)?;
+        let store = Store::open(&database).await.map_err(OpenError::Database)?;
         let state = ControlPlane(Arc::new(Inner {
             data: dir,
             settings,

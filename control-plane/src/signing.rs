@@ -3,10 +3,10 @@
 //! One Ed25519 key per installation. Its uses cannot be confused: an envelope is signed with its payload type in front, a token is
 //! base64url text. Everything signed names its workspace, and whoever verifies compares that.
 
-use crate::files;
+use crate::files::DataDir;
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde::Serialize;
-use std::{io, path::Path};
+use std::io;
 use tollgate_engine::{
     bytes::{self, Digest},
     envelope::{Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
@@ -40,9 +40,9 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The key in `file`, made at the first start.
-    pub(crate) fn open(file: &Path) -> io::Result<Signer> {
-        let key = SigningKey::from_bytes(&files::secret(file)?);
+    /// The data directory's key.
+    pub(crate) fn open(data: &DataDir) -> io::Result<Signer> {
+        let key = SigningKey::from_bytes(&data.secret("signing.key")?);
         let public = public_key(key.verifying_key().to_bytes());
         Ok(Signer { key, public })
     }

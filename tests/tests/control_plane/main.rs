@@ -3,6 +3,7 @@
 mod access;
 mod audit;
 mod bundles;
+mod data_directory;
 mod harness;
 mod leases;
 mod process;
