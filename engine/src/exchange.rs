@@ -748,7 +748,7 @@ impl Exchange {
             team: caller.and_then(|caller| caller.team.as_deref()),
             org: caller.and_then(|caller| caller.org.as_deref()),
             level: caller.map(|caller| caller.level),
-            method: head.map(|head| head.method.as_str()),
+            method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
             path: head.map(|head| bounded(&head.path, MAX_PATH_BYTES)),
             route: facts
@@ -774,8 +774,11 @@ impl Exchange {
                 .iter()
                 .take(MAX_REASONS)
                 .map(|reason| RecordedReason {
-                    rule: &reason.rule,
-                    document: reason.document.as_deref(),
+                    rule: bounded(&reason.rule, MAX_NAME_BYTES),
+                    document: reason
+                        .document
+                        .as_deref()
+                        .map(|document| bounded(document, MAX_NAME_BYTES)),
                 })
                 .collect(),
             status: self.answered.or(self.upstream_status),
@@ -809,7 +812,9 @@ impl Exchange {
 
 /// Longest path in a record. Identifiers beyond it tell nobody more.
 const MAX_PATH_BYTES: usize = 256;
-/// Longest caller-chosen name in a record.
+/// Longest method in a record; the longest registered one (`UPDATEREDIRECTREF`) has 17.
+const MAX_METHOD_BYTES: usize = 32;
+/// Longest name in a record.
 const MAX_NAME_BYTES: usize = 128;
 /// Tools named in a record; a call may offer hundreds.
 const MAX_TOOLS: usize = 8;

@@ -29,8 +29,11 @@ use sha2::Sha256;
 pub const FORMAT: u32 = 1;
 /// Records in one batch.
 pub const MAX_BATCH_RECORDS: usize = 512;
-/// Bytes of one batch that a control plane accepts: 512 records of at most 2 KiB.
+/// Bytes of one batch that a control plane accepts: 512 records of 2 KiB. Most have less than 1 KiB.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Longest record: 36 names (8 tools, 16 reasons of rule and document, model, MCP method, 2 for the path) of 128 bytes, each byte six when it
+/// has to be escaped (27 KiB); 4 KiB from the token; 2 KiB of the rest.
+pub const MAX_RECORD_BYTES: usize = 36 << 10;
 
 /// First line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +212,7 @@ pub struct Batch<'a> {
 /// What is wrong with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchFault {
-    /// Line `0` (counted from 0 within the batch) is not what belongs there.
+    /// This line (counted from 0 within the batch) is not what belongs there.
     Malformed(usize),
     /// The input ends before the batch does.
     Truncated,

@@ -10,7 +10,9 @@ use crate::{
     bytes, envelope,
     exchange::CellOp,
     gate::Gate,
-    journal::{self, Batch, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Position, SealKey},
+    journal::{
+        self, Batch, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_RECORD_BYTES, Position, SealKey,
+    },
     lease::{Answer, Ask, MAX_ASKS, Request},
     ledger::{Account, Cell, Op, Slot, Span},
     time::Time,
@@ -143,10 +145,12 @@ impl Journal {
     }
 }
 
-/// How many records a batch may take, so that it stays below [`MAX_BATCH_BYTES`]; the host stops taking before either is passed.
+/// Whether a batch of so many records and bytes can take one more, however long that is, and stay below [`MAX_BATCH_BYTES`]. A batch over
+/// it would be refused for ever.
 pub fn batch_has_room(records: usize, bytes: usize) -> bool {
-    // Header and seal lines take less than 1 KiB.
-    records < MAX_BATCH_RECORDS && bytes < MAX_BATCH_BYTES - 8 * 1_024
+    // Header and seal lines take less than 1 KiB, a newline for each record half of one.
+    const FRAME_BYTES: usize = 2 << 10;
+    records < MAX_BATCH_RECORDS && bytes <= MAX_BATCH_BYTES - MAX_RECORD_BYTES - FRAME_BYTES
 }
 
 /// What an errand is for.
