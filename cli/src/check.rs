@@ -1,5 +1,7 @@
 //! `tollgate check`: everything that is wrong with policy files, before they go anywhere.
 
+mod formats;
+
 use anyhow::Context;
 use serde::Serialize;
 use std::{
@@ -23,7 +25,7 @@ pub(crate) struct Args {
     /// Take unknown keys for errors.
     #[arg(long)]
     strict: bool,
-    /// For people or for programs.
+    /// For people, for programs, as annotations of a GitHub workflow, or for code scanning.
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Args {
 enum Format {
     Human,
     Json,
+    Github,
+    Sarif,
 }
 
 /// Runs the command.
@@ -52,6 +56,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = match args.format {
         Format::Human => human(&args.files, &sources, &files),
         Format::Json => json(&args.files, &files)?,
+        Format::Github => formats::github(&args.files, &files),
+        Format::Sarif => {
+            let log = formats::sarif(&args.files, &files);
+            serde_json::to_string_pretty(&log)? + "\n"
+        }
     };
     io::stdout().write_all(report.as_bytes())?;
     Ok(match files.iter().any(Parsed::has_errors) {
@@ -149,16 +158,20 @@ fn human(paths: &[PathBuf], sources: &[Vec<u8>], files: &[Parsed]) -> String {
     out
 }
 
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    }
+}
+
 fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// One finding with the line it is about and a caret below the place.
 fn rendered(path: &Path, source: &str, diagnostic: &Diagnostic) -> String {
-    let severity = match diagnostic.severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
-    };
+    let severity = severity(diagnostic.severity);
     let colon = if diagnostic.path.is_empty() { "" } else { ": " };
     let mut out = format!(
         "{severity}[{}]: {}{colon}{}\n",
