@@ -1,0 +1,233 @@
+//! The formats as they travel and are stored, to the byte, in `tests/golden`.
+//!
+//! A difference here means that gates and control planes of two versions no longer understand each other, or that a journal on disk is
+//! no longer read. Where that is meant, the format's number changes with it, and
+//! `TOLLGATE_WRITE_GOLDEN=1 cargo test -p tollgate-engine --test golden` writes the files anew.
+
+mod issuer;
+
+use issuer::{
+    AGENT, KEY_ID, NOW, Towards, WORKSPACE, budgeted, bundle, claims, config, gate, house, payload,
+    public, sealed, token,
+};
+use std::{fs, path::PathBuf};
+use tollgate_engine::{
+    bundle::{Bundle, Calendar, Names, Payload, Scope},
+    envelope::{self, LEASES_TYPE},
+    gate::Gate,
+    identity,
+    journal::{Batch, Position, SealKey, seal},
+    lease::{Answer, Ask, Grant},
+    ledger::{Account, Cell, Op, Span},
+    upkeep::{Holder, Journal, lease_request},
+};
+
+const HOLDER: &str = "h-00000000000000000000000000000001";
+
+/// The file's bytes, which must be these.
+#[track_caller]
+fn golden(name: &str, written: &[u8]) -> Vec<u8> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let path = folder.join(name);
+    if std::env::var_os("TOLLGATE_WRITE_GOLDEN").is_some() {
+        fs::write(&path, written).unwrap();
+    }
+    let kept = fs::read(&path).unwrap();
+    assert!(
+        kept == written,
+        "{name} is now written as {}",
+        written.escape_ascii()
+    );
+    kept
+}
+
+/// Everything a bundle can hold.
+fn full_payload() -> Payload {
+    let mut payload = budgeted(42);
+    payload.issued_at = NOW.secs();
+    payload.documents[0].no_network = true;
+    payload.documents[0].models = Names {
+        allow: Some(vec!["gpt-*".to_string()]),
+        deny: vec!["gpt-4o-audio*".to_string()],
+    };
+    payload.documents[0].mcp_tools = Names {
+        allow: None,
+        deny: vec!["shell".to_string()],
+    };
+    for scope in [
+        "org:acme",
+        "team:platform",
+        &format!("agent:{AGENT}"),
+        "tool:git",
+    ] {
+        payload.documents.push(tollgate_engine::bundle::Document {
+            scope: Scope::parse(scope).unwrap(),
+            ..issuer::document(scope)
+        });
+    }
+    payload.calendars = vec![Calendar {
+        zone: "UTC".to_string(),
+        // 2026-11-20 and the midnights on either side.
+        days: vec![1_795_046_400, 1_795_132_800, 1_795_219_200],
+    }];
+    payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
+    payload
+}
+
+#[test]
+fn bundle_envelope() {
+    let kept = golden("bundle.json", &bundle(&full_payload()));
+    let mut gate = Gate::new(config(Towards::Anywhere));
+    gate.install(&kept, NOW).unwrap();
+    let read = gate.bundle().payload().unwrap();
+    assert_eq!((read.format, read.revision), (1, 42));
+    assert_eq!(read.documents.len(), 5);
+    assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
+    assert_eq!(read.documents[0].limits.len(), 3);
+    assert_eq!(read.revoked_agents.len(), 1);
+}
+
+/// What is in the envelope, for people to read.
+#[test]
+fn bundle_payload() {
+    let kept = golden("bundle-payload.json", &issuer::json(&full_payload()));
+    let read: Payload = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(Bundle::local(read).revision(), 42);
+}
+
+fn account(text: &str) -> Account {
+    Account::parse(text).unwrap()
+}
+
+#[test]
+fn lease_request_and_answer() {
+    let holder = Holder {
+        id: HOLDER.to_string(),
+        epoch: 3,
+    };
+    let asks = vec![Ask {
+        account: account("team:platform|nano_usd|day@UTC"),
+        window_start: 1_795_132_800,
+        seq: 7,
+        settled: 1_500,
+        reserved: 250,
+        want: u64::MAX,
+    }];
+    let gate = gate(Towards::Llm, &payload(42));
+    let errand = lease_request(&gate, &holder, asks);
+    assert_eq!(
+        errand.path,
+        format!("/v1/workspaces/{WORKSPACE}/gate/leases")
+    );
+    golden("lease-request.json", &errand.body);
+
+    let answer = Answer {
+        workspace: WORKSPACE.to_string(),
+        holder: HOLDER.to_string(),
+        epoch: 3,
+        issued_ms: NOW.millis(),
+        grants: vec![Grant {
+            account: account("team:platform|nano_usd|day@UTC"),
+            window_start: 1_795_132_800,
+            window_end: 1_795_219_200,
+            seq: 7,
+            granted: 5_000_000_000,
+            settled: 1_500,
+            expires_ms: NOW.millis() + 60_000,
+            retry_ms: 0,
+        }],
+    };
+    golden("lease-answer-payload.json", &issuer::json(&answer));
+    let kept = golden("lease-answer.json", &sealed(LEASES_TYPE, &answer));
+    let opened = envelope::open(&kept, LEASES_TYPE, &[public(KEY_ID, &house())]).unwrap();
+    assert_eq!(serde_json::from_slice::<Answer>(&opened).unwrap(), answer);
+}
+
+#[test]
+fn batches() {
+    let key = SealKey::derive(&SealKey::root("test-enrolment-key"), HOLDER);
+    let mut position = Position::start(WORKSPACE, HOLDER, 3);
+    let mut write = |records: &[&str], dropped| {
+        let records: Vec<Vec<u8>> = records
+            .iter()
+            .map(|record| record.as_bytes().to_vec())
+            .collect();
+        seal(
+            &key,
+            WORKSPACE,
+            HOLDER,
+            3,
+            &mut position,
+            &records,
+            dropped,
+            NOW,
+        )
+    };
+    let mut written = write(&[r#"{"id":"d-1"}"#, r#"{"id":"d-2"}"#], 0);
+    written.extend(write(&[r#"{"id":"d-3"}"#], 4));
+    let kept = golden("batches.ndjson", &written);
+    let first = Batch::read(&kept).unwrap();
+    assert_eq!(first.verify(&key), Ok(()));
+    assert_eq!(first.records.len(), 2);
+    let second = Batch::read(&kept[first.len..]).unwrap();
+    assert_eq!(second.verify(&key), Ok(()));
+    assert_eq!(second.header.previous, first.seal.head);
+    assert_eq!((second.header.first_seq, second.header.dropped), (3, 4));
+}
+
+#[test]
+fn agent_token() {
+    let kept = golden("token.txt", token(&claims()).as_bytes());
+    let keys = [public(KEY_ID, &house())];
+    let (caller, expires) = identity::verify(&kept, &keys, WORKSPACE, NOW).unwrap();
+    assert_eq!(caller.agent, AGENT);
+    assert_eq!(expires, NOW.plus_secs(3_600));
+}
+
+/// What gates keep in their stores over an upgrade.
+#[test]
+fn stored_values() {
+    let holder = Holder {
+        id: HOLDER.to_string(),
+        epoch: 3,
+    };
+    let kept = golden("holder.json", &holder.encode());
+    assert_eq!(Holder::decode(&kept), Some(holder.clone()));
+
+    let mut journal = Journal::start(WORKSPACE, &holder);
+    let gate = gate(Towards::Llm, &payload(42));
+    journal.seal(&gate, &holder, &[br#"{"id":"d-1"}"#.to_vec()], 0, NOW);
+    let kept = golden("journal.json", &journal.encode());
+    assert_eq!(Journal::decode(&kept), Some(journal));
+
+    let refill = Op::Refill {
+        grant: Grant {
+            account: account("agent:a|calls|minute"),
+            window_start: 60,
+            window_end: 120,
+            seq: 1,
+            granted: 1_000,
+            settled: 0,
+            expires_ms: 100_000,
+            retry_ms: 0,
+        },
+        epoch: 3,
+    };
+    let reserve = Op::Reserve {
+        span: Span {
+            start: 60,
+            end: 120,
+        },
+        amount: 258,
+    };
+    let cell = refill.apply(None, NOW).unwrap();
+    let cell = reserve
+        .apply(Some(&cell), tollgate_engine::time::Time::from_secs(61))
+        .unwrap();
+    let kept = golden("cell.bin", &cell);
+    // Format 1, then twelve numbers of eight bytes: start, end, granted, settled, reserved (258 = 0x0102), …
+    assert_eq!(kept.len(), 97);
+    assert_eq!(kept[..9], [1, 60, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(kept[33..41], [2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
+}
