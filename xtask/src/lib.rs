@@ -9,6 +9,7 @@ pub mod envoy;
 pub mod http;
 pub mod process;
 pub mod progress;
+pub mod run_folder;
 pub mod stack;
 pub mod stand_in;
 pub mod tools;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xtask::control_plane::ControlPlane;
+use xtask::run_folder::RunFolder;
 use xtask::stack::{self, LOOPBACK, Plan, Programs, Stack};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress, root, tools, wasm};
@@ -135,15 +136,15 @@ fn sdk() -> Result<Outcome> {
         Ok(python) => python,
         Err(error) => return skipped(format!("{error:#}")),
     };
-    let folder = fresh_folder("sdk")?;
+    let folder = RunFolder::new("sdk")?;
     let programs = Programs {
         envoy: tools::envoy(None)?,
         filter: wasm::filter()?,
         tollgate: tollgate()?,
     };
-    let stand_in = StandIn::start(&folder.join("stand-in.log"), &[])?;
+    let stand_in = StandIn::start(&folder.path().join("stand-in.log"), &[])?;
     let mut tokens = Vec::new();
-    let plan = Plan::new(folder.clone(), programs, stand_in.upstream());
+    let plan = Plan::new(folder.path().to_owned(), programs, stand_in.upstream());
     let stack = Stack::start(plan, |control_plane| {
         let workspace = control_plane.create_workspace("sdk")?;
         control_plane.apply_policy(&workspace, stack::DEMO_POLICY)?;
@@ -165,7 +166,9 @@ fn sdk() -> Result<Outcome> {
             .env("TOLLGATE_TOKEN", token)
             .env("TOLLGATE_SPENDER_TOKEN", spender_token),
     )
-    .with_context(|| format!("the logs are in `{}`", folder.display()))?;
+    .with_context(|| format!("the logs are in `{}`", folder.path().display()))?;
+    drop((stack, stand_in));
+    folder.remove()?;
     passed("openai and anthropic, whole and streamed")
 }
 
@@ -174,18 +177,18 @@ fn api() -> Result<Outcome> {
         Ok(python) => python,
         Err(error) => return skipped(format!("{error:#}")),
     };
-    let folder = fresh_folder("api")?;
+    let folder = RunFolder::new("api")?;
     let mut serve = Command::new(tollgate()?);
     serve.arg("serve");
     let control_plane = ControlPlane::start(
         serve,
-        &folder.join("data"),
+        &folder.path().join("data"),
         LOOPBACK,
-        &folder.join("control-plane.log"),
+        &folder.path().join("control-plane.log"),
     )?;
     let workspace = control_plane.create_workspace("api")?;
     // Fetched here, since not even the description is open to whoever has no key.
-    let description = folder.join("openapi.json");
+    let description = folder.path().join("openapi.json");
     fs::write(
         &description,
         control_plane
@@ -199,28 +202,25 @@ fn api() -> Result<Outcome> {
             .arg("run")
             .arg(&description)
             .args(["--url", &control_plane.url(""), "--checks", "all"])
-            .current_dir(&folder)
+            .current_dir(folder.path())
             .env("TOLLGATE_WORKSPACE", &workspace.id)
             .env("TOLLGATE_KEY", &workspace.operator_key)
             .env("TOLLGATE_ENROLMENT_KEY", &workspace.enrolment_key),
     )
-    .with_context(|| format!("the control plane's log is in `{}`", folder.display()))?;
+    .with_context(|| {
+        format!(
+            "the control plane's log is in `{}`",
+            folder.path().display()
+        )
+    })?;
+    drop(control_plane);
+    folder.remove()?;
     passed("schemathesis, all checks")
 }
 
 fn tollgate() -> Result<PathBuf> {
     progress::say("Building", "the control plane");
     cargo::build("tollgate", "tollgate", "", &[])
-}
-
-/// Empty, and left behind for whoever wants to know why a phase failed.
-fn fresh_folder(name: &str) -> Result<PathBuf> {
-    let folder = root().join("target/xtask").join(name);
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
-    Ok(folder)
 }
 
 fn passed(detail: impl Into<String>) -> Result<Outcome> {

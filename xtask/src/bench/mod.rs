@@ -16,9 +16,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use serde_json::json;
 use xtask::envoy::{Envoy, Run};
+use xtask::run_folder::RunFolder;
 use xtask::stack::{Plan, Programs, Stack};
 use xtask::stand_in::StandIn;
-use xtask::{cargo, progress, root, tools, wasm};
+use xtask::{cargo, progress, tools, wasm};
 
 use load::Target;
 
@@ -101,11 +102,8 @@ struct Sample {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let folder = root().join("target/xtask/bench");
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
+    let run_folder = RunFolder::new("bench")?;
+    let folder = run_folder.path();
     progress::say("Building", "the control plane");
     let programs = Programs {
         envoy: tools::envoy(None)?,
@@ -170,6 +168,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     write_memory(&mut report, &variants, &idle_memory)?;
     println!("{report}");
+    drop((variants, stack.control_plane, stand_in));
+    run_folder.remove()?;
     if let Some(output) = &options.output {
         fs::write(output, &report)
             .with_context(|| format!("cannot write `{}`", output.display()))?;
