@@ -640,6 +640,16 @@ impl Exchange {
 
     /// The end, whatever came before.
     pub fn finish(mut self, end: End, now: Time) -> Finished {
+        if !self.sent && self.answered.is_none() {
+            // It did not come to a decision, and so nothing passed.
+            let reason = Reason::of_gate(
+                Cause::Malformed,
+                "request.abandoned",
+                "the caller left before the call was decided",
+            );
+            self.decided = now;
+            self.decision = Decision::deny(vec_of(reason));
+        }
         if let Some(meter) = self.meter.take() {
             self.metered = Some(meter.finish());
         }
