@@ -200,6 +200,8 @@ impl Worker {
                 self.waiting.borrow_mut().insert(context, call);
             }
         }
+        // What follows in this callback is the root's own again.
+        let _ = host::act_as(self.root);
         let pressing = !self.waiting.borrow().is_empty();
         self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
     }

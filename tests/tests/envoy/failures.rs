@@ -225,6 +225,11 @@ fn a_control_plane_that_does_not_answer_holds_calls_for_a_second() {
     let records = scene.records(3);
     let ends: Vec<_> = records.iter().map(|record| &record["end"]).collect();
     assert_eq!(ends[..2], [&json!("answered_here"), &json!("client_left")]);
+    // Undecided is not allowed.
+    assert_eq!(
+        (&records[1]["outcome"], &records[1]["reasons"][0]["rule"]),
+        (&json!("deny"), &json!("request.abandoned"))
+    );
     assert!(scene.reached().len() < records.len() - 1);
     wait_for("nothing to be held back", || {
         (scene.budget("|nano_usd|day@UTC")?["reserved"] == "0").then_some(())
