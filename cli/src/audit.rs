@@ -42,6 +42,13 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Print the record of one decision, as the gate wrote it.
+    Show {
+        /// As the caller was told it in `x-tollgate-decision`.
+        id: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// List records that are missing, records that gates dropped, and forks.
     Gaps {
         #[command(flatten)]
@@ -78,6 +85,7 @@ impl Audit {
                 connection,
                 output,
             } => list(limit, agent, outcome, connection, &output),
+            Command::Show { id, connection } => show(id, connection),
             Command::Gaps { connection, output } => gaps(connection, &output),
             Command::Export { output, connection } => export(&output, connection),
             Command::Verify { path, public_key } => check(&path, public_key.as_deref()),
@@ -125,6 +133,17 @@ fn list(
         ],
         "no records",
     )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(id: String, connection: Connection) -> anyhow::Result<ExitCode> {
+    let api = connection.open()?;
+    let page = api.get(&api.at(&format!("/audit{}", query(&[("id", Some(id))])))?)?;
+    let Some(row) = page["records"].get(0) else {
+        println!("no record of this decision; gates deliver theirs about once a second");
+        return Ok(ExitCode::from(1));
+    };
+    table::json(&row["record"])?;
     Ok(ExitCode::SUCCESS)
 }
 

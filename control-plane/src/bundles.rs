@@ -44,6 +44,10 @@ const MAX_WAIT_SECS: u32 = 55;
 /// Revisions kept per channel, to look up what a gate ran. Re-signing makes two a day.
 const KEPT_REVISIONS: i64 = 256;
 
+/// How many revisions one publication may skip to get ahead of what gates run. Little against what a gate accepts at once
+/// ([`tollgate_engine::bundle::MAX_REVISION_JUMP`]), so that no gate can report its way to a revision that the others refuse.
+const MAX_SKIPPED_REVISIONS: i64 = 100;
+
 /// What models cost; compiled in, so that a control plane needs no network.
 static PRICES: LazyLock<PriceTable> = LazyLock::new(tollgate_policy::prices::builtin);
 
@@ -209,13 +213,25 @@ pub(crate) async fn publish(
         .map_err(|error| Problem::internal("bundle", &error))
     };
     let current = current_payload(workspace, write).await?;
+    // A gate runs a newer revision than ours when our database was put back to an earlier state. It would take every bundle up to that
+    // one for a rollback, so we have to pass it.
+    let ahead: i64 = sqlx::query_scalar(
+        "SELECT COALESCE(MAX(h.revision), 0) FROM holders AS h JOIN gates AS g ON g.id = h.gate
+             WHERE h.workspace = $1 AND g.revoked_ms IS NULL",
+    )
+    .bind(workspace.as_str())
+    .fetch_one(&mut **write)
+    .await?;
     if let Some(current) = &current {
         let half = current.issued_ms.midpoint(current.expires_ms);
         let (issued, expires) = (
             Time::from_millis(current.issued_ms),
             Time::from_millis(current.expires_ms),
         );
-        if now.millis() < half && compose(current.revision, issued, expires)? == current.payload {
+        if now.millis() < half
+            && ahead <= current.revision
+            && compose(current.revision, issued, expires)? == current.payload
+        {
             return Ok(Published {
                 workspace: workspace.clone(),
                 revision: current.revision,
@@ -223,8 +239,10 @@ pub(crate) async fn publish(
             });
         }
     }
-    let revision = current
-        .map_or(0, |current| current.revision)
+    let last = current.map_or(0, |current| current.revision);
+    let revision = ahead
+        .min(last.saturating_add(MAX_SKIPPED_REVISIONS))
+        .max(last)
         .saturating_add(1);
     let issued = Time::from_secs(now.secs());
     let expires = issued.plus_secs(state.settings().bundle_ttl_secs.into());

@@ -6,6 +6,15 @@
 //!
 //! Deliberately not here: TLS (put a proxy in front; without one it listens on the loopback only), people and their passwords, and
 //! anything a gate needs to decide a call: gates go on without us until their leases or bundles end.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
 
 mod access;
 mod agents;
@@ -268,6 +277,21 @@ pub fn openapi() -> OpenApi {
          No or an unknown key is 401, another workspace's 404, the wrong kind of key 403. Problems are `application/problem+json` (RFC 9457)."
             .to_owned(),
     );
+    // Handlers are named within their module; the document wants one name each.
+    for item in api.paths.paths.values_mut() {
+        for operation in [
+            &mut item.get,
+            &mut item.post,
+            &mut item.put,
+            &mut item.delete,
+        ] {
+            if let Some(operation) = operation
+                && let (Some(tags), Some(id)) = (&operation.tags, &operation.operation_id)
+            {
+                operation.operation_id = Some(format!("{}.{id}", tags.join(".")));
+            }
+        }
+    }
     let components = api.components.get_or_insert_default();
     for (name, description) in [
         ("operator", "An operator key, `tgo_…`"),
@@ -321,13 +345,19 @@ async fn observe(
                 .strip_prefix("ws-")
                 .is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
         });
+    let routine = route.contains("/gate/") || !route.starts_with("/v1/");
     let span = tracing::info_span!("request", request_id = id, method, route, workspace);
     let start = Instant::now();
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     span.in_scope(|| {
         let millis = start.elapsed().as_secs_f64() * 1_000.0;
-        tracing::info!(status, millis, "answered");
+        // Every gate reports every second or so, and probes and scrapers knock as often.
+        if routine && status < 400 {
+            tracing::debug!(status, millis, "answered");
+        } else {
+            tracing::info!(status, millis, "answered");
+        }
     });
     state
         .metrics()

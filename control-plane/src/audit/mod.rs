@@ -51,6 +51,7 @@ pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
 /// record itself, uncounted.
 #[derive(Debug, Default)]
 pub(crate) struct RecordFields {
+    pub(crate) id: Option<String>,
     pub(crate) kind: Option<String>,
     pub(crate) at_ms: Option<i64>,
     pub(crate) agent: Option<String>,
@@ -88,6 +89,7 @@ impl RecordFields {
                 .map_or(0, |tokens| tokens.max(0))
         };
         RecordFields {
+            id: text("id"),
             kind: text("kind"),
             at_ms: value.get("at_ms").and_then(serde_json::Value::as_i64),
             agent: text("agent"),
@@ -357,8 +359,8 @@ impl BatchEntry {
             let fields = RecordFields::read(record);
             let at_ms = fields.happened_ms(now);
             sqlx::query(
-                "INSERT INTO records (workspace, batch, seq, start, length, at_ms, agent, outcome)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+                "INSERT INTO records (workspace, batch, seq, start, length, at_ms, agent, outcome, decision)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
             .bind(workspace.as_str())
             .bind(id)
@@ -368,6 +370,7 @@ impl BatchEntry {
             .bind(at_ms)
             .bind(&fields.agent)
             .bind(&fields.outcome)
+            .bind(&fields.id)
             .execute(&mut **write)
             .await?;
             tally.count(workspace, &fields, at_ms);
@@ -455,6 +458,8 @@ struct Asked {
     agent: Option<String>,
     /// Only records with this outcome: `allow`, `redact`, `hold` or `deny`.
     outcome: Option<String>,
+    /// Only the record of this decision, as its caller was told in `x-tollgate-decision`.
+    id: Option<String>,
     /// The newest records instead of the oldest, newest first; `after` then means before.
     #[serde(default)]
     newest: bool,
@@ -528,13 +533,15 @@ async fn list(
         sqlx::query_as(
             "SELECT id, batch, seq, start, length FROM records WHERE workspace = $1 AND ($2 = 0 OR id < $2)
                AND ($3 IS NULL OR agent = $3) AND ($4 IS NULL OR outcome = $4)
-             ORDER BY id DESC LIMIT $5",
+               AND ($5 IS NULL OR decision = $5)
+             ORDER BY id DESC LIMIT $6",
         )
     } else {
         sqlx::query_as(
             "SELECT id, batch, seq, start, length FROM records WHERE workspace = $1 AND id > $2
                AND ($3 IS NULL OR agent = $3) AND ($4 IS NULL OR outcome = $4)
-             ORDER BY id LIMIT $5",
+               AND ($5 IS NULL OR decision = $5)
+             ORDER BY id LIMIT $6",
         )
     };
     let places: Vec<Place> = query
@@ -542,6 +549,7 @@ async fn list(
         .bind(asked.after)
         .bind(&asked.agent)
         .bind(&asked.outcome)
+        .bind(&asked.id)
         .bind(i64::from(asked.limit))
         .fetch_all(&mut *connection)
         .await?;

@@ -252,10 +252,15 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
 #[test]
 fn every_route_is_in_the_table() {
     let document: Value = serde_json::to_value(tollgate_control_plane::openapi()).unwrap();
-    let mut documented = BTreeSet::new();
+    let (mut documented, mut names) = (BTreeSet::new(), BTreeSet::new());
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             documented.insert((method.to_uppercase(), path.clone()));
+            let name = text(&operation["operationId"]);
+            assert!(
+                names.insert(name.clone()),
+                "two operations are called `{name}`"
+            );
             let open = operation["security"] == json!([{}]);
             let (_, _, route) = ROUTES
                 .iter()

@@ -218,6 +218,7 @@ async fn records_are_listed_as_they_were_sealed() {
     let next = format!("?limit=2&after={}", page["next"]);
     assert_eq!(ids(&workspace, &next).await, ["3"]);
     assert_eq!(ids(&workspace, "?agent=x").await, ["1", "3"]);
+    assert_eq!(ids(&workspace, "?id=2").await, ["2"]);
     assert_eq!(ids(&workspace, "?outcome=deny").await, ["2", "3"]);
     assert_eq!(ids(&workspace, "?newest=true&limit=2").await, ["3", "2"]);
 }

@@ -9,7 +9,7 @@ use tollgate_control_plane::Settings;
 use tollgate_engine::bundle::{Bundle, Payload};
 use tollgate_engine::identity;
 
-use crate::harness::{Gate, Plane, Reply, START, Workspace, text};
+use crate::harness::{Gate, Plane, Reply, START, Workspace, holder, text};
 
 const POLICY: &str = "scope: global\ncapabilities:\n  allow: ['model:small']\n";
 
@@ -320,4 +320,23 @@ async fn two_workspaces_may_name_things_alike() {
     );
     let allowed = &payload(&bundle).documents[0].models.allow;
     assert_eq!(allowed.as_deref(), Some(&["small".to_owned()][..]));
+}
+
+#[tokio::test]
+async fn a_restored_control_plane_passes_what_its_gates_run() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let report = async |revision: u64| {
+        let body = json!({"holder": holder(1), "epoch": 0, "revision": revision, "asks": []});
+        let path = workspace.path("/gate/leases");
+        let reply = plane.call(&gate.key, "POST", &path, body).await;
+        assert_eq!(reply.status, 200);
+        plane.state.upkeep().await.unwrap();
+        installed(&gate, &Bundle::closed()).await.revision()
+    };
+    assert_eq!(report(1).await, 1);
+    assert_eq!(report(7).await, 8);
+    // However far ahead a gate says it is, it is followed in steps that other gates can follow.
+    assert_eq!(report(1 << 40).await, 109);
 }

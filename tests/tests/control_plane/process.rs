@@ -264,6 +264,10 @@ fn an_operator_gets_along_with_the_command_alone() {
     );
     let json: Value = serde_json::from_str(&run(&["audit", "list", "--json"])).unwrap();
     assert_eq!(json[0]["record"]["id"], "r1");
+    let shown: Value = serde_json::from_str(&run(&["audit", "show", "r1"])).unwrap();
+    assert_eq!(shown, json[0]["record"]);
+    let unknown = tollgate(&plane, &workspace, &["audit", "show", "r2"]);
+    assert_eq!(unknown.status.code(), Some(1));
     // 1970, as the record says, is within no default time.
     let used = run(&[
         "usage",
