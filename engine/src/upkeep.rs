@@ -268,10 +268,25 @@ pub enum Delivery {
 impl Upkeep {
     /// The bundle request, when due. `etag` is of the running bundle.
     pub fn next_bundle(&mut self, gate: &Gate, now: Time) -> Option<Errand> {
+        self.ask_for_bundle(gate, BUNDLE_WAIT_SECS, BUNDLE_TIMEOUT_MS, now)
+    }
+
+    /// The same for a host that cannot keep a request open: the control plane answers at once, and how often it is asked is the host's affair.
+    pub fn check_bundle(&mut self, gate: &Gate, now: Time) -> Option<Errand> {
+        self.ask_for_bundle(gate, 0, TIMEOUT_MS, now)
+    }
+
+    fn ask_for_bundle(
+        &mut self,
+        gate: &Gate,
+        wait_secs: i64,
+        timeout_ms: i64,
+        now: Time,
+    ) -> Option<Errand> {
         if !self.bundle.is_due(now) {
             return None;
         }
-        self.bundle.start(BUNDLE_TIMEOUT_MS, now);
+        self.bundle.start(timeout_ms, now);
         let config = &gate.config;
         let mut headers = credentials(gate);
         if let Some(etag) = gate.bundle().etag() {
@@ -281,12 +296,12 @@ impl Upkeep {
             kind: Kind::Bundle,
             method: "GET",
             path: format!(
-                "/v1/workspaces/{}/gate/bundle?channel={}&wait={BUNDLE_WAIT_SECS}",
+                "/v1/workspaces/{}/gate/bundle?channel={}&wait={wait_secs}",
                 config.workspace, config.channel
             ),
             headers,
             body: Vec::new(),
-            timeout_ms: BUNDLE_TIMEOUT_MS,
+            timeout_ms,
         })
     }
 

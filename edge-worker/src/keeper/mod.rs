@@ -1,0 +1,318 @@
+//! The holder: what a gate may spend, what it has decided, and who it is towards the control plane.
+
+mod rounds;
+
+use crate::{
+    message::{Change, Heard, Line, Message, Refused, Want},
+    platform::{Platform, Unreachable},
+    store::{self, BUNDLE, DROPPED, HOLDER, OPEN, RECORDS, Store, Unchanged, update},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    cell::{Cell as Slot, RefCell},
+    collections::BTreeMap,
+};
+use tollgate_engine::{
+    gate::{Config, Gate},
+    ledger::{Account, Cell, Op, Refusal},
+    time::Time,
+    upkeep::{Holder, Upkeep},
+};
+
+/// How long after its reservation a call counts as lost: 15 minutes. The vendors' SDKs give up after ten.
+pub const OPEN_LIMIT_MS: i64 = 15 * 60 * 1_000;
+/// Records that may wait for the journal: 16 MiB at the 2 KiB of a long one. Beyond it they are dropped and counted.
+const MAX_BACKLOG: usize = 8_192;
+
+/// The holder. What it keeps in memory may be lost at any time.
+pub struct Keeper<P, S> {
+    platform: P,
+    store: S,
+    control_plane: String,
+    gate: RefCell<Gate>,
+    upkeep: RefCell<Upkeep>,
+    /// What the calls that wait for a lease want, by a number of their own.
+    waiting: RefCell<BTreeMap<u64, Vec<Want>>>,
+    waited: Slot<u64>,
+    /// When the control plane last said which bundle is to be run.
+    confirmed: Slot<Option<Time>>,
+    checking: Slot<bool>,
+    delivering: Slot<bool>,
+    spoke: Slot<Option<Time>>,
+    reported: Slot<Option<Time>>,
+    /// The last message.
+    heard: Slot<Option<Time>>,
+    backlog: Slot<usize>,
+}
+
+/// What a call has reserved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Open {
+    holder: String,
+    at: Time,
+    /// What gives it back.
+    undo: Vec<Change>,
+}
+
+impl<P: Platform, S: Store> Keeper<P, S> {
+    /// A keeper on what is in `store`. `control_plane` is the URL under which the control plane's paths are.
+    pub async fn open(platform: P, store: S, config: Config, control_plane: &str) -> Keeper<P, S> {
+        let mut gate = Gate::new(config);
+        if let Ok(Some(envelope)) = store.get(BUNDLE).await
+            && let Err(why) = gate.install(&envelope, platform.now())
+        {
+            platform.log(&format!("the stored bundle is not run: {why}"));
+        }
+        let backlog = store.keys(RECORDS).await.map_or(0, |keys| keys.len());
+        Keeper {
+            platform,
+            store,
+            control_plane: control_plane.trim_end_matches('/').to_owned(),
+            gate: RefCell::new(gate),
+            upkeep: RefCell::default(),
+            waiting: RefCell::default(),
+            waited: Slot::default(),
+            confirmed: Slot::default(),
+            checking: Slot::default(),
+            delivering: Slot::default(),
+            spoke: Slot::default(),
+            reported: Slot::default(),
+            heard: Slot::default(),
+            backlog: Slot::new(backlog),
+        }
+    }
+
+    /// Does what a message asks for. Many may be under way at once.
+    pub async fn handle(&self, message: Message) -> Heard {
+        self.heard.set(Some(self.platform.now()));
+        let mut heard = Heard::default();
+        match message {
+            Message::Follow { etag } => {
+                self.confirm_bundle().await;
+                heard.envelope = self.other_bundle(etag).await;
+            }
+            Message::Reserve { call, changes } => {
+                heard.refused = self.reserve(&call, changes).await.err();
+            }
+            Message::Lease {
+                call,
+                wants,
+                deadline,
+            } => {
+                self.release(&call).await;
+                self.await_lease(wants, deadline).await;
+            }
+            Message::Close {
+                call,
+                changes,
+                record,
+            } => {
+                self.close(&call, &changes).await;
+                self.record(record.as_bytes()).await;
+            }
+        }
+        heard.etag = self.gate.borrow().bundle().etag();
+        heard
+    }
+
+    /// The stored bundle, when it is another than that of `etag`.
+    async fn other_bundle(&self, etag: Option<String>) -> Option<String> {
+        let current = self.gate.borrow().bundle().etag()?;
+        if etag.as_ref() == Some(&current) {
+            return None;
+        }
+        String::from_utf8(self.store.get(BUNDLE).await.ok()??).ok()
+    }
+
+    /// Reservations first, the note of them after: what goes wrong between the two leaves a reservation that nobody gives back, never one
+    /// that is given back twice.
+    async fn reserve(&self, call: &str, changes: Vec<Change>) -> Result<(), Refused> {
+        let refused = |place, why| Refused { place, why };
+        let key = format!("{OPEN}{call}");
+        if matches!(self.store.get(&key).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        let now = self.platform.now();
+        let holder = self.holder().await.ok_or(refused(0, Refusal::NoLease))?;
+        let mut open = Open {
+            holder: holder.id,
+            at: now,
+            undo: Vec::new(),
+        };
+        let mut result = Ok(());
+        for (place, change) in changes.into_iter().enumerate() {
+            if let Err(why) = self.apply(&open.holder, &change, now).await {
+                result = Err(refused(place, why));
+                break;
+            }
+            if let Op::Reserve { span, amount } = change.op {
+                open.undo.push(Change {
+                    account: change.account,
+                    op: Op::Void {
+                        start: span.start,
+                        reserved: amount,
+                    },
+                });
+            }
+        }
+        if result.is_err() {
+            self.apply_all(&open.holder, &open.undo).await;
+            return result;
+        }
+        let note = serde_json::to_vec(&open).unwrap_or_default();
+        match self.store.swap(&key, None, Some(&note)).await {
+            Ok(true) => Ok(()),
+            // The same message twice at the same time: one of them holds.
+            Ok(false) | Err(_) => {
+                self.apply_all(&open.holder, &open.undo).await;
+                Err(refused(0, Refusal::NoLease))
+            }
+        }
+    }
+
+    /// Takes a call's note away. Whoever gets it is the one that settles.
+    async fn take_open(&self, call: &str) -> Option<Open> {
+        let key = format!("{OPEN}{call}");
+        let stored = self.store.get(&key).await.ok()??;
+        let taken = self.store.swap(&key, Some(&stored), None).await;
+        (taken == Ok(true))
+            .then(|| serde_json::from_slice(&stored).ok())
+            .flatten()
+    }
+
+    async fn release(&self, call: &str) {
+        if let Some(open) = self.take_open(call).await {
+            self.apply_all(&open.holder, &open.undo).await;
+        }
+    }
+
+    async fn close(&self, call: &str, changes: &[Change]) {
+        if let Some(open) = self.take_open(call).await {
+            let settlement = if changes.is_empty() {
+                &open.undo
+            } else {
+                changes
+            };
+            self.apply_all(&open.holder, settlement).await;
+        }
+    }
+
+    /// Puts a record where the next batch is made of.
+    async fn record(&self, record: &[u8]) {
+        if self.backlog.get() < MAX_BACKLOG {
+            let stored = self
+                .store
+                .swap(&record_key(record), None, Some(record))
+                .await;
+            match stored {
+                Ok(true) => return self.backlog.set(self.backlog.get().saturating_add(1)),
+                // It is there already.
+                Ok(false) => return,
+                Err(_) => {}
+            }
+        }
+        self.dropped(1).await;
+    }
+
+    /// Counts records that are lost.
+    async fn dropped(&self, count: u64) {
+        let counted = update(&self.store, DROPPED, |old| {
+            Ok::<_, ()>(Some(
+                number(old).saturating_add(count).to_string().into_bytes(),
+            ))
+        });
+        if counted.await.is_err() {
+            self.platform
+                .log("records are lost, and the store does not work");
+        }
+    }
+
+    /// Who this is towards the control plane; made by whoever asks first.
+    async fn holder(&self) -> Option<Holder> {
+        let fresh = Holder::new(self.platform.entropy());
+        let stored = update(&self.store, HOLDER, |old| {
+            match old.and_then(Holder::decode) {
+                Some(holder) => Err(holder),
+                None => Ok(Some(fresh.encode())),
+            }
+        });
+        match stored.await {
+            Ok(_) => Some(fresh),
+            Err(Unchanged::Refused(holder)) => Some(holder),
+            Err(Unchanged::Store) => None,
+        }
+    }
+
+    /// A holder's cell.
+    async fn cell(&self, holder: &str, account: &Account) -> Cell {
+        let stored = self.store.get(&cell_key(holder, account)).await;
+        stored
+            .ok()
+            .flatten()
+            .map(|stored| Cell::decode(&stored))
+            .unwrap_or_default()
+    }
+
+    /// Applies one change to one cell. A cell that cannot be written counts as one that somebody else is busy with.
+    async fn apply(&self, holder: &str, change: &Change, now: Time) -> Result<Cell, Refusal> {
+        let key = cell_key(holder, &change.account);
+        update(&self.store, &key, |old| change.op.apply(old, now).map(Some))
+            .await
+            .map(|cell| cell.map(|cell| Cell::decode(&cell)).unwrap_or_default())
+            .map_err(|unchanged| match unchanged {
+                Unchanged::Refused(refusal) => refusal,
+                Unchanged::Store => Refusal::AlreadyAsked,
+            })
+    }
+
+    /// Applies changes that cannot be refused. Should the store fail, the reservation stays until its window ends: too little is spent then, never
+    /// too much.
+    async fn apply_all(&self, holder: &str, changes: &[Change]) {
+        let now = self.platform.now();
+        for change in changes {
+            if self.apply(holder, change, now).await.is_err() {
+                self.platform
+                    .log(&format!("could not settle on {}", change.account));
+            }
+        }
+    }
+}
+
+impl<P: Platform, S: Store> Line for &Keeper<P, S> {
+    async fn ask(&self, message: Message) -> Result<Heard, Unreachable> {
+        Ok(self.handle(message).await)
+    }
+}
+
+impl<P: Platform, S: Store> Line for std::rc::Rc<Keeper<P, S>> {
+    async fn ask(&self, message: Message) -> Result<Heard, Unreachable> {
+        Ok(self.handle(message).await)
+    }
+}
+
+/// Cells are a holder's own: a new name has been leased nothing yet.
+fn cell_key(holder: &str, account: &Account) -> String {
+    format!("{holder} {}", account.cell_key())
+}
+
+/// Sorts by time, and is the same for the same record.
+fn record_key(record: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Name {
+        #[serde(default)]
+        id: String,
+        #[serde(default)]
+        at_ms: i64,
+    }
+    match serde_json::from_slice(record) {
+        Ok(Name { id, at_ms }) => format!("{}{at_ms:020} {id}", store::RECORDS),
+        Err(_) => format!("{}{:020}", store::RECORDS, 0),
+    }
+}
+
+fn number(stored: Option<&[u8]>) -> u64 {
+    stored
+        .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
+        .unwrap_or(0)
+}
