@@ -208,6 +208,12 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
 
     async fn decide(self, mut call: Call<P::Body>) -> Served<'a> {
         let mut body = call.body.take();
+        let Some(entropy) = self.platform.entropy() else {
+            return Served {
+                answer: problem(503, "the gate cannot decide now", Vec::new()),
+                rest: Box::pin(async {}),
+            };
+        };
         let (mut exchange, step) = {
             let pseudo = [
                 (":method", &call.method),
@@ -225,7 +231,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                 facts::Headers(&pairs),
                 body.is_some(),
                 self.platform.now(),
-                self.platform.entropy(),
+                entropy,
             )
         };
         let mut held = None;
@@ -464,15 +470,17 @@ async fn read_up_to<B: Stream<Item = Result<Vec<u8>, Broken>> + Unpin>(
 
 /// What the caller is told when there is nothing of the upstream's to tell.
 fn unanswered(status: u16, title: &str, exchange: &Exchange) -> Answer {
+    let decision = (DECISION_HEADER, exchange.id().to_owned());
+    problem(status, title, vec![decision])
+}
+
+/// RFC 9457.
+fn problem(status: u16, title: &str, values: Vec<(&'static str, String)>) -> Answer {
     let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{status}}}"#);
+    let content_type = "application/problem+json".to_owned();
     let mut headers = Vec::new();
-    set(
-        &mut headers,
-        vec![
-            ("content-type", "application/problem+json".to_owned()),
-            (DECISION_HEADER, exchange.id().to_owned()),
-        ],
-    );
+    set(&mut headers, vec![("content-type", content_type)]);
+    set(&mut headers, values);
     Answer {
         status,
         headers,

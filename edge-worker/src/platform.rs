@@ -18,8 +18,8 @@ pub trait Platform {
     /// The wall clock.
     fn now(&self) -> Time;
 
-    /// 128 random bits that will not repeat.
-    fn entropy(&self) -> u128;
+    /// 128 random bits that will not repeat; `None` when there is no randomness to be had.
+    fn entropy(&self) -> Option<u128>;
 
     /// Sends a request and gives the head of the answer, whatever its status; redirects are answers. Bodies come and go as they are: what is
     /// compressed stays so.

@@ -230,7 +230,12 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Who this is towards the control plane; made by whoever asks first.
     async fn holder(&self) -> Option<Holder> {
-        let fresh = Holder::new(self.platform.entropy());
+        if let Ok(Some(stored)) = self.store.get(HOLDER).await
+            && let Some(holder) = Holder::decode(&stored)
+        {
+            return Some(holder);
+        }
+        let fresh = Holder::new(self.platform.entropy()?);
         let stored = update(&self.store, HOLDER, |old| {
             match old.and_then(Holder::decode) {
                 Some(holder) => Err(holder),

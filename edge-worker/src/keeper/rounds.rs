@@ -145,7 +145,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Only spreads the pause after a failure.
     fn jitter(&self) -> u64 {
-        u64::try_from(self.platform.entropy() >> 64).unwrap_or(0)
+        let bits = self.platform.entropy().unwrap_or_default();
+        u64::try_from(bits >> 64).unwrap_or(0)
     }
 
     /// Sees to it that the bundle was confirmed not long ago, or that it has been tried.
@@ -532,7 +533,10 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Goes on under a new name. The refused batch goes along: it belongs to no epoch until the new name is greeted, and then to that one.
     async fn start_afresh(&self, holder: &Holder, mut refused: Journal) {
-        let fresh = Holder::new(self.platform.entropy());
+        let Some(entropy) = self.platform.entropy() else {
+            return;
+        };
+        let fresh = Holder::new(entropy);
         refused.epoch = 0;
         // The batch before the name: whoever sees the name finds the batch.
         let (key, refused) = (journal_key(&fresh), refused.encode());
