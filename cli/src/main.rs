@@ -5,9 +5,11 @@ mod audit;
 mod check;
 mod decide;
 mod meter;
+mod offline;
 mod operate;
 mod serve;
 mod table;
+mod test;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ enum Command {
     Audit(audit::Audit),
     Check(check::Args),
     Decide(decide::Args),
+    Explain(decide::Explain),
+    Test(test::Args),
     Meter(meter::Args),
 }
 
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
         Command::Audit(command) => command.run(),
         Command::Check(args) => check::run(args),
         Command::Decide(args) => decide::run(args),
+        Command::Explain(args) => decide::explain(args),
+        Command::Test(args) => test::run(args),
         Command::Meter(args) => meter::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -4,6 +4,10 @@
 //! in [`crate::exchange`]: who is not known cannot be judged. Pause, schedule and approval have their places between and are not built yet.)
 //! Every reason is collected; the most restrictive outcome wins.
 
+mod explain;
+
+pub use explain::{Met, Ruled, Verdict, explain};
+
 use crate::{
     bundle::{Calendar, Document, Level, Limit, Payload, Scope},
     facts::{Facts, Head, Route},
@@ -142,10 +146,7 @@ impl Charge {
             Unit::Tokens => format!("{} tokens", self.limit),
             Unit::NanoUsd => price::usd(self.limit),
         };
-        let window = match &self.account.window {
-            Window::Minute => "minute".to_string(),
-            Window::Day(zone) => format!("day ({zone})"),
-        };
+        let window = window_name(&self.account.window);
         Reason {
             rule: self.rule.clone().into(),
             document: Some(self.document.clone()),
@@ -157,6 +158,14 @@ impl Charge {
             .into(),
             cause,
         }
+    }
+}
+
+/// A window in words.
+fn window_name(window: &Window) -> String {
+    match window {
+        Window::Minute => "minute".to_string(),
+        Window::Day(zone) => format!("day ({zone})"),
     }
 }
 

@@ -176,6 +176,7 @@ pub struct Exchange {
     revision: u64,
     head: Option<Head>,
     facts: Option<Facts>,
+    hits: Hits,
     dialect: Dialect,
     caller: Option<Rc<Caller>>,
     /// Headers that carry the agent's token.
@@ -244,6 +245,7 @@ impl Exchange {
             revision: 0,
             head: None,
             facts: None,
+            hits: Hits::default(),
             dialect: Dialect::Problem,
             caller: None,
             token_in: Vec::new(),
@@ -270,6 +272,23 @@ impl Exchange {
     /// The decision so far.
     pub fn decision(&self) -> &Decision {
         &self.decision
+    }
+
+    /// What every document of the running bundle says to this call at `now`; empty when no document was asked (nobody known, nothing
+    /// readable).
+    pub fn explain(&self, gate: &Gate, now: Time) -> Vec<decide::Met> {
+        match (gate.payload(now), &self.caller, &self.head, &self.facts) {
+            (Ok(payload), Some(caller), Some(head), Some(facts)) => decide::explain(
+                payload,
+                &gate.patterns,
+                caller,
+                head,
+                facts,
+                &self.hits,
+                now,
+            ),
+            _ => Vec::new(),
+        }
     }
 
     fn identify(
@@ -391,6 +410,7 @@ impl Exchange {
             self.price = decide::price_for(payload, caller, facts.said.model.as_deref());
         }
         self.facts = Some(facts);
+        self.hits = hits.clone();
         if decision.outcome == Outcome::Deny {
             self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
             return self.deny(decision.reasons, None, now);

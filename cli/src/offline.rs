@@ -1,0 +1,276 @@
+//! Deciding without a gate: policy files, a request, and the engine. Budgets and rates count as unused.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{collections::BTreeMap, path::PathBuf};
+use tollgate_engine::{
+    bundle::{FORMAT, Payload, Scope},
+    exchange::{Exchange, Step},
+    facts::{Headers, Upstream},
+    gate::{Config, DEFAULT_BODY_CAP_BYTES, Gate, Secret},
+    identity::{Caller, GovernanceLevel},
+    time::Time,
+};
+use tollgate_policy::{Document, compile, parse, prices};
+
+/// The workspace of a decision that leaves no trace.
+const WORKSPACE: &str = "ws-00000000-0000-0000-0000-000000000000";
+
+/// An agent that no document names.
+const NO_AGENT: &str = "00000000-0000-0000-0000-000000000000";
+
+/// How long the bundle of an offline decision lives: a day, as a gate's would.
+const BUNDLE_SECS: i64 = 86_400;
+
+/// A request as a file holds it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default = "post")]
+    method: String,
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, Value>,
+    /// Text goes as it is; anything else is sent as JSON.
+    #[serde(default)]
+    body: Option<Value>,
+}
+
+fn post() -> String {
+    "POST".to_string()
+}
+
+/// Who calls. Without agent, team and organisation it is somebody to whom every document applies.
+#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Who {
+    /// The calling agent's UUID.
+    #[arg(long)]
+    #[serde(default, rename = "id")]
+    agent: Option<String>,
+    /// The agent's team.
+    #[arg(long)]
+    #[serde(default)]
+    team: Option<String>,
+    /// The agent's organisation.
+    #[arg(long)]
+    #[serde(default)]
+    org: Option<String>,
+    /// The agent's governance level, L0 to L3.
+    #[arg(long, default_value = "L0")]
+    #[serde(default = "lowest")]
+    level: String,
+}
+
+fn lowest() -> String {
+    "L0".to_string()
+}
+
+impl Who {
+    /// Somebody to whom every document applies.
+    pub(crate) fn nobody_in_particular() -> Who {
+        Who {
+            level: lowest(),
+            ..Who::default()
+        }
+    }
+
+    fn is_anybody(&self) -> bool {
+        self.agent.is_none() && self.team.is_none() && self.org.is_none()
+    }
+
+    fn caller(&self) -> Result<Caller> {
+        let somewhere = || self.is_anybody().then(|| "any".to_string());
+        Ok(Caller {
+            workspace: WORKSPACE.to_string(),
+            agent: self.agent.clone().unwrap_or_else(|| NO_AGENT.to_string()),
+            org: self.org.clone().or_else(somewhere),
+            team: self.team.clone().or_else(somewhere),
+            level: GovernanceLevel::parse(&self.level)
+                .ok_or_else(|| anyhow!("a governance level is L0, L1, L2 or L3"))?,
+        })
+    }
+}
+
+/// Reads an instant.
+pub(crate) fn instant(text: &str) -> Result<Time> {
+    let instant = text
+        .parse::<jiff::Timestamp>()
+        .with_context(|| format!("`{text}` is not an RFC 3339 instant"))?;
+    Ok(Time::from_micros(instant.as_microsecond()))
+}
+
+/// Reads policy files as one set. Every error of every file is in the message; warnings go to standard error.
+pub(crate) fn documents(files: &[PathBuf]) -> Result<Vec<Document>> {
+    let mut parsed = Vec::new();
+    for file in files {
+        let bytes =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        parsed.push(parse(&name, &bytes, false));
+    }
+    tollgate_policy::check_together(&mut parsed);
+    let mut documents = Vec::new();
+    let mut complaints = String::new();
+    for (file, parsed) in files.iter().zip(parsed) {
+        for finding in &parsed.diagnostics {
+            let found = format!(
+                "{}:{}:{}: {}: {}: {}",
+                file.display(),
+                finding.line,
+                finding.column,
+                finding.code,
+                finding.path,
+                finding.message
+            );
+            if finding.is_error() {
+                complaints += "\n";
+                complaints += &found;
+            } else {
+                eprintln!("warning: {found}");
+            }
+        }
+        documents.extend(parsed.documents);
+    }
+    if !complaints.is_empty() {
+        bail!("the policies have errors:{complaints}");
+    }
+    Ok(documents)
+}
+
+/// Decides one request at `now`, up to the point where a gate would send it on or answer it; then the status is that of the answer.
+/// `llm` puts the gate in front of an LLM API.
+pub(crate) fn decide(
+    documents: &[Document],
+    who: &Who,
+    llm: bool,
+    request: &Request,
+    now: Time,
+) -> Result<Decided> {
+    let mut payload = payload(documents, now)?;
+    if who.is_anybody() {
+        for document in &mut payload.documents {
+            if !matches!(document.scope, Scope::Tool(_)) {
+                document.scope = Scope::Global;
+            }
+        }
+    }
+    let mut gate = Gate::new(Config {
+        workspace: WORKSPACE.to_string(),
+        channel: "default".to_string(),
+        trust: Vec::new(),
+        enrolment_key: Secret::new(String::new()),
+        upstream: Upstream { host: None, llm },
+        openai_key: None,
+        anthropic_key: None,
+        body_cap_bytes: DEFAULT_BODY_CAP_BYTES,
+    });
+    gate.install_local(payload)
+        .map_err(|error| anyhow!("the policies do not run: {error}"))?;
+    let (exchange, status) = drive(&mut gate, who.caller()?, request, now)?;
+    Ok(Decided {
+        gate,
+        exchange,
+        status,
+    })
+}
+
+/// A request decided.
+pub(crate) struct Decided {
+    /// The gate that did.
+    pub(crate) gate: Gate,
+    /// The call, decided and not sent.
+    pub(crate) exchange: Exchange,
+    /// The status of the gate's own answer; `None` when the call may go out.
+    pub(crate) status: Option<u16>,
+}
+
+fn payload(documents: &[Document], now: Time) -> Result<Payload> {
+    let (issued_at, expires_at) = (now.secs(), now.secs().saturating_add(BUNDLE_SECS));
+    let compiled = compile(documents, issued_at, expires_at)
+        .map_err(|error| anyhow!("the policies do not compile: {error}"))?;
+    Ok(Payload {
+        format: FORMAT,
+        workspace: WORKSPACE.to_string(),
+        channel: "default".to_string(),
+        revision: 1,
+        issued_at,
+        expires_at,
+        documents: compiled.documents,
+        calendars: compiled.calendars,
+        prices: prices::builtin(),
+        token_keys: Vec::new(),
+        revoked_agents: Vec::new(),
+    })
+}
+
+fn drive(
+    gate: &mut Gate,
+    caller: Caller,
+    request: &Request,
+    now: Time,
+) -> Result<(Exchange, Option<u16>)> {
+    let (authority, target) = split_url(&request.url)?;
+    let body = match &request.body {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone().into_bytes()),
+        Some(json) => Some(serde_json::to_vec(json)?),
+    };
+    let mut headers: Vec<(String, String)> = vec![
+        (":method".to_string(), request.method.clone()),
+        (":authority".to_string(), authority),
+        (":path".to_string(), target),
+    ];
+    let mut typed = false;
+    for (name, value) in &request.headers {
+        let name = name.to_ascii_lowercase();
+        typed |= name == "content-type";
+        let values = match value {
+            Value::Array(values) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in values {
+            let value = value
+                .as_str()
+                .ok_or_else(|| anyhow!("the header `{name}` must be text or a list of texts"))?;
+            headers.push((name.clone(), value.to_string()));
+        }
+    }
+    if body.is_some() && !typed {
+        headers.push(("content-type".to_string(), "application/json".to_string()));
+    }
+    let pairs: Vec<(&[u8], &[u8])> = headers
+        .iter()
+        .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
+        .collect();
+    let (mut exchange, mut step) =
+        Exchange::begin_as(gate, caller, Headers(&pairs), body.is_some(), now, 0);
+    loop {
+        step = match step {
+            Step::NeedBody { .. } => exchange.body(gate, body.as_deref().unwrap_or_default(), now),
+            // Nothing is used yet, and what can never fit was refused before.
+            Step::Swap(_) => exchange.swapped(gate, Ok(()), now),
+            Step::Forward(_) => return Ok((exchange, None)),
+            Step::Reply { reply, .. } => return Ok((exchange, Some(reply.status))),
+            Step::AwaitLease { .. } => {
+                bail!("the engine asked for a lease although none is needed")
+            }
+        }
+    }
+}
+
+/// `host[:port]` and path with query of an absolute URL.
+fn split_url(url: &str) -> Result<(String, String)> {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"))
+        .ok_or_else(|| anyhow!("`url` must start with http:// or https://: `{url}`"))?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at(end);
+    let target = match target.chars().next() {
+        Some('/') => target.to_string(),
+        _ => format!("/{target}"),
+    };
+    Ok((authority.to_string(), target))
+}

@@ -1,0 +1,332 @@
+//! Why a decision is what it is: every document the call met, what each of its rules says to this call, and what would turn that.
+//!
+//! Runs the very checks of [`super::decide`], one document at a time, and describes them in words. For people; no gate calls it on the way
+//! of a call.
+
+use super::{Check, Decision, Reason, applicable, limits, shown};
+use crate::{
+    bundle::{Document, Limit, Names, Payload, Scope},
+    facts::{Facts, Head},
+    identity::Caller,
+    ledger::Unit,
+    price,
+    scan::Hits,
+    time::Time,
+};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use serde::Serialize;
+
+/// One document against one call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Met {
+    /// Its name.
+    pub document: String,
+    /// Whom it applies to.
+    pub scope: Scope,
+    /// Whether the call falls under it; all its rules are silent otherwise.
+    pub applies: bool,
+    /// Its rules, in the order they are checked.
+    pub rules: Vec<Ruled>,
+}
+
+/// One rule against one call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ruled {
+    /// Such as `network.allowlist`.
+    pub rule: String,
+    /// What it says to this call.
+    pub verdict: Verdict,
+    /// What it says to any call.
+    pub says: String,
+    /// What would turn the verdict: where it refuses, what lets the call pass; where it does not, what it would refuse.
+    pub otherwise: String,
+}
+
+/// What a rule says to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is met.
+    Passes,
+    /// It is why the call does not pass.
+    Refuses,
+    /// It is about something this call does not do.
+    Silent,
+}
+
+/// What every document says to a call, in the order of the bundle; the arguments are those of [`super::decide`].
+pub fn explain(
+    payload: &Payload,
+    patterns: &[String],
+    caller: &Caller,
+    head: &Head,
+    facts: &Facts,
+    hits: &Hits,
+    now: Time,
+) -> Vec<Met> {
+    let mut charged = Decision::default();
+    let mut unaffordable = Vec::new();
+    limits(payload, caller, facts, now, &mut charged, &mut unaffordable);
+    let met: Vec<&str> = applicable(payload, caller, facts)
+        .map(|document| document.name.as_str())
+        .collect();
+    let call = Call {
+        patterns,
+        head,
+        facts,
+        hits,
+        charged: &charged,
+        unaffordable: &unaffordable,
+    };
+    payload
+        .documents
+        .iter()
+        .map(|document| {
+            let applies = met.contains(&document.name.as_str());
+            Met {
+                document: document.name.clone(),
+                scope: document.scope.clone(),
+                applies,
+                rules: call.rules(document, applies),
+            }
+        })
+        .collect()
+}
+
+/// A call and what the limits say to it.
+struct Call<'c> {
+    patterns: &'c [String],
+    head: &'c Head,
+    facts: &'c Facts,
+    hits: &'c Hits,
+    charged: &'c Decision,
+    unaffordable: &'c [Reason],
+}
+
+impl Call<'_> {
+    fn rules(&self, document: &Document, applies: bool) -> Vec<Ruled> {
+        let mut rules = Vec::new();
+        self.network(document, &mut rules);
+        self.model(document, &mut rules);
+        self.tools(document, &mut rules);
+        self.data(document, &mut rules);
+        self.limits(document, &mut rules);
+        if !applies {
+            for rule in &mut rules {
+                rule.verdict = Verdict::Silent;
+                rule.otherwise.clear();
+            }
+        }
+        rules
+    }
+
+    fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused = refusals(document, |check| check.network(self.head));
+        if let Some(hosts) = &document.hosts {
+            let hosts: Vec<&str> = hosts.iter().map(|host| host.0.as_str()).collect();
+            rules.push(ruled(
+                "network.allowlist",
+                &refused,
+                true,
+                format!("hosts that may be called: {}", listed(&hosts)),
+                format!("add `{}` to the list, or call a host on it", self.head.host),
+                "a host that is not listed".to_string(),
+            ));
+        }
+        if document.no_network {
+            rules.push(ruled(
+                "capabilities.deny",
+                &refused,
+                true,
+                "no outbound connections".to_string(),
+                "remove `network_outbound` from the list".to_string(),
+                String::new(),
+            ));
+        }
+    }
+
+    fn model(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused = refusals(document, |check| check.model(self.facts));
+        let model = self.facts.said.model.as_deref();
+        names("model", &document.models, model, &refused, rules);
+        if !document.models.is_open() && refused.iter().any(|r| r.rule == "capabilities.model") {
+            rules.push(ruled(
+                "capabilities.model",
+                &refused,
+                true,
+                "a call to an LLM API must name its model".to_string(),
+                "name a model in the request".to_string(),
+                String::new(),
+            ));
+        }
+    }
+
+    fn tools(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused = refusals(document, |check| check.tools(self.facts));
+        for tool in &document.denied_tools {
+            rules.push(ruled(
+                &format!("tools.{tool}.allow"),
+                &refused,
+                self.facts.tools().next().is_some(),
+                format!("the tool `{tool}` may not be used"),
+                format!("leave `{tool}` out of the request, or remove the rule"),
+                format!("a call that offers or calls `{tool}`"),
+            ));
+        }
+        let tool = self.facts.said.mcp_tool.as_deref();
+        names("MCP tool", &document.mcp_tools, tool, &refused, rules);
+    }
+
+    fn data(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused = refusals(document, |check| check.data(self.patterns, self.hits));
+        for index in 0..document.patterns.len() {
+            rules.push(ruled(
+                &format!("data.sensitive_patterns[{index}]"),
+                &refused,
+                true,
+                "content that matches this pattern may not pass".to_string(),
+                "take what matches out of the request".to_string(),
+                "content that matches it".to_string(),
+            ));
+        }
+    }
+
+    fn limits(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused: Vec<Reason> = self
+            .unaffordable
+            .iter()
+            .filter(|reason| reason.document.as_ref() == Some(&document.name))
+            .cloned()
+            .collect();
+        for limit in &document.limits {
+            let charge = self.charged.charges.iter().find(|charge| {
+                charge.account.unit == limit.unit
+                    && charge.account.window == limit.window
+                    && charge.account.level == limit.per
+            });
+            let takes = charge.map(|charge| amount(limit.unit, charge.amount));
+            rules.push(ruled(
+                &limit.rule,
+                &refused,
+                charge.is_some(),
+                says(limit),
+                match &takes {
+                    Some(takes) => format!("ask for less than {takes}, or raise the limit"),
+                    None => "raise the limit".to_string(),
+                },
+                match &takes {
+                    Some(takes) => format!("less than {takes} left of it: what this call may take"),
+                    None => "a call that takes from it".to_string(),
+                },
+            ));
+        }
+        // What keeps a limit from being reckoned at all stands beside the limits.
+        for reason in &refused {
+            if !document
+                .limits
+                .iter()
+                .any(|limit| limit.rule == reason.rule)
+            {
+                rules.push(Ruled {
+                    rule: reason.rule.to_string(),
+                    verdict: Verdict::Refuses,
+                    says: "what a limit counts must be known before the call".to_string(),
+                    otherwise: reason.message.to_string(),
+                });
+            }
+        }
+    }
+}
+
+/// What one group of checks says of `document`.
+fn refusals(document: &Document, check: impl FnOnce(&mut Check<'_>)) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    check(&mut Check {
+        document,
+        reasons: &mut reasons,
+    });
+    reasons
+}
+
+fn ruled(
+    rule: &str,
+    refused: &[Reason],
+    concerned: bool,
+    says: String,
+    pass: String,
+    refuse: String,
+) -> Ruled {
+    let verdict = match refused.iter().any(|reason| reason.rule == rule) {
+        true => Verdict::Refuses,
+        false if concerned => Verdict::Passes,
+        false => Verdict::Silent,
+    };
+    Ruled {
+        rule: rule.to_string(),
+        verdict,
+        says,
+        otherwise: match verdict {
+            Verdict::Refuses => pass,
+            Verdict::Passes | Verdict::Silent => refuse,
+        },
+    }
+}
+
+fn names(
+    kind: &str,
+    names: &Names,
+    said: Option<&str>,
+    refused: &[Reason],
+    rules: &mut Vec<Ruled>,
+) {
+    let named = said.map_or_else(|| "it".to_string(), |said| format!("`{}`", shown(said)));
+    if !names.deny.is_empty() {
+        rules.push(ruled(
+            "capabilities.deny",
+            refused,
+            said.is_some(),
+            format!("{kind}s denied: {}", listed(&names.deny)),
+            format!("use another {kind}, or remove what names {named} from the list"),
+            format!("a {kind} on the list"),
+        ));
+    }
+    if let Some(allow) = &names.allow {
+        rules.push(ruled(
+            "capabilities.allow",
+            refused,
+            said.is_some(),
+            format!("{kind}s allowed: {}", listed(allow)),
+            format!("use a {kind} on the list, or add {named} to it"),
+            format!("a {kind} that is not listed"),
+        ));
+    }
+}
+
+fn listed(names: &[impl AsRef<str>]) -> String {
+    if names.is_empty() {
+        return "none".to_string();
+    }
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    names.join(", ")
+}
+
+fn says(limit: &Limit) -> String {
+    format!(
+        "at most {} per {} and {}",
+        amount(limit.unit, limit.amount),
+        limit.per.name(),
+        super::window_name(&limit.window)
+    )
+}
+
+fn amount(unit: Unit, amount: u64) -> String {
+    match unit {
+        Unit::Calls => format!("{amount} calls"),
+        Unit::Tokens => format!("{amount} tokens"),
+        Unit::NanoUsd => price::usd(amount),
+    }
+}
