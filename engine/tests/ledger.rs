@@ -620,7 +620,7 @@ fn no_interleaving_spends_more_than_was_leased() {
                     }
                 }
                 _ if !answers.is_empty() => {
-                    let (grant, epoch) = random.pick(&answers).clone();
+                    let (grant, epoch) = random.pick(&answers);
                     store.apply(&refill(grant, epoch), now);
                 }
                 _ => {}
