@@ -128,11 +128,14 @@ CREATE TABLE records (
     length    INTEGER NOT NULL,
     at_ms     INTEGER NOT NULL,
     agent     TEXT,
-    outcome   TEXT
+    outcome   TEXT,
+    -- The id that the caller was told (`x-tollgate-decision`).
+    decision  TEXT
 ) STRICT;
 CREATE INDEX records_in_order ON records (workspace, id);
 CREATE INDEX records_of_agent ON records (workspace, agent, id);
 CREATE INDEX records_by_outcome ON records (workspace, outcome, id);
+CREATE INDEX records_by_decision ON records (workspace, decision);
 
 -- What is wrong with a holder's journal: records missing, dropped by the gate itself, or told in two ways.
 CREATE TABLE incidents (
