@@ -107,6 +107,13 @@ pub struct Unreadable {
 }
 
 impl Unreadable {
+    fn repeated(name: &str) -> Unreadable {
+        Unreadable {
+            rule: "request.repeated_header",
+            message: Cow::Owned(["the header ", name, " comes more than once"].concat()),
+        }
+    }
+
     const fn new(rule: &'static str, message: &'static str) -> Unreadable {
         Unreadable {
             rule,
@@ -202,10 +209,9 @@ impl Head {
         }
         let mut single = [None; SINGLE.len()];
         for (slot, name) in single.iter_mut().zip(SINGLE) {
-            *slot = headers.only(name).map_err(|Repeated| Unreadable {
-                rule: "request.repeated_header",
-                message: Cow::Owned(["the header ", name, " comes more than once"].concat()),
-            })?;
+            *slot = headers
+                .only(name)
+                .map_err(|Repeated| Unreadable::repeated(name))?;
         }
         let [
             method,
@@ -218,6 +224,10 @@ impl Head {
             mcp_method,
             mcp_name,
         ] = single;
+        // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no content type read here has a comma.
+        if content_type.is_some_and(|value| value.contains(&b',')) {
+            return Err(Unreadable::repeated("content-type"));
+        }
         let method = method.and_then(text).unwrap_or_default();
         let target = target.and_then(text).unwrap_or_default();
         let host = match &upstream.host {
@@ -723,6 +733,6 @@ pub fn bodies_matter(payload: &Payload) -> bool {
             || document
                 .limits
                 .iter()
-                .any(|limit| limit.unit != crate::ledger::Unit::Calls)
+                .any(|limit| limit.unit != crate::ledger::Unit::Calls || limit.tool.is_some())
     })
 }

@@ -186,10 +186,13 @@ pub fn find_token<'a>(headers: Headers<'_, 'a>) -> Result<&'a [u8], IdentityErro
         (Some(_), Some(_)) => Err(IdentityError::Ambiguous),
         (Some(value), None) => {
             let (scheme, token) = value.split_at_checked(7).ok_or(IdentityError::Malformed)?;
-            if scheme.eq_ignore_ascii_case(b"Bearer ") {
-                Ok(token)
-            } else {
+            if !scheme.eq_ignore_ascii_case(b"Bearer ") {
                 Err(IdentityError::Malformed)
+            } else if token.contains(&b',') {
+                // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no token has a comma.
+                Err(IdentityError::Ambiguous)
+            } else {
+                Ok(token)
             }
         }
         (None, Some(value)) => Ok(value),
