@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
-use tollgate_tests::corpus::{self, Host, component::InWasmtime, native::Native};
+use tollgate_tests::corpus::{self, Host, component::InWasmtime, envoy::InEnvoy, native::Native};
 
-const HOSTS: [&str; 2] = ["native", "component"];
+const HOSTS: [&str; 3] = ["native", "component", "envoy"];
 
 fn main() -> ExitCode {
     match run() {
@@ -42,6 +42,9 @@ fn run() -> Result<bool> {
     }
     if is_wanted("component") {
         hosts.push(Box::new(InWasmtime::new()?));
+    }
+    if is_wanted("envoy") {
+        hosts.push(Box::new(InEnvoy));
     }
     let summary = corpus::run(&cases, &mut hosts);
     println!("{summary}");

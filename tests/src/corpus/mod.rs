@@ -7,7 +7,9 @@
 pub mod case;
 pub mod component;
 pub mod control_plane;
+pub mod envoy;
 pub mod native;
+pub mod wire;
 
 use anyhow::{Context as _, Result, bail};
 use case::{Case, Seen};
