@@ -606,6 +606,11 @@ fn where_a_token_is_looked_for() {
     ] {
         assert_eq!(find(riddle), Err(Ambiguous), "{riddle:?}");
     }
+    assert_eq!(
+        find(&[("authorization", "Bearer t, Bearer u")]),
+        Err(Ambiguous),
+        "two lines that a proxy has joined"
+    );
     for other in ["Basic dTpw", "Bearer", "t", "", "Bearer\tt", "Bearér t"] {
         assert_eq!(find(&[("authorization", other)]), Err(Malformed), "{other}");
     }
