@@ -5,6 +5,7 @@ pub mod clock;
 pub mod component;
 pub mod corpus;
 mod scratch;
+pub mod simulate;
 
 pub use scratch::Scratch;
 pub use tollgate_stand_in as stand_in;

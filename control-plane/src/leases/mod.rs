@@ -18,16 +18,16 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use rules::{Ask, Epoch, Lease, Others};
+use rules::{Ask, Epoch, Lease, Others, window};
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use tollgate_engine::{
-    bundle::{CLOCK_SKEW_SECS, Level, Payload, Scope},
-    decide::{limit_on, span_of},
+    bundle::{Level, Payload, Scope},
+    decide::limit_on,
     envelope::LEASES_TYPE,
     identity::{Caller, GovernanceLevel},
     lease::{self, Answer, Grant, MAX_ASKS},
-    ledger::{Account, Span},
+    ledger::Account,
     time::Time,
 };
 use utoipa::ToSchema;
@@ -284,17 +284,6 @@ async fn grant(
     }))
 }
 
-/// The window that starts at `start`, if it is the running one, the one before or the one after, by clocks up to five minutes apart.
-fn window(payload: &Payload, account: &Account, start: i64, now: Time) -> Option<Span> {
-    let at = |secs: i64| span_of(&account.window, &payload.calendars, Time::from_secs(secs));
-    let earliest = at(now.secs().saturating_sub(CLOCK_SKEW_SECS))?;
-    let latest = at(now.secs().saturating_add(CLOCK_SKEW_SECS))?;
-    // At the rim of the calendar there is no window before or after.
-    let from = at(earliest.start.saturating_sub(1)).map_or(earliest.start, |span| span.start);
-    let to = at(latest.end).map_or(latest.start, |span| span.start);
-    at(start).filter(|span| span.start == start && (from..=to).contains(&start))
-}
-
 /// The limit on `account`: the smallest that is in force for anybody whose spending it counts.
 async fn limit(
     connection: &mut SqliteConnection,
@@ -395,9 +384,9 @@ struct LeaseRequest {
     reason = "describes `engine::lease::Ask` in the API document"
 )]
 struct LeaseAsk {
-    /// `<level>:<id>|<unit>|<window>`
+    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted
     #[schema(
-        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd)\|(minute|day@[A-Za-z0-9_+/-]+)$"
+        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+)(\|tool:.+)?$"
     )]
     account: String,
     /// Seconds since the Unix epoch.

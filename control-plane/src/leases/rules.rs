@@ -3,6 +3,13 @@
 //! The promise is kept here: Σ over holders of max(granted, settled) never grows beyond the limit by a grant. A holder that is lost
 //! keeps what it was granted until the window ends, so nobody else is given the same amount again.
 
+use tollgate_engine::{
+    bundle::{CLOCK_SKEW_SECS, Payload},
+    decide::span_of,
+    ledger::{Account, Span},
+    time::Time,
+};
+
 /// What one holder has of one account and window, under one epoch. Amounts count from the start of the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
@@ -118,6 +125,17 @@ pub fn answer(
             window_end_ms.min(now_ms.saturating_add(RETRY_MS))
         },
     }
+}
+
+/// The window that starts at `start`, if it is the running one, the one before or the one after, by clocks up to five minutes apart.
+pub fn window(payload: &Payload, account: &Account, start: i64, now: Time) -> Option<Span> {
+    let at = |secs: i64| span_of(&account.window, &payload.calendars, Time::from_secs(secs));
+    let earliest = at(now.secs().saturating_sub(CLOCK_SKEW_SECS))?;
+    let latest = at(now.secs().saturating_add(CLOCK_SKEW_SECS))?;
+    // At the rim of the calendar there is no window before or after.
+    let from = at(earliest.start.saturating_sub(1)).map_or(earliest.start, |span| span.start);
+    let to = at(latest.end).map_or(latest.start, |span| span.start);
+    at(start).filter(|span| span.start == start && (from..=to).contains(&start))
 }
 
 /// Which epoch a request is answered under.

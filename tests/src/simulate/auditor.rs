@@ -1,0 +1,515 @@
+//! The auditor: a model so simple that it can be checked by reading, fed with what really happened.
+//!
+//! It shares no code with what it watches. It knows what the provider was asked and what it billed, what the control plane signed, which
+//! changes of cells took place, and which records were made and stored; it is never put back to an earlier state.
+
+use super::scenario::Limits;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use tollgate_engine::{
+    decide::Charge,
+    journal::Batch,
+    lease::{Answer, Request},
+    ledger::{Account, Cell, Op},
+};
+
+/// A promise that a run may break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Promise {
+    /// What the provider billed and may still bill for calls under way stays within the limit.
+    NoOverspend,
+    /// Nothing is spent that was not leased.
+    WithinLeases,
+    /// The control plane leases out no more than the limit in force.
+    WithinLimit,
+    /// A gate believes no more than it was granted.
+    BelievedIsGranted,
+    /// A message that comes again changes nothing.
+    ReplayChangesNothing,
+    /// Every reservation is settled or given back, once.
+    ResolvedOnce,
+    /// Journals arrive without gap, fork or repetition.
+    JournalWhole,
+    /// What was recorded by a gate that lives arrives.
+    JournalArrives,
+    /// After things have calmed down, what is left of a limit can be spent.
+    NoStarvation,
+    /// A gate that reaches the control plane gets its leases.
+    Served,
+}
+
+/// A promise broken.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Which.
+    pub promise: Promise,
+    /// At which step.
+    pub step: u64,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}: {:?}: {}", self.step, self.promise, self.what)
+    }
+}
+
+/// An account in one of its windows.
+type Window = (Account, i64);
+/// A holder in one of its epochs.
+type Tenure = (String, u64);
+
+/// What the provider knows of one account and window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Truth {
+    /// Billed.
+    spent: u64,
+    /// The most that calls under way may still be billed.
+    outstanding: u64,
+    /// The largest limit in force since it was first spent from or leased.
+    peak: u64,
+    /// What a restore made the control plane forget, and nobody alive reminded it of in time.
+    written_off: u64,
+}
+
+/// What a holder was signed in one epoch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Right {
+    granted: u64,
+    /// Given back, as the control plane has been told.
+    returned: u64,
+    settled: u64,
+    seq: u64,
+    /// …and what the restored control plane knew of it; equal when it knows all.
+    known: u64,
+}
+
+impl Right {
+    fn taken(&self) -> u64 {
+        self.granted.saturating_sub(self.returned).max(self.settled)
+    }
+}
+
+/// A journal as it was acknowledged.
+#[derive(Clone, Debug, Default)]
+struct Shelf {
+    next_seq: u64,
+    batches: BTreeSet<Vec<u8>>,
+}
+
+/// The model.
+#[derive(Debug)]
+pub(super) struct Auditor {
+    pub(super) step: u64,
+    pub(super) grants: u64,
+    limits: Limits,
+    truths: BTreeMap<Window, Truth>,
+    calls: BTreeMap<u64, Vec<Charge>>,
+    rights: BTreeMap<Window, BTreeMap<Tenure, Right>>,
+    backup: BTreeMap<Window, BTreeMap<Tenure, Right>>,
+    /// By holder, window and call.
+    reservations: BTreeMap<(String, Window), BTreeMap<u64, u64>>,
+    /// What holders settled, by epoch.
+    used: BTreeMap<(Tenure, Window), u64>,
+    abandoned: BTreeSet<u64>,
+    shelves: BTreeMap<Tenure, Shelf>,
+    /// Records made and not yet stored, with the process that made them.
+    recorded: BTreeMap<String, (usize, u64)>,
+    stored: BTreeSet<String>,
+    pub(super) violations: Vec<Violation>,
+}
+
+/// Violations kept of a run. The first few say all there is to say.
+const MAX_VIOLATIONS: usize = 16;
+
+impl Auditor {
+    pub(super) fn new(limits: Limits) -> Auditor {
+        Auditor {
+            step: 0,
+            grants: 0,
+            limits,
+            truths: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            rights: BTreeMap::new(),
+            backup: BTreeMap::new(),
+            reservations: BTreeMap::new(),
+            used: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            shelves: BTreeMap::new(),
+            recorded: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    pub(super) fn broken(&mut self, promise: Promise, what: String) {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.violations.push(Violation {
+                promise,
+                step: self.step,
+                what,
+            });
+        }
+    }
+
+    /// Somebody changed the policy.
+    pub(super) fn limits_changed(&mut self, limits: Limits) {
+        self.limits = limits;
+        for ((account, _), truth) in &mut self.truths {
+            truth.peak = truth.peak.max(limits.on(account).unwrap_or(u64::MAX));
+        }
+    }
+
+    fn truth(&mut self, window: &Window) -> &mut Truth {
+        let limit = self.limits.on(&window.0).unwrap_or(u64::MAX);
+        self.truths.entry(window.clone()).or_insert(Truth {
+            peak: limit,
+            ..Truth::default()
+        })
+    }
+
+    fn taken(&self, window: &Window) -> u64 {
+        let rights = self.rights.get(window);
+        rights.map_or(0, |rights| rights.values().map(Right::taken).sum())
+    }
+
+    /// A call went out to the provider.
+    pub(super) fn forwarded(&mut self, call: u64, charges: &[Charge]) {
+        for charge in charges {
+            let window = (charge.account.clone(), charge.span.start);
+            let truth = self.truth(&window);
+            truth.outstanding += charge.amount;
+            self.check_spending(&window);
+        }
+        self.calls.insert(call, charges.to_vec());
+    }
+
+    /// The provider billed a call; `used` in the unit of a charge.
+    pub(super) fn billed(&mut self, call: u64, used: impl Fn(&Charge) -> u64) {
+        for charge in self.calls.remove(&call).unwrap_or_default() {
+            let window = (charge.account.clone(), charge.span.start);
+            let used = used(&charge);
+            assert!(
+                used <= charge.amount,
+                "the simulated provider billed {used} where {} was the worst case",
+                charge.amount
+            );
+            let truth = self.truth(&window);
+            truth.outstanding -= charge.amount;
+            truth.spent += used;
+            self.check_spending(&window);
+        }
+    }
+
+    fn check_spending(&mut self, window: &Window) {
+        let taken = self.taken(window);
+        let truth = *self.truth(window);
+        let at_most = truth.spent + truth.outstanding;
+        if at_most > truth.peak.saturating_add(truth.written_off) {
+            self.broken(
+                Promise::NoOverspend,
+                format!(
+                    "{} from {}: {} billed and {} under way; the limit was never more than {}",
+                    window.0, window.1, truth.spent, truth.outstanding, truth.peak
+                ),
+            );
+        }
+        if at_most > taken.saturating_add(truth.written_off) {
+            self.broken(
+                Promise::WithinLeases,
+                format!(
+                    "{} from {}: {} billed and {} under way, {taken} leased",
+                    window.0, window.1, truth.spent, truth.outstanding
+                ),
+            );
+        }
+    }
+
+    /// The control plane committed an answer to a lease request, whether or not anybody reads it.
+    pub(super) fn leased(&mut self, request: &Request, answer: &Answer) {
+        for grant in &answer.grants {
+            let window = (grant.account.clone(), grant.window_start);
+            let Some(ask) = request
+                .asks
+                .iter()
+                .find(|ask| ask.account == grant.account && ask.window_start == grant.window_start)
+            else {
+                self.broken(
+                    Promise::WithinLimit,
+                    format!("{} granted unasked", window.0),
+                );
+                continue;
+            };
+            self.truth(&window);
+            let tenure = (answer.holder.clone(), answer.epoch);
+            let rights = self.rights.entry(window.clone()).or_default();
+            let right = rights.entry(tenure).or_default();
+            let before = *right;
+            let fresh = ask.seq > before.seq;
+            let more = grant.granted.saturating_sub(before.granted);
+            right.granted = before.granted.max(grant.granted);
+            right.settled = before.settled.max(grant.settled);
+            right.seq = before.seq.max(ask.seq);
+            right.known = grant.granted;
+            if !fresh && grant.granted > before.granted {
+                self.broken(
+                    Promise::ReplayChangesNothing,
+                    format!(
+                        "{} of {}: ask {} again, and {} became {}",
+                        window.0, answer.holder, ask.seq, before.granted, grant.granted
+                    ),
+                );
+            }
+            if more > 0 {
+                self.grants += 1;
+                let taken = self.taken(&window);
+                let limit = self.limits.on(&window.0).unwrap_or(0);
+                if taken > limit {
+                    self.broken(
+                        Promise::WithinLimit,
+                        format!(
+                            "{} from {}: {more} more for {} makes {taken} leased, and the limit is {limit}",
+                            window.0, window.1, answer.holder
+                        ),
+                    );
+                }
+            }
+        }
+    }
+
+    /// A change of a cell took place.
+    pub(super) fn cell_changed(
+        &mut self,
+        holder: &str,
+        account: &Account,
+        change: &Op,
+        call: Option<u64>,
+        cell: &Cell,
+    ) {
+        let call = call.unwrap_or(0);
+        let start = match change {
+            Op::Reserve { span, .. } | Op::Ask { span, .. } => span.start,
+            Op::Void { start, .. } | Op::Settle { start, .. } => *start,
+            Op::Refill { grant, .. } => grant.window_start,
+        };
+        let window = (account.clone(), start);
+        let here = (holder.to_owned(), window.clone());
+        let resolved = match change {
+            Op::Reserve { amount, .. } => {
+                let reservations = self.reservations.entry(here.clone()).or_default();
+                if reservations.insert(call, *amount).is_some() {
+                    self.broken(
+                        Promise::ResolvedOnce,
+                        format!("call {call} reserved {account} twice"),
+                    );
+                }
+                None
+            }
+            Op::Void { reserved, .. } => Some((*reserved, 0)),
+            Op::Settle { reserved, used, .. } => Some((*reserved, *used)),
+            Op::Ask { .. } | Op::Refill { .. } => None,
+        };
+        if let Some((reserved, used)) = resolved {
+            let reservation = self
+                .reservations
+                .get_mut(&here)
+                .and_then(|reservations| reservations.remove(&call));
+            if reservation != Some(reserved) {
+                self.broken(
+                    Promise::ResolvedOnce,
+                    format!("call {call} resolves {reserved} of {account}, having reserved {reservation:?}"),
+                );
+            }
+            if let Some(slot) = cell.slot(start) {
+                let tenure = (holder.to_owned(), slot.epoch);
+                *self.used.entry((tenure, window.clone())).or_default() += used;
+            }
+        }
+        let Some(slot) = cell.slot(start) else {
+            return;
+        };
+        let reserved: u64 = self
+            .reservations
+            .get(&here)
+            .map_or(0, |reservations| reservations.values().sum());
+        if slot.reserved != reserved {
+            self.broken(
+                Promise::ResolvedOnce,
+                format!(
+                    "{holder} has {} of {account} reserved, for calls that need {reserved}",
+                    slot.reserved
+                ),
+            );
+        }
+        let right = self
+            .rights
+            .get(&window)
+            .and_then(|rights| rights.get(&(holder.to_owned(), slot.epoch)));
+        let granted = right.map_or(0, |right| right.granted);
+        if slot.granted > granted {
+            self.broken(
+                Promise::BelievedIsGranted,
+                format!(
+                    "{holder} believes to have {} of {account}, and was granted {granted}",
+                    slot.granted
+                ),
+            );
+        }
+    }
+
+    /// A call was lost with the VM that ran it: its reservations stay until their windows end.
+    pub(super) fn abandoned(&mut self, call: u64) {
+        self.abandoned.insert(call);
+    }
+
+    /// An Envoy died: its cells are gone, and so are the records it had not handed in.
+    pub(super) fn process_died(&mut self, holder: &str, process: usize, life: u64) {
+        self.reservations.retain(|(of, _), _| of != holder);
+        self.recorded.retain(|_, made| *made != (process, life));
+    }
+
+    pub(super) fn backed_up(&mut self) {
+        self.backup = self.rights.clone();
+    }
+
+    /// The control plane was put back to the last backup.
+    pub(super) fn restored(&mut self) {
+        for (window, rights) in &mut self.rights {
+            for (tenure, right) in rights {
+                right.known = self
+                    .backup
+                    .get(window)
+                    .and_then(|rights| rights.get(tenure))
+                    .map_or(0, |right| right.granted);
+            }
+        }
+    }
+
+    /// The restored control plane has waited long enough. What nobody has told it by now it cannot know.
+    pub(super) fn learned(&mut self) {
+        let mut forgotten = Vec::new();
+        for (window, rights) in &mut self.rights {
+            for right in rights.values_mut() {
+                let before = right.taken();
+                right.granted = right.granted.min(right.known);
+                right.settled = right.settled.min(right.known);
+                right.returned = right.returned.min(right.known);
+                forgotten.push((window.clone(), before.saturating_sub(right.taken())));
+            }
+        }
+        for (window, amount) in forgotten {
+            self.truth(&window).written_off += amount;
+        }
+    }
+
+    /// A record went into the journal of a gate.
+    pub(super) fn recorded(&mut self, record: &[u8], process: usize, life: u64) {
+        self.recorded.insert(id_of(record), (process, life));
+    }
+
+    /// The control plane acknowledged a batch.
+    pub(super) fn acknowledged(&mut self, bytes: &[u8]) {
+        let Ok(batch) = Batch::read(bytes) else {
+            self.broken(
+                Promise::JournalWhole,
+                "something that is no batch was acknowledged".to_owned(),
+            );
+            return;
+        };
+        let header = &batch.header;
+        let shelf = self
+            .shelves
+            .entry((header.holder.clone(), header.epoch))
+            .or_insert_with(|| Shelf {
+                next_seq: 1,
+                batches: BTreeSet::new(),
+            });
+        if !shelf.batches.insert(bytes.to_vec()) {
+            return;
+        }
+        let expected = shelf.next_seq;
+        shelf.next_seq = header.first_seq + header.count;
+        if header.first_seq != expected {
+            self.broken(
+                Promise::JournalWhole,
+                format!(
+                    "the journal of {} went on with record {} instead of {expected}",
+                    header.holder, header.first_seq
+                ),
+            );
+        }
+        for record in &batch.records {
+            let id = id_of(record);
+            self.recorded.remove(&id);
+            if !self.stored.insert(id.clone()) {
+                self.broken(
+                    Promise::JournalWhole,
+                    format!("record {id} was stored twice"),
+                );
+            }
+        }
+    }
+
+    /// A batch was refused for good.
+    pub(super) fn refused(&mut self, status: u16) {
+        self.broken(
+            Promise::JournalWhole,
+            format!("a genuine batch was refused with status {status}"),
+        );
+    }
+
+    /// What is left of an account for holders that live: the limit without what lost ones had and living ones used.
+    pub(super) fn left(&self, account: &Account, start: i64, living: &BTreeSet<Tenure>) -> u64 {
+        let window = (account.clone(), start);
+        let rights = self.rights.get(&window);
+        let gone: u64 = rights
+            .into_iter()
+            .flatten()
+            .map(|(tenure, right)| {
+                if !living.contains(tenure) {
+                    return right.taken();
+                }
+                let here = (tenure.0.clone(), window.clone());
+                let reserved = self
+                    .reservations
+                    .get(&here)
+                    .map_or(0, |reservations| reservations.values().sum());
+                let used = self.used.get(&(tenure.clone(), window.clone()));
+                used.copied().unwrap_or(0).max(right.settled) + reserved
+            })
+            .sum();
+        self.limits.on(account).unwrap_or(0).saturating_sub(gone)
+    }
+
+    /// The end of a run, everything having come to rest.
+    pub(super) fn close(&mut self) {
+        let open: Vec<String> = self
+            .reservations
+            .iter()
+            .flat_map(|((holder, (account, _)), calls)| {
+                calls
+                    .keys()
+                    .filter(|call| !self.abandoned.contains(call))
+                    .map(move |call| format!("call {call} never resolved {account} at {holder}"))
+            })
+            .collect();
+        for what in open {
+            self.broken(Promise::ResolvedOnce, what);
+        }
+        if !self.recorded.is_empty() {
+            let some: Vec<&String> = self.recorded.keys().take(3).collect();
+            let what = format!(
+                "{} records never arrived, such as {some:?}",
+                self.recorded.len()
+            );
+            self.broken(Promise::JournalArrives, what);
+        }
+    }
+}
+
+/// The `id` of a record.
+fn id_of(record: &[u8]) -> String {
+    let record: serde_json::Value = serde_json::from_slice(record).unwrap_or_default();
+    record["id"].as_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,169 @@
+//! A deterministic simulator of a whole installation: real gates, the real rules of the control plane, and everything between them that
+//! can go wrong, from one seed.
+//!
+//! Deliberately not here: threads, sockets, wall clocks. Time is a number, chance is [`Dice`], and one seed gives one history, step for
+//! step. An [`auditor`] with a model of its own watches every step.
+
+mod auditor;
+mod dice;
+mod plane;
+mod process;
+mod scenario;
+mod world;
+
+pub use auditor::{Promise, Violation};
+pub use dice::Dice;
+pub use scenario::{Fault, Limits, Scenario};
+
+use std::fmt;
+
+/// A safeguard taken out, to see that the auditor notices. None of these is a switch in the product: they are made where the simulator
+/// drives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Nothing is set aside before a call goes out.
+    NoReservation,
+    /// Messages of an older epoch count.
+    NoEpochCheck,
+    /// Messages with an older number count.
+    NoSequenceCheck,
+    /// What was reserved before one account refused is kept.
+    NoVoid,
+    /// A restored control plane grants at once.
+    NoLearning,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Mutation; 5] = [
+        Mutation::NoReservation,
+        Mutation::NoEpochCheck,
+        Mutation::NoSequenceCheck,
+        Mutation::NoVoid,
+        Mutation::NoLearning,
+    ];
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The safeguard to take out.
+    pub mutation: Option<Mutation>,
+    /// Keep the last lines of what happened.
+    pub trace: bool,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Events.
+    pub steps: u64,
+    /// Things that went wrong on purpose.
+    pub faults: u64,
+    /// Grants that gave a holder more than it had.
+    pub grants: u64,
+    /// Calls let through.
+    pub allowed: u64,
+    /// Calls refused.
+    pub denied: u64,
+    /// Promises broken.
+    pub violations: Vec<Violation>,
+    /// The last lines of what happened, when asked for.
+    pub trace: Vec<String>,
+}
+
+/// Runs a scenario.
+pub fn run(scenario: &Scenario, options: &Options) -> Outcome {
+    world::World::run(scenario, options)
+}
+
+/// A failing run made small: the fewest faults and gates with which it still breaks the same promise.
+pub fn shrink(scenario: &Scenario, options: &Options) -> (Scenario, Outcome) {
+    let traced = Options {
+        trace: true,
+        ..*options
+    };
+    let mut best = scenario.clone();
+    let mut outcome = run(&best, &traced);
+    let Some(promise) = outcome
+        .violations
+        .first()
+        .map(|violation| violation.promise)
+    else {
+        return (best, outcome);
+    };
+    let mut smaller: Vec<Box<dyn Fn(&Scenario) -> Scenario>> = Vec::new();
+    for fault in Fault::ALL {
+        smaller.push(Box::new(move |scenario| {
+            let mut scenario = scenario.clone();
+            scenario.faults.remove(&fault);
+            scenario
+        }));
+    }
+    for gates in [1, 2, 3, 5] {
+        smaller.push(Box::new(move |scenario| Scenario {
+            gates: scenario.gates.min(gates),
+            ..scenario.clone()
+        }));
+    }
+    for part in [8, 4, 2] {
+        smaller.push(Box::new(move |scenario| Scenario {
+            calls: (scenario.calls / part).max(1),
+            ..scenario.clone()
+        }));
+    }
+    for make_smaller in smaller {
+        let candidate = make_smaller(&best);
+        let tried = run(&candidate, &traced);
+        if tried
+            .violations
+            .iter()
+            .any(|violation| violation.promise == promise)
+        {
+            (best, outcome) = (candidate, tried);
+        }
+    }
+    (best, outcome)
+}
+
+/// What came of many runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Runs.
+    pub seeds: u64,
+    /// Events in all.
+    pub steps: u64,
+    /// Things that went wrong on purpose.
+    pub faults: u64,
+    /// Grants that gave a holder more than it had.
+    pub grants: u64,
+    /// Calls let through.
+    pub allowed: u64,
+    /// Calls refused.
+    pub denied: u64,
+    /// Promises broken.
+    pub violations: u64,
+}
+
+impl Summary {
+    /// Adds a run.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.steps += outcome.steps;
+        self.faults += outcome.faults;
+        self.grants += outcome.grants;
+        self.allowed += outcome.allowed;
+        self.denied += outcome.denied;
+        self.violations += outcome.violations.len() as u64;
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "simulate: {} seeds, {} steps, {} faults, {} grants, {} violations",
+            self.seeds, self.steps, self.faults, self.grants, self.violations
+        )
+    }
+}

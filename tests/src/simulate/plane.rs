@@ -1,0 +1,337 @@
+//! The control plane of a run: its rules are the product's ([`tollgate_control_plane::leases::rules`]), its store a map that can be put
+//! back to an earlier state. The same histories run on the real service and its database too (`real.rs`), and must come out the same.
+
+use super::{Mutation, scenario::Limits};
+use ed25519_dalek::{Signer as _, SigningKey};
+use std::collections::BTreeMap;
+use tollgate_control_plane::leases::rules::{self, Epoch, Lease, Others};
+use tollgate_engine::{
+    bundle::{self, Payload, etag},
+    bytes::{Digest, to_base64url},
+    decide::limit_on,
+    envelope::{
+        BUNDLE_TYPE, Envelope, EnvelopeSignature, LEASES_TYPE, PublicKey,
+        pre_authentication_encoding,
+    },
+    identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
+    journal::{Batch, Position, SealKey},
+    lease::{Answer, Grant, Request},
+    ledger::Account,
+    price::{Price, PriceTable},
+    time::Time,
+    upkeep::{Errand, Kind},
+};
+
+/// The workspace of every run.
+pub(super) const WORKSPACE: &str = "ws-00000000-0000-4000-8000-000000000001";
+/// What gates prove themselves with.
+pub(super) const ENROLMENT_KEY: &str = "enrolment-key-of-the-simulator";
+/// The model that is called: 150 nano-USD per input token, 600 per output token.
+pub(super) const MODEL: &str = "gpt-4o-mini";
+/// Names the signing key.
+const KEY_ID: &str = "simulator";
+
+/// Agents and their teams.
+pub(super) const AGENTS: [(&str, &str); 4] = [
+    ("00000000-0000-4000-8000-00000000000a", "blue"),
+    ("00000000-0000-4000-8000-00000000000b", "blue"),
+    ("00000000-0000-4000-8000-00000000000c", "red"),
+    ("00000000-0000-4000-8000-00000000000d", "red"),
+];
+
+/// A control plane, as its gates and its operator meet it.
+pub(super) trait Plane {
+    /// Publishes the policy that sets these limits.
+    fn publish(&mut self, limits: &Limits, now: Time);
+    /// Answers an errand: status and body. What it commits is committed when it returns.
+    fn answer(&mut self, errand: &Errand, now: Time) -> (u16, Vec<u8>);
+    /// Copies what is committed.
+    fn back_up(&mut self);
+    /// Starts again with the last copy. Gives how long it grants nothing then, in milliseconds; `None` when there was no copy.
+    fn restore(&mut self, now: Time) -> Option<i64>;
+    /// Starts again with what is committed.
+    fn restart(&mut self, now: Time);
+    /// The token of an agent.
+    fn token(&self, agent: &str, team: &str, now: Time) -> String;
+    /// The keys that gates trust.
+    fn trust(&self) -> Vec<PublicKey>;
+}
+
+/// What is committed.
+#[derive(Clone, Debug, Default)]
+struct Ledger {
+    epochs: BTreeMap<String, u64>,
+    leases: BTreeMap<(Account, i64), BTreeMap<(String, u64), Lease>>,
+    journals: BTreeMap<(String, u64), Vec<(Position, Vec<u8>)>>,
+}
+
+/// A control plane in memory.
+#[derive(Debug)]
+pub(super) struct Memory {
+    key: SigningKey,
+    payload: Payload,
+    envelope: Vec<u8>,
+    ledger: Ledger,
+    backup: Option<Ledger>,
+    term_ms: i64,
+    mutation: Option<Mutation>,
+}
+
+impl Memory {
+    pub(super) fn new(term_secs: u32, mutation: Option<Mutation>) -> Memory {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let price = Price {
+            max_output_tokens: Some(16_384),
+            ..Price::flat(150_000, 600_000)
+        };
+        let mut prices = PriceTable::default();
+        prices.models.insert(MODEL.to_owned(), price);
+        Memory {
+            payload: Payload {
+                format: bundle::FORMAT,
+                workspace: WORKSPACE.to_owned(),
+                channel: "default".to_owned(),
+                revision: 0,
+                issued_at: 0,
+                expires_at: 0,
+                documents: Vec::new(),
+                calendars: Vec::new(),
+                prices,
+                token_keys: vec![public(&key)],
+                revoked_agents: Vec::new(),
+            },
+            key,
+            envelope: Vec::new(),
+            ledger: Ledger::default(),
+            backup: None,
+            term_ms: i64::from(term_secs) * 1_000,
+            mutation,
+        }
+    }
+
+    fn seal(&self, payload_type: &str, payload: &[u8]) -> Vec<u8> {
+        let signed = pre_authentication_encoding(payload_type, payload);
+        json(&Envelope {
+            payload: payload.to_vec(),
+            payload_type: payload_type.to_owned(),
+            signatures: vec![EnvelopeSignature {
+                keyid: KEY_ID.to_owned(),
+                sig: self.key.sign(&signed).to_bytes().to_vec(),
+            }],
+        })
+    }
+
+    fn bundle(&self, errand: &Errand) -> (u16, Vec<u8>) {
+        let current = etag(self.payload.revision, Digest::of(&json(&self.payload)));
+        let known = errand
+            .headers
+            .iter()
+            .any(|(name, value)| *name == "if-none-match" && *value == current);
+        if known {
+            (304, Vec::new())
+        } else {
+            (200, self.envelope.clone())
+        }
+    }
+
+    fn limit(&self, account: &Account) -> Option<u64> {
+        AGENTS
+            .iter()
+            .filter_map(|(agent, team)| {
+                let caller = Caller {
+                    workspace: WORKSPACE.to_owned(),
+                    agent: (*agent).to_owned(),
+                    org: None,
+                    team: Some((*team).to_owned()),
+                    level: GovernanceLevel::default(),
+                };
+                limit_on(&self.payload, &caller, account)
+            })
+            .min()
+    }
+
+    fn lease(&mut self, request: Request, now: Time) -> (u16, Vec<u8>) {
+        let known = self.ledger.epochs.get(&request.holder).copied();
+        let epoch = match rules::epoch(known, request.epoch) {
+            Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
+            Epoch::Stale(running) if self.mutation == Some(Mutation::NoEpochCheck) => running,
+            Epoch::Stale(_) => return (409, Vec::new()),
+        };
+        self.ledger.epochs.insert(request.holder.clone(), epoch);
+        let mut grants = Vec::new();
+        for ask in request.asks {
+            let (account, start) = (ask.account, ask.window_start);
+            let (Some(span), Some(limit)) = (
+                rules::window(&self.payload, &account, start, now),
+                self.limit(&account),
+            ) else {
+                continue;
+            };
+            let leases = self
+                .ledger
+                .leases
+                .entry((account.clone(), span.start))
+                .or_default();
+            let holder = (request.holder.clone(), epoch);
+            let mine = leases.get(&holder).copied();
+            let others = leases
+                .iter()
+                .filter(|(other, _)| **other != holder)
+                .map(|(_, lease)| lease);
+            let mut asked = rules::Ask {
+                seq: ask.seq,
+                settled: ask.settled,
+                reserved: ask.reserved,
+                want: ask.want,
+            };
+            if let (Some(Mutation::NoSequenceCheck), Some(mine)) = (self.mutation, mine) {
+                asked.seq = mine.seq + 1;
+            }
+            let lease = rules::answer(
+                mine,
+                asked,
+                limit,
+                Others::of(others, now.millis()),
+                Time::from_secs(span.end).millis(),
+                now.millis(),
+                self.term_ms,
+            );
+            leases.insert(holder, lease);
+            grants.push(Grant {
+                account,
+                window_start: span.start,
+                window_end: span.end,
+                seq: ask.seq,
+                granted: lease.granted,
+                settled: lease.settled,
+                expires_ms: lease.expires_ms,
+                retry_ms: lease.retry_ms,
+            });
+        }
+        let answer = Answer {
+            workspace: WORKSPACE.to_owned(),
+            holder: request.holder,
+            epoch,
+            issued_ms: now.millis(),
+            grants,
+        };
+        (200, self.seal(LEASES_TYPE, &json(&answer)))
+    }
+
+    fn take_in(&mut self, body: &[u8]) -> u16 {
+        let Ok(batch) = Batch::read(body) else {
+            return 400;
+        };
+        let header = &batch.header;
+        let key = SealKey::derive(&SealKey::root(ENROLMENT_KEY), &header.holder);
+        if header.workspace != WORKSPACE || batch.verify(&key).is_err() {
+            return 403;
+        }
+        let stored = self
+            .ledger
+            .journals
+            .entry((header.holder.clone(), header.epoch))
+            .or_default();
+        if stored.iter().any(|(_, bytes)| bytes == body) {
+            return 200;
+        }
+        let expected = stored.last().map_or_else(
+            || Position::start(WORKSPACE, &header.holder, header.epoch),
+            |(position, _)| position.clone(),
+        );
+        let follows = header.first_seq == expected.next_seq && header.previous == expected.head;
+        if !follows && header.first_seq <= expected.next_seq {
+            return 409;
+        }
+        stored.push((batch.position_after(), body.to_vec()));
+        200
+    }
+}
+
+impl Plane for Memory {
+    fn publish(&mut self, limits: &Limits, now: Time) {
+        let policy = limits.policy();
+        let parsed = tollgate_policy::parse("simulated.yaml", policy.as_bytes(), true);
+        let faults: Vec<_> = parsed
+            .diagnostics
+            .iter()
+            .filter(|diagnostic| diagnostic.is_error())
+            .collect();
+        assert!(faults.is_empty(), "{faults:?} in\n{policy}");
+        let (issued_at, expires_at) = (now.secs(), now.secs() + 2 * 86_400);
+        let compiled = tollgate_policy::compile(&parsed.documents, issued_at, expires_at)
+            .unwrap_or_else(|error| panic!("the policy does not compile: {error}"));
+        self.payload.revision += 1;
+        self.payload.issued_at = issued_at;
+        self.payload.expires_at = expires_at;
+        self.payload.documents = compiled.documents;
+        self.payload.calendars = compiled.calendars;
+        self.envelope = self.seal(BUNDLE_TYPE, &json(&self.payload));
+    }
+
+    fn answer(&mut self, errand: &Errand, now: Time) -> (u16, Vec<u8>) {
+        match errand.kind {
+            Kind::Bundle => self.bundle(errand),
+            Kind::Journal => (self.take_in(&errand.body), b"{}".to_vec()),
+            Kind::Leases => match serde_json::from_slice(&errand.body) {
+                Ok(request) => self.lease(request, now),
+                Err(_) => (422, Vec::new()),
+            },
+        }
+    }
+
+    fn back_up(&mut self) {
+        self.backup = Some(self.ledger.clone());
+    }
+
+    fn restore(&mut self, _: Time) -> Option<i64> {
+        self.ledger = self.backup.clone()?;
+        Some(self.term_ms)
+    }
+
+    fn restart(&mut self, _: Time) {}
+
+    fn token(&self, agent: &str, team: &str, now: Time) -> String {
+        let header = TokenHeader {
+            alg: "EdDSA".to_owned(),
+            typ: identity::TOKEN_TYPE.to_owned(),
+            kid: KEY_ID.to_owned(),
+        };
+        let claims = Claims {
+            iss: identity::ISSUER.to_owned(),
+            aud: WORKSPACE.to_owned(),
+            sub: agent.to_owned(),
+            org: None,
+            team: Some(team.to_owned()),
+            level: GovernanceLevel::default(),
+            // Gates' clocks may be far off; whether they know their callers is not what is asked here.
+            iat: now.secs() - 1_500,
+            exp: now.secs() + 2_000,
+            jti: "t-1".to_owned(),
+        };
+        let signed = identity::signing_input(&header, &claims).unwrap_or_default();
+        let signature = self.key.sign(signed.as_bytes()).to_bytes();
+        format!("{signed}.{}", to_base64url(&signature))
+    }
+
+    fn trust(&self) -> Vec<PublicKey> {
+        vec![public(&self.key)]
+    }
+}
+
+/// What a signed answer to a lease request says.
+pub(super) fn read_answer(body: &[u8]) -> Option<Answer> {
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    serde_json::from_slice(&envelope.payload).ok()
+}
+
+fn public(key: &SigningKey) -> PublicKey {
+    PublicKey {
+        key_id: KEY_ID.to_owned(),
+        public_key: key.verifying_key().to_bytes().to_vec(),
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
