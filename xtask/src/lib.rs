@@ -14,6 +14,7 @@ pub mod stack;
 pub mod stand_in;
 pub mod tools;
 pub mod wasm;
+pub mod workerd;
 
 use std::path::{Path, PathBuf};
 

@@ -97,6 +97,91 @@ pub fn envoy(chosen: Option<&Path>) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// The workerd everything is tested with: Cloudflare's runtime, as of the day in its version.
+pub const WORKERD_VERSION: &str = "1.20261117.1";
+
+/// Its npm packages, with the digest that npm reports of each. Where there is none, npm's own check against its registry has to do.
+const WORKERD_PACKAGES: [(&str, &str, &str, Option<&str>); 4] = [
+    (
+        "linux",
+        "x86_64",
+        "@cloudflare/workerd-linux-64",
+        Some(
+            "sha512-gZLA8X11m/luZwn+YA3+mDu61vdxNJzpksP/QZqjydKTQ+VUCulsK5gtn9Bqst1p3KJu2kafQpJ1nDQv4B23jA==",
+        ),
+    ),
+    (
+        "linux",
+        "aarch64",
+        "@cloudflare/workerd-linux-arm64",
+        Some(
+            "sha512-gxWngFojq41ULKNKb9rpWYvKotN5hT2I/xot+Bpy31cXzrwcTgtDLSMb2t75sW5BJxH7hihFvikgYb577kB3Zg==",
+        ),
+    ),
+    ("macos", "x86_64", "@cloudflare/workerd-darwin-64", None),
+    ("macos", "aarch64", "@cloudflare/workerd-darwin-arm64", None),
+];
+
+/// The workerd to run: the environment variable `WORKERD`, else the pinned one, fetched when missing. No node is needed to run it.
+///
+/// # Errors
+/// When the chosen file does not exist, or the pinned one cannot be fetched or is not the pinned bytes.
+pub fn workerd() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("WORKERD").map(PathBuf::from) {
+        ensure!(
+            path.is_file(),
+            "`{}` is not a file: WORKERD takes the path of a workerd binary",
+            path.display()
+        );
+        return Ok(path);
+    }
+    let home = tools_dir().join(format!("workerd-{WORKERD_VERSION}"));
+    let binary = home.join("package/bin/workerd");
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let Some((.., package, expected)) = WORKERD_PACKAGES
+        .iter()
+        .find(|(of_os, of_arch, ..)| (*of_os, *of_arch) == (os, arch))
+    else {
+        bail!("no workerd {WORKERD_VERSION} is published for {os} {arch}: name one with WORKERD");
+    };
+    let _lock = lock()?;
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    progress::say(
+        "Fetching",
+        format!("workerd {WORKERD_VERSION} (about 45 MB) from npm, once"),
+    );
+    let staged = Staged::new("workerd")?;
+    let report = capture(
+        Command::new("npm")
+            .args(["pack", "--silent", "--json", "--pack-destination"])
+            .arg(&staged.0)
+            .arg(format!("{package}@{WORKERD_VERSION}")),
+    )
+    .context(
+        "cannot get workerd from npm: this needs npm and a network; or name one with WORKERD",
+    )?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let found = report[0]["integrity"].as_str().unwrap_or_default();
+    ensure!(
+        expected.is_none_or(|expected| expected == found),
+        "the workerd from npm is not the pinned one: its digest is {found}"
+    );
+    let archive = only_file(&staged.0)?;
+    run(Command::new("tar")
+        .arg("-xzf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&staged.0))?;
+    fs::remove_file(&archive)?;
+    staged.publish(&home)?;
+    Ok(binary)
+}
+
 /// Makes sure the standard library of a wasm target is there.
 ///
 /// # Errors
@@ -202,13 +287,13 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
     match (entries.next(), entries.next()) {
         (Some(entry), None) => Ok(entry?.path()),
         _ => bail!(
-            "pip left something other than one file in `{}`",
+            "something other than one file was left in `{}`",
             folder.display()
         ),
     }
 }
 
-fn sha256(path: &Path) -> Result<String> {
+pub(crate) fn sha256(path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     Ok(Sha256::digest(bytes)
         .iter()

@@ -1,12 +1,14 @@
-//! The two wasm modules: the Envoy filter (a core module, all that Envoy loads) and the WIT component.
+//! The wasm modules: the Envoy filter (a core module, all that Envoy loads), the WIT component, and the Cloudflare Worker (a module with the
+//! JavaScript that stands around it).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use wasm_bindgen_cli_support::Bindgen;
 use wit_component::ComponentEncoder;
 
-use crate::{cargo, progress, tools};
+use crate::{cargo, progress, root, tools};
 
 const FILTER_TARGET: &str = "wasm32-wasip1";
 
@@ -14,7 +16,9 @@ const FILTER_TARGET: &str = "wasm32-wasip1";
 // policy can be decided anywhere a component runs. The encoder is then all that `cargo component` would add.
 const COMPONENT_TARGET: &str = "wasm32-unknown-unknown";
 
-/// Makes sure that both can be built.
+const WORKER_TARGET: &str = "wasm32-unknown-unknown";
+
+/// Makes sure that all can be built.
 ///
 /// # Errors
 /// When a target is missing and cannot be installed.
@@ -64,6 +68,58 @@ pub fn component() -> Result<PathBuf> {
     fs::write(&staged, component)?;
     fs::rename(&staged, &path)?;
     Ok(path)
+}
+
+/// Builds the Cloudflare Worker and gives the folder of its files, `entry.js` the first of them.
+///
+/// What `worker-build` does, with the one tool it needs as a library of the version in `Cargo.lock`. Its bundler is not missed: workerd and
+/// Cloudflare take modules as they are.
+///
+/// # Errors
+/// When the target cannot be installed or the build fails.
+pub fn cloudflare() -> Result<PathBuf> {
+    tools::rust_target(WORKER_TARGET)?;
+    progress::say("Building", "the Cloudflare Worker");
+    let module = cargo::build(
+        "tollgate-cloudflare",
+        "tollgate_cloudflare",
+        "wasm",
+        &["--profile", "wasm", "--target", WORKER_TARGET],
+    )?;
+    let entry = fs::read(root().join("edge-worker/cloudflare/entry.js"))?;
+    let folder = root().join("target/cloudflare");
+    let stamp = folder.join("made-from");
+    let made_from = [
+        tools::sha256(&module)?.as_bytes(),
+        env!("CARGO_PKG_VERSION").as_bytes(),
+        &entry,
+    ]
+    .concat();
+    // Left alone when it is up to date: a test of another process may be reading it.
+    if fs::read(&stamp).is_ok_and(|stamp| stamp == made_from) {
+        return Ok(folder);
+    }
+    let staged = folder.with_extension(std::process::id().to_string());
+    fs::create_dir_all(&staged)?;
+    let mut bindgen = Bindgen::new();
+    bindgen
+        .module(true)?
+        .input_path(&module)
+        .out_name("index")
+        .typescript(false)
+        // For `entry.js`, which replaces an instance that has panicked.
+        .reset_state_function(true)
+        .force_enable_abort_handler(true)
+        .remove_name_section(true)
+        .remove_producers_section(true);
+    bindgen.generate_output()?.emit(&staged)?;
+    fs::write(staged.join("entry.js"), entry)?;
+    fs::write(staged.join("made-from"), made_from)?;
+    let old = folder.with_extension(format!("{}.old", std::process::id()));
+    let _ = fs::rename(&folder, &old);
+    fs::rename(&staged, &folder)?;
+    let _ = fs::remove_dir_all(old);
+    Ok(folder)
 }
 
 /// One line with a module's path and size.

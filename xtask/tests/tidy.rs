@@ -16,6 +16,10 @@ const HOUSE: &[(&str, &[&str])] = &[
     ("tollgate-component", &["tollgate-engine"]),
     ("tollgate-edge-worker", &["tollgate-engine"]),
     (
+        "tollgate-cloudflare",
+        &["tollgate-edge-worker", "tollgate-engine"],
+    ),
+    (
         "tollgate-control-plane",
         &["tollgate-policy", "tollgate-engine"],
     ),

@@ -2,6 +2,8 @@
 
 mod rounds;
 
+pub use rounds::ROUND_MS;
+
 use crate::{
     message::{Change, Heard, Line, Message, Refused, Want},
     platform::{Platform, Unreachable},

@@ -1,0 +1,74 @@
+//! The Durable Object: a keeper, its storage, its alarm.
+
+use crate::host::{self, Cloudflare, Setup, Stored};
+use std::{
+    cell::{Cell, OnceCell},
+    rc::Rc,
+};
+use tollgate_edge_worker::{self as edge, Message, Platform as _, ROUND_MS};
+use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
+
+/// The Durable Object.
+#[durable_object(alarm)]
+pub struct Keeper {
+    keeper: Rc<OnceCell<edge::Keeper<Cloudflare, Stored>>>,
+    state: State,
+    /// An alarm is set.
+    alarmed: Cell<bool>,
+}
+
+impl DurableObject for Keeper {
+    /// Nothing is delivered to it before its storage is read.
+    fn new(state: State, env: Env) -> Self {
+        let keeper = Rc::new(OnceCell::new());
+        let slot = Rc::clone(&keeper);
+        let storage = state.storage();
+        let _opened = state.block_concurrency_while(async move {
+            match Setup::read(&env) {
+                Ok(setup) => {
+                    let stored = Stored::load(storage, env, setup.name()).await?;
+                    let keeper =
+                        edge::Keeper::open(Cloudflare, stored, setup.config, &setup.control_plane);
+                    let _ = slot.set(keeper.await);
+                }
+                Err(why) => Cloudflare.log(&format!("this keeper cannot work: {why}")),
+            }
+            Ok(())
+        });
+        Keeper {
+            keeper,
+            state,
+            alarmed: Cell::new(false),
+        }
+    }
+
+    async fn fetch(&self, mut request: Request) -> Result<Response> {
+        let Some(keeper) = self.keeper.get() else {
+            return host::unconfigured();
+        };
+        let message: Message = serde_json::from_slice(&request.bytes().await?)?;
+        self.wake_in(ROUND_MS).await?;
+        let heard = keeper.handle(message).await;
+        Response::from_bytes(serde_json::to_vec(&heard)?)
+    }
+
+    async fn alarm(&self) -> Result<Response> {
+        self.alarmed.set(false);
+        if let Some(keeper) = self.keeper.get()
+            && let Some(next) = keeper.round().await
+        {
+            self.wake_in(next.millis_since(Cloudflare.now())).await?;
+        }
+        Response::empty()
+    }
+}
+
+impl Keeper {
+    /// Sets the alarm, unless one is set: then it is due within a round, or there is nothing that would be due before.
+    async fn wake_in(&self, wait_ms: i64) -> Result<()> {
+        if self.alarmed.replace(true) {
+            return Ok(());
+        }
+        self.state.storage().set_alarm(wait_ms.max(0)).await
+    }
+}

@@ -1,0 +1,81 @@
+//! The gate as a Cloudflare Worker: [`tollgate_edge_worker`] with Cloudflare's means.
+//!
+//! - Isolates serve calls. What they keep is the verified bundle; a cold one finds its envelope in Workers KV, where there is a binding for it.
+//! - A Durable Object is the keeper, one for each workspace and channel. Its storage holds the leases, the journal and the bundle; what was written is
+//!   durable before an answer leaves it (the output gate). Its alarm calls the rounds, and is itself durable: after a crash they go on.
+//! - `waitUntil` keeps a call alive until it is settled, whether its caller is still there or not.
+//!
+//! `host` speaks to Cloudflare; here are its entry points. `entry.js` stands before them: it replaces a wasm instance that has panicked.
+//!
+//! | binding | kind | |
+//! |---|---|---|
+//! | `GATE` | variable | the engine's gate settings, as an object or as JSON |
+//! | `UPSTREAM` | variable | the URL under which the upstream's paths are |
+//! | `CONTROL_PLANE` | variable | the URL of the control plane |
+//! | whatever `GATE` names with `env:` | secrets | the enrolment key, the provider's keys |
+//! | `KEEPER` | Durable Object namespace | class `Keeper` |
+//! | `BUNDLES` | KV namespace | optional: bundles for cold isolates |
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+mod host;
+mod keeper;
+
+use futures_channel::oneshot;
+use host::{Cloudflare, KeeperLine, Setup};
+use std::{cell::RefCell, rc::Rc};
+use tollgate_edge_worker::{Edge, Platform as _};
+use worker::{Context, Env, Request, Response, Result, event};
+
+thread_local! {
+    /// What the calls of this isolate share; made by the first.
+    static EDGE: RefCell<Option<Rc<Edge>>> = const { RefCell::new(None) };
+}
+
+async fn edge(env: &Env, setup: Setup) -> Rc<Edge> {
+    if let Some(edge) = EDGE.with_borrow(Clone::clone) {
+        return edge;
+    }
+    let name = setup.name();
+    let edge = Rc::new(Edge::new(setup.config, &setup.upstream));
+    if let Some(envelope) = host::cached_bundle(env, &name).await
+        && let Err(why) = edge.install(&envelope, Cloudflare.now())
+    {
+        Cloudflare.log(&format!("the cached bundle is not run: {why}"));
+    }
+    // Another first call may have been faster.
+    EDGE.with_borrow_mut(|shared| Rc::clone(shared.get_or_insert(edge)))
+}
+
+/// One call. All of it runs under `waitUntil`, so that a caller who leaves takes nothing along.
+#[event(fetch)]
+async fn fetch(request: Request, env: Env, context: Context) -> Result<Response> {
+    let setup = match Setup::read(&env) {
+        Ok(setup) => setup,
+        Err(why) => {
+            Cloudflare.log(&format!("this gate's configuration is not usable: {why}"));
+            return host::unconfigured();
+        }
+    };
+    let call = host::call(&request)?;
+    let (tell, told) = oneshot::channel();
+    context.wait_until(async move {
+        let line = KeeperLine::new(env.clone(), setup.name());
+        let edge = edge(&env, setup).await;
+        let served = edge.serve(Cloudflare, line, call).await;
+        // When nobody waits for it, the answer is dropped: the caller has left.
+        let _ = tell.send(served.answer);
+        served.rest.await;
+    });
+    match told.await {
+        Ok(answer) => host::response(answer),
+        Err(oneshot::Canceled) => host::unconfigured(),
+    }
+}
