@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -101,8 +101,10 @@ impl Settings {
 /// Scheme, host and port of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Whether the connection is TLS, verified against the system's certificate authorities.
+    /// Whether the connection is TLS, verified.
     pub tls: bool,
+    /// A file of certificate authorities to verify it against, in PEM; the system's without it.
+    pub certificate_authorities: Option<PathBuf>,
     /// A DNS name or an IPv4 address.
     pub host: String,
     /// The port, explicit or the scheme's own.
@@ -126,6 +128,13 @@ impl Origin {
                 "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"},
             }));
         }
+        let authorities = match &self.certificate_authorities {
+            Some(file) => file
+                .to_str()
+                .with_context(|| format!("`{}` is not UTF-8", file.display()))?
+                .to_owned(),
+            None => system_authorities()?,
+        };
         Ok(json!({
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
@@ -134,7 +143,7 @@ impl Origin {
                 "common_tls_context": {
                     "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
                     "validation_context": {
-                        "trusted_ca": {"filename": certificate_authorities()?},
+                        "trusted_ca": {"filename": authorities},
                         "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": self.host}}],
                     },
                 },
@@ -173,8 +182,13 @@ impl FromStr for Origin {
             !host.is_empty() && is_name(host),
             "`{host}` in `{url}` is neither a DNS name nor an IPv4 address"
         );
+        ensure!(
+            !tls || host.parse::<IpAddr>().is_err(),
+            "`{url}` has an address where a certificate has a name: write the host's DNS name"
+        );
         Ok(Self {
             tls,
+            certificate_authorities: None,
             host: host.to_owned(),
             port,
         })
@@ -185,6 +199,7 @@ impl From<SocketAddr> for Origin {
     fn from(address: SocketAddr) -> Self {
         Self {
             tls: false,
+            certificate_authorities: None,
             host: address.ip().to_string(),
             port: address.port(),
         }
@@ -355,7 +370,7 @@ fn text(path: &Path) -> Result<String> {
 }
 
 /// The system's list, where the common systems keep it. `SSL_CERT_FILE` wins, as in OpenSSL.
-fn certificate_authorities() -> Result<String> {
+fn system_authorities() -> Result<String> {
     const KNOWN: [&str; 4] = [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",
@@ -380,11 +395,7 @@ mod tests {
             admin: ([127, 0, 0, 1], 0).into(),
             filter: "/tmp/a \"quoted\" folder/filter.wasm".into(),
             configuration: json!({"workspace": "${ACCESS_LOG}"}),
-            upstream: Origin {
-                tls: false,
-                host: "localhost".into(),
-                port: 8080,
-            },
+            upstream: "http://localhost:8080".parse().unwrap(),
             control_plane: SocketAddr::from(([127, 0, 0, 1], 9000)).into(),
             access_log: "/dev/stdout".into(),
         }
@@ -406,40 +417,33 @@ mod tests {
 
     #[test]
     fn origins_are_scheme_host_and_port_only() {
-        let origin = |url: &str| url.parse::<Origin>().map_err(|error| error.to_string());
+        let origin = |url: &str| {
+            let Origin {
+                tls, host, port, ..
+            } = url.parse().unwrap();
+            (tls, host, port)
+        };
         assert_eq!(
             origin("https://api.openai.com"),
-            Ok(Origin {
-                tls: true,
-                host: "api.openai.com".into(),
-                port: 443
-            })
+            (true, "api.openai.com".to_owned(), 443)
         );
         assert_eq!(
             origin("http://127.0.0.1:8080/"),
-            Ok(Origin {
-                tls: false,
-                host: "127.0.0.1".into(),
-                port: 8080
-            })
+            (false, "127.0.0.1".to_owned(), 8080)
         );
-        assert_eq!(
-            origin("https://api.openai.com").unwrap().authority(),
-            "api.openai.com"
-        );
-        assert_eq!(
-            origin("http://localhost:8080").unwrap().authority(),
-            "localhost:8080"
-        );
+        let authority = |url: &str| url.parse::<Origin>().unwrap().authority();
+        assert_eq!(authority("https://api.openai.com"), "api.openai.com");
+        assert_eq!(authority("http://localhost:8080"), "localhost:8080");
         for wrong in [
             "api.openai.com",
             "https://",
             "https://host/v1",
             "https://user@host",
+            "https://127.0.0.1",
             "https://host:99999",
             "https://a\"b",
         ] {
-            assert!(origin(wrong).is_err(), "{wrong} was accepted");
+            assert!(wrong.parse::<Origin>().is_err(), "{wrong} was accepted");
         }
     }
 }
