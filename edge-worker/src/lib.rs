@@ -53,4 +53,4 @@ pub use edge::{Answer, AnswerBody, Call, Edge, FRESH_MS, ReplyStream, Served};
 pub use keeper::{Keeper, OPEN_LIMIT_MS, ROUND_MS};
 pub use message::{Change, Heard, Line, Message, Refused, Want};
 pub use platform::{Broken, Headers, Platform, Request, RequestBody, Response, Unreachable};
-pub use store::{BUNDLE, Memory, Store, Unavailable};
+pub use store::{BUNDLE, Memory, Store, Unavailable, written_once};

@@ -45,6 +45,12 @@ pub(crate) const RECORDS: &str = "record ";
 /// Calls that have reserved and are not closed.
 pub(crate) const OPEN: &str = "open ";
 
+/// Whether one call alone writes this name, once, and whoever takes the value away does so for good. A store that cannot swap may put and delete such
+/// values: there is nobody to come between, but for one who counts lost calls, and may then count one twice.
+pub fn written_once(key: &str) -> bool {
+    key.starts_with(RECORDS) || key.starts_with(OPEN)
+}
+
 /// A store in this instance's memory, gone with it.
 #[derive(Debug, Default)]
 pub struct Memory(RefCell<BTreeMap<String, Vec<u8>>>);

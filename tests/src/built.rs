@@ -26,6 +26,33 @@ pub fn component() -> &'static Path {
     COMPONENT.get_or_init(|| wasm::component().unwrap_or_else(|error| panic!("{error:#}")))
 }
 
+/// The folder of the Cloudflare Worker's files.
+///
+/// # Panics
+/// When it does not build.
+pub fn cloudflare() -> &'static Path {
+    static WORKER: OnceLock<PathBuf> = OnceLock::new();
+    WORKER.get_or_init(|| wasm::cloudflare().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+/// The Spin component.
+///
+/// # Panics
+/// When it does not build.
+pub fn spin() -> &'static Path {
+    static SPIN: OnceLock<PathBuf> = OnceLock::new();
+    SPIN.get_or_init(|| wasm::spin().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+/// The workerd binary; `WORKERD` names another.
+///
+/// # Panics
+/// When it cannot be fetched.
+pub fn workerd() -> &'static Path {
+    static WORKERD: OnceLock<PathBuf> = OnceLock::new();
+    WORKERD.get_or_init(|| tools::workerd().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
 /// The `tollgate` command, control plane included.
 ///
 /// # Panics

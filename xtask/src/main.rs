@@ -87,6 +87,7 @@ fn run(command: Command) -> Result<()> {
                 wasm::filter()?,
                 wasm::component()?,
                 wasm::cloudflare()?.join("index_bg.wasm"),
+                wasm::spin()?,
             ] {
                 progress::say("Built", wasm::describe(&module)?);
             }

@@ -1,5 +1,5 @@
-//! The wasm modules: the Envoy filter (a core module, all that Envoy loads), the WIT component, and the Cloudflare Worker (a module with the
-//! JavaScript that stands around it).
+//! The wasm modules: the Envoy filter (a core module, all that Envoy loads), the WIT component, the Cloudflare Worker (a module with the
+//! JavaScript that stands around it) and the Spin component.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,15 @@ const COMPONENT_TARGET: &str = "wasm32-unknown-unknown";
 
 const WORKER_TARGET: &str = "wasm32-unknown-unknown";
 
+// Where `std` uses WASI 0.2 and everything else 0.3, as Spin offers both. The linker makes a component of it.
+const SPIN_TARGET: &str = "wasm32-wasip2";
+
 /// Makes sure that all can be built.
 ///
 /// # Errors
 /// When a target is missing and cannot be installed.
 pub fn targets() -> Result<()> {
-    [FILTER_TARGET, COMPONENT_TARGET]
+    [FILTER_TARGET, COMPONENT_TARGET, SPIN_TARGET]
         .into_iter()
         .try_for_each(tools::rust_target)
 }
@@ -40,6 +43,21 @@ pub fn filter() -> Result<PathBuf> {
         "tollgate_filter",
         "wasm",
         &["--profile", "wasm", "--target", FILTER_TARGET],
+    )
+}
+
+/// Builds the Spin component and gives its path, the one that its `spin.toml` names.
+///
+/// # Errors
+/// When the target cannot be installed or the build fails.
+pub fn spin() -> Result<PathBuf> {
+    tools::rust_target(SPIN_TARGET)?;
+    progress::say("Building", "the Spin component");
+    cargo::build(
+        "tollgate-spin",
+        "tollgate_spin",
+        "wasm",
+        &["--profile", "wasm", "--target", SPIN_TARGET],
     )
 }
 

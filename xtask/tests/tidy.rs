@@ -20,6 +20,10 @@ const HOUSE: &[(&str, &[&str])] = &[
         &["tollgate-edge-worker", "tollgate-engine"],
     ),
     (
+        "tollgate-spin",
+        &["tollgate-edge-worker", "tollgate-engine"],
+    ),
+    (
         "tollgate-control-plane",
         &["tollgate-policy", "tollgate-engine"],
     ),

@@ -54,7 +54,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     }
 
     /// Whether there is something that the control plane has to hear.
-    async fn owes(&self) -> bool {
+    pub async fn owes(&self) -> bool {
         let Some(holder) = self.holder().await else {
             return true;
         };
