@@ -6,7 +6,7 @@
 use crate::{
     bytes::Digest,
     envelope::{self, OpenError, PublicKey},
-    ledger::{Unit, Window},
+    ledger::{Span, Unit, Window},
     price::{Price, PriceTable},
     time::Time,
 };
@@ -67,6 +67,9 @@ pub struct Document {
     pub name: String,
     /// Whom it applies to.
     pub scope: Scope,
+    /// When calls may be made; `None` for always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<ActiveHours>,
     /// Hosts that may be called; `None` where the document has no `network`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostPattern>>,
@@ -150,6 +153,35 @@ impl<'de> Deserialize<'de> for Scope {
         Scope::parse(&text).ok_or_else(|| {
             serde::de::Error::custom("expected global, org:, team:, agent: or tool: with an id")
         })
+    }
+}
+
+/// `schedule.active_hours` as instants: a gate compares integers and knows no zones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActiveHours {
+    /// For people: `09:00-18:00 Europe/Berlin`.
+    pub hours: String,
+    /// Every stretch in which calls may be made, from before the bundle's issue to after its expiry.
+    pub open: Vec<Span>,
+}
+
+impl ActiveHours {
+    /// Whether calls may be made at `now`. A time that no stretch reaches is closed.
+    pub fn is_open(&self, now: Time) -> bool {
+        let now = now.secs();
+        self.open
+            .iter()
+            .any(|span| span.start <= now && now < span.end)
+    }
+
+    /// When they may be made next, as far as the bundle knows.
+    pub fn opens_after(&self, now: Time) -> Option<Time> {
+        let starts = self.open.iter().map(|span| span.start);
+        starts
+            .filter(|start| *start > now.secs())
+            .min()
+            .map(Time::from_secs)
     }
 }
 
@@ -270,6 +302,9 @@ pub struct Limit {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
+    /// Counts only calls that use this tool, in lower case. Only for calls per agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
     /// The limit itself, in `unit`.
     pub amount: u64,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.
@@ -277,14 +312,22 @@ pub struct Limit {
     pub unknown_model: Option<Price>,
 }
 
-/// The days of one time zone, as instants: a gate compares integers and knows no zones.
+/// The days, weeks and months of one time zone, as far as limits count in them. Instants, in seconds since the Unix epoch, ascending, from
+/// before the bundle's issue to after its expiry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calendar {
     /// IANA name, canonical spelling.
     pub zone: String,
-    /// Midnights in seconds since the Unix epoch, ascending, from before the bundle's issue to after its expiry.
+    /// Midnights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub days: Vec<i64>,
+    /// Midnights on which a Monday begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weeks: Vec<i64>,
+    /// Midnights on which a month begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub months: Vec<i64>,
 }
 
 /// Why a bundle was not installed.
@@ -390,6 +433,8 @@ impl Bundle {
         payload.revoked_agents.sort_unstable();
         for calendar in &mut payload.calendars {
             calendar.days.sort_unstable();
+            calendar.weeks.sort_unstable();
+            calendar.months.sort_unstable();
         }
         Bundle {
             payload: Some(payload),

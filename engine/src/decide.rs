@@ -1,7 +1,7 @@
 //! The decision: one function over values.
 //!
-//! The order of checks is fixed here and nowhere else: network → capability, model, tool → data → rate → budget. (Identity comes before,
-//! in [`crate::exchange`]: who is not known cannot be judged. Pause, schedule and approval have their places between and are not built yet.)
+//! The order of checks is fixed here and nowhere else: schedule → network → capability, model, tool → data → rate → budget. (Identity comes
+//! before, in [`crate::exchange`]: who is not known cannot be judged. Pause and approval have their places between and are not built yet.)
 //! Every reason is collected; the most restrictive outcome wins.
 
 mod explain;
@@ -151,8 +151,9 @@ impl Charge {
             rule: self.rule.clone().into(),
             document: Some(self.document.clone()),
             message: format!(
-                "the {what} of this {level}, {limit} per {window}, does not cover the call; it resets at {at}",
+                "the {what} of this {level}{tool}, {limit} per {window}, does not cover the call; it resets at {at}",
                 level = self.account.level.name(),
+                tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for the tool `{}`", shown(tool))),
                 at = Time::from_secs(self.span.end),
             )
             .into(),
@@ -165,7 +166,10 @@ impl Charge {
 fn window_name(window: &Window) -> String {
     match window {
         Window::Minute => "minute".to_string(),
+        Window::Hour => "hour".to_string(),
         Window::Day(zone) => format!("day ({zone})"),
+        Window::Week(zone) => format!("week ({zone})"),
+        Window::Month(zone) => format!("month ({zone})"),
     }
 }
 
@@ -220,6 +224,7 @@ pub fn decide(
             document,
             reasons: &mut reasons,
         };
+        check.schedule(now);
         check.network(head);
         check.model(facts);
         check.tools(facts);
@@ -276,6 +281,21 @@ impl Check<'_> {
             message: message.into(),
             cause: Cause::Policy,
         });
+    }
+
+    fn schedule(&mut self, now: Time) {
+        let Some(active) = &self.document.active else {
+            return;
+        };
+        if !active.is_open(now) {
+            let next = active
+                .opens_after(now)
+                .map_or(String::new(), |at| format!("; they begin again at {at}"));
+            self.refuse(
+                "schedule.active_hours",
+                format!("it is outside the active hours, {}{next}", active.hours),
+            );
+        }
     }
 
     fn network(&mut self, head: &Head) {
@@ -409,6 +429,11 @@ fn limits(
     // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
     let unknown = dearest_unknown(payload, caller);
     for (limit, document) in in_force(payload, caller) {
+        if let Some(tool) = &limit.tool
+            && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
+        {
+            continue;
+        }
         let mut refuse = |rule: &str, message: &'static str| {
             reasons.push(Reason {
                 rule: rule.to_string().into(),
@@ -540,31 +565,33 @@ fn account_of(limit: &Limit, caller: &Caller) -> Option<Account> {
         id: id.clone(),
         unit: limit.unit,
         window: limit.window.clone(),
+        tool: limit.tool.clone(),
     })
 }
 
 /// The window around `now`; `None` when the calendars do not reach.
 pub fn span_of(window: &Window, calendars: &[Calendar], now: Time) -> Option<Span> {
-    match window {
-        Window::Minute => {
-            let start = now.secs().div_euclid(60).saturating_mul(60);
-            Some(Span {
-                start,
-                end: start.saturating_add(60),
-            })
-        }
-        Window::Day(zone) => {
-            let days = &calendars
-                .iter()
-                .find(|calendar| calendar.zone == *zone)?
-                .days;
-            let next = days.partition_point(|day| *day <= now.secs());
-            let start = *days.get(next.checked_sub(1)?)?;
-            Some(Span {
-                start,
-                end: *days.get(next)?,
-            })
-        }
+    let calendar = |zone: &str| calendars.iter().find(|calendar| calendar.zone == *zone);
+    let edges = match window {
+        Window::Minute => return Some(full(60, now)),
+        Window::Hour => return Some(full(3_600, now)),
+        Window::Day(zone) => &calendar(zone)?.days,
+        Window::Week(zone) => &calendar(zone)?.weeks,
+        Window::Month(zone) => &calendar(zone)?.months,
+    };
+    let next = edges.partition_point(|edge| *edge <= now.secs());
+    Some(Span {
+        start: *edges.get(next.checked_sub(1)?)?,
+        end: *edges.get(next)?,
+    })
+}
+
+/// The stretch of `secs` around `now`, counted from the Unix epoch.
+fn full(secs: i64, now: Time) -> Span {
+    let start = now.secs().div_euclid(secs).saturating_mul(secs);
+    Span {
+        start,
+        end: start.saturating_add(secs),
     }
 }
 

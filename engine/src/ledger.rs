@@ -48,22 +48,32 @@ impl Unit {
     }
 }
 
-/// When an account starts afresh. In text `minute` or `day@<zone>`.
+/// When an account starts afresh. In text `minute`, `hour`, `day@<zone>`, `week@<zone>` or `month@<zone>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Window {
     /// Every full minute UTC.
     Minute,
+    /// Every full hour UTC.
+    Hour,
     /// Every midnight of an IANA time zone.
     Day(String),
+    /// Every midnight there on which a Monday begins.
+    Week(String),
+    /// Every midnight there on which a month begins.
+    Month(String),
 }
 
 impl Window {
     /// Reads the text form.
     pub fn parse(text: &str) -> Option<Window> {
-        match text.strip_prefix("day@") {
-            Some(zone) if !zone.is_empty() => Some(Window::Day(zone.to_string())),
+        match text.split_once('@') {
+            None if text == "minute" => Some(Window::Minute),
+            None if text == "hour" => Some(Window::Hour),
+            Some((_, "")) | None => None,
+            Some(("day", zone)) => Some(Window::Day(zone.to_string())),
+            Some(("week", zone)) => Some(Window::Week(zone.to_string())),
+            Some(("month", zone)) => Some(Window::Month(zone.to_string())),
             Some(_) => None,
-            None => (text == "minute").then_some(Window::Minute),
         }
     }
 }
@@ -72,7 +82,10 @@ impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Window::Minute => f.write_str("minute"),
+            Window::Hour => f.write_str("hour"),
             Window::Day(zone) => write!(f, "day@{zone}"),
+            Window::Week(zone) => write!(f, "week@{zone}"),
+            Window::Month(zone) => write!(f, "month@{zone}"),
         }
     }
 }
@@ -85,12 +98,15 @@ impl Serialize for Window {
 
 impl<'de> Deserialize<'de> for Window {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Window, D::Error> {
-        Window::parse(&String::deserialize(deserializer)?)
-            .ok_or_else(|| serde::de::Error::custom("expected minute or day@<zone>"))
+        Window::parse(&String::deserialize(deserializer)?).ok_or_else(|| {
+            serde::de::Error::custom(
+                "expected minute, hour, day@<zone>, week@<zone> or month@<zone>",
+            )
+        })
     }
 }
 
-/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`.
+/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
     /// Whose spending is counted together…
@@ -101,16 +117,20 @@ pub struct Account {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
+    /// Only what uses this tool; in lower case. Only agents have such accounts.
+    pub tool: Option<String>,
 }
 
 impl Account {
     /// Reads the text form.
     pub fn parse(text: &str) -> Option<Account> {
-        let mut parts = text.split('|');
+        // A tool's name may contain the separator; it comes last.
+        let mut parts = text.splitn(4, '|');
         let (entity, unit, window) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() {
-            return None;
-        }
+        let tool = match parts.next() {
+            None => None,
+            Some(part) => Some(part.strip_prefix("tool:").filter(|name| !name.is_empty())?),
+        };
         let (level, id) = entity.split_once(':')?;
         let level = match level {
             "workspace" => Level::Workspace,
@@ -126,11 +146,16 @@ impl Account {
             _ => return None,
         };
         let window = Window::parse(window)?;
-        (!id.is_empty()).then(|| Account {
+        // The names of teams and organisations may contain the separator too; an agent's is a UUID. So no text has two readings.
+        if id.is_empty() || (tool.is_some() && level != Level::Agent) {
+            return None;
+        }
+        Some(Account {
             level,
             id: id.to_string(),
             unit,
             window,
+            tool: tool.map(String::from),
         })
     }
 
@@ -149,7 +174,11 @@ impl fmt::Display for Account {
             self.id,
             self.unit.name(),
             self.window
-        )
+        )?;
+        match &self.tool {
+            Some(tool) => write!(f, "|tool:{tool}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -161,8 +190,9 @@ impl Serialize for Account {
 
 impl<'de> Deserialize<'de> for Account {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Account, D::Error> {
-        Account::parse(&String::deserialize(deserializer)?)
-            .ok_or_else(|| serde::de::Error::custom("expected <level>:<id>|<unit>|<window>"))
+        Account::parse(&String::deserialize(deserializer)?).ok_or_else(|| {
+            serde::de::Error::custom("expected <level>:<id>|<unit>|<window>[|tool:<name>]")
+        })
     }
 }
 

@@ -12,13 +12,13 @@ use issuer::{
 };
 use std::{fs, path::PathBuf};
 use tollgate_engine::{
-    bundle::{Bundle, Calendar, Names, Payload, Scope},
+    bundle::{ActiveHours, Bundle, Calendar, Level, Limit, Names, Payload, Scope},
     envelope::{self, LEASES_TYPE},
     gate::Gate,
     identity,
     journal::{Batch, Position, SealKey, seal},
     lease::{Answer, Ask, Grant},
-    ledger::{Account, Cell, Op, Span},
+    ledger::{Account, Cell, Op, Span, Unit, Window},
     upkeep::{Holder, Journal, lease_request},
 };
 
@@ -69,7 +69,27 @@ fn full_payload() -> Payload {
         zone: "UTC".to_string(),
         // 2026-11-20 and the midnights on either side.
         days: vec![1_795_046_400, 1_795_132_800, 1_795_219_200],
+        // Mondays 2026-11-16 and 23.
+        weeks: vec![1_794_787_200, 1_795_392_000],
+        // November and December.
+        months: vec![1_793_491_200, 1_796_083_200],
     }];
+    payload.documents[0].active = Some(ActiveHours {
+        hours: "09:00-18:00 UTC".to_string(),
+        open: vec![Span {
+            start: 1_795_165_200,
+            end: 1_795_197_600,
+        }],
+    });
+    payload.documents[0].limits.push(Limit {
+        rule: "tools.git.limit_per_hour".to_string(),
+        per: Level::Agent,
+        unit: Unit::Calls,
+        window: Window::Hour,
+        tool: Some("git".to_string()),
+        amount: 10,
+        unknown_model: None,
+    });
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
     payload
 }
@@ -83,7 +103,7 @@ fn bundle_envelope() {
     assert_eq!((read.format, read.revision), (1, 42));
     assert_eq!(read.documents.len(), 5);
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
-    assert_eq!(read.documents[0].limits.len(), 3);
+    assert_eq!(read.documents[0].limits.len(), 4);
     assert_eq!(read.revoked_agents.len(), 1);
 }
 

@@ -786,6 +786,11 @@ fn accounts_are_read_as_they_are_written() {
         "org:acme|tokens|day@UTC",
         "team:a:b|nano_usd|day@America/New_York",
         "agent:00000000-0000-4000-8000-00000000000a|nano_usd|minute",
+        "agent:a|nano_usd|week@UTC",
+        "agent:a|nano_usd|month@Asia/Taipei",
+        "agent:a|calls|hour",
+        "agent:a|calls|hour|tool:bash",
+        "agent:a|calls|hour|tool:a|tool:b c",
     ] {
         let account = Account::parse(text).unwrap();
         assert_eq!(account.to_string(), text);
@@ -799,7 +804,13 @@ fn accounts_are_read_as_they_are_written() {
         "agent:|calls|minute",
         "robot:a|calls|minute",
         "agent:a|euros|minute",
-        "agent:a|calls|hour",
+        "agent:a|calls|year",
+        "agent:a|calls|hour@UTC",
+        "agent:a|calls|week@",
+        "agent:a|calls|hour|tool:",
+        "agent:a|calls|hour|bash",
+        // A team may be named `a|calls|hour|tool:x`; what it spends must not be read as a tool's account.
+        "team:a|calls|hour|tool:x|nano_usd|day@UTC",
         "agent:a|calls|day@",
         "agent:a|calls|day",
         "agent:a|calls|minute|more",
@@ -812,6 +823,7 @@ fn accounts_are_read_as_they_are_written() {
         id: "a".to_string(),
         unit: Unit::NanoUsd,
         window: Window::Day("UTC".to_string()),
+        tool: None,
     };
     assert_eq!(account.to_string(), "team:a|nano_usd|day@UTC");
 }

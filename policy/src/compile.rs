@@ -1,19 +1,19 @@
 //! Documents into what a gate runs.
 
 use crate::{
-    document::{Budget, Capability, Document},
+    document::{ActiveHours, Capability, Document, Period},
     host::Host,
     pattern::fit_together,
     zone,
 };
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     error::Error,
     fmt,
 };
 use tollgate_engine::{
-    bundle::{self, Calendar, HostPattern, Limit, Names, Scope},
-    ledger::{Unit, Window},
+    bundle::{self, Calendar, HostPattern, Level, Limit, Names, Scope},
+    ledger::{Span, Unit, Window},
 };
 
 /// Documents of one bundle. The largest tier of the reference has 100 per workspace; a gate walks all of them for every call.
@@ -83,44 +83,95 @@ pub fn compile(
     if let Some(twice) = documents.iter().find(|d| !names.insert(d.name.as_str())) {
         return Err(CompileError::DuplicateName(twice.name.clone()));
     }
-    let mut compiled: Vec<bundle::Document> = documents.iter().map(document).collect();
+    let life = Life::around(issued_at, expires_at);
+    let mut compiled: Vec<bundle::Document> = documents
+        .iter()
+        .map(|given| document(given, life))
+        .collect::<Result<_, _>>()?;
     compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
     // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
     if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
         return Err(CompileError::Patterns);
     }
-
-    let zones: BTreeSet<&str> = compiled
-        .iter()
-        .flat_map(|document| &document.limits)
-        .filter_map(|limit| match &limit.window {
-            Window::Day(zone) => Some(zone.as_str()),
-            Window::Minute => None,
-        })
-        .collect();
-    let calendars = zones
-        .into_iter()
-        .map(|zone| {
-            calendar(zone, issued_at, expires_at)
-                .ok_or_else(|| CompileError::Calendar(zone.to_string()))
-        })
-        .collect::<Result<_, _>>()?;
+    let calendars = calendars(&compiled, life)?;
     Ok(Compiled {
         documents: compiled,
         calendars,
     })
 }
 
-/// A day more on both sides: a gate's clock may differ, and it must find the day that now is in.
-fn calendar(zone: &str, issued_at: i64, expires_at: i64) -> Option<Calendar> {
-    let from = issued_at.checked_sub(DAY_SECS)?;
-    let until = expires_at.checked_add(DAY_SECS)?;
-    if until.checked_sub(from)? > MAX_CALENDAR_DAYS.checked_mul(DAY_SECS)? {
-        return None;
+/// The time a bundle may be asked about: its life and a day more on both sides, for a gate's clock may differ.
+/// `None` where that is no time a calendar has, or more than [`MAX_CALENDAR_DAYS`].
+#[derive(Clone, Copy)]
+struct Life(Option<(i64, i64)>);
+
+impl Life {
+    fn around(issued_at: i64, expires_at: i64) -> Life {
+        let life = || {
+            let from = issued_at.checked_sub(DAY_SECS)?;
+            let until = expires_at.checked_add(DAY_SECS)?;
+            let most = MAX_CALENDAR_DAYS.checked_mul(DAY_SECS)?;
+            (until.checked_sub(from)? <= most).then_some((from, until))
+        };
+        Life(life())
     }
-    Some(Calendar {
-        zone: zone.to_string(),
-        days: zone::midnights(zone, from, until)?,
+
+    /// What `read` makes of a zone over this time, `days` longer on both sides.
+    fn in_zone<T>(
+        self,
+        zone: &str,
+        days: i64,
+        read: impl FnOnce(&str, i64, i64) -> Option<T>,
+    ) -> Result<T, CompileError> {
+        self.0
+            .and_then(|(from, until)| {
+                let more = days.checked_mul(DAY_SECS)?;
+                read(zone, from.checked_sub(more)?, until.checked_add(more)?)
+            })
+            .ok_or_else(|| CompileError::Calendar(zone.to_string()))
+    }
+}
+
+/// The edges of every window that a limit counts in. Those of weeks and months reach one further, because a call that began in the window
+/// before is still settled in it.
+fn calendars(documents: &[bundle::Document], life: Life) -> Result<Vec<Calendar>, CompileError> {
+    let windows: BTreeSet<&Window> = documents
+        .iter()
+        .flat_map(|document| &document.limits)
+        .map(|limit| &limit.window)
+        .collect();
+    let mut calendars: BTreeMap<&str, Calendar> = BTreeMap::new();
+    for window in windows {
+        let zone = match window {
+            Window::Minute | Window::Hour => continue,
+            Window::Day(zone) | Window::Week(zone) | Window::Month(zone) => zone.as_str(),
+        };
+        let calendar = calendars.entry(zone).or_insert_with(|| Calendar {
+            zone: zone.to_string(),
+            days: Vec::new(),
+            weeks: Vec::new(),
+            months: Vec::new(),
+        });
+        match window {
+            Window::Minute | Window::Hour => {}
+            Window::Day(_) => calendar.days = life.in_zone(zone, 0, zone::midnights)?,
+            Window::Week(_) => calendar.weeks = life.in_zone(zone, 7, zone::mondays)?,
+            Window::Month(_) => calendar.months = life.in_zone(zone, 31, zone::months)?,
+        }
+    }
+    Ok(calendars.into_values().collect())
+}
+
+fn active(hours: &ActiveHours, life: Life) -> Result<bundle::ActiveHours, CompileError> {
+    let open = life.in_zone(&hours.timezone, 0, |zone, from, until| {
+        zone::open_hours(zone, hours.start, hours.end, from, until)
+    })?;
+    Ok(bundle::ActiveHours {
+        hours: hours.to_string(),
+        open: open
+            .into_iter()
+            .map(|(start, end)| Span { start, end })
+            .collect(),
     })
 }
 
@@ -134,11 +185,16 @@ fn breadth(scope: &Scope) -> u8 {
     }
 }
 
-fn document(document: &Document) -> bundle::Document {
+fn document(document: &Document, life: Life) -> Result<bundle::Document, CompileError> {
     let capabilities = &document.capabilities;
-    bundle::Document {
+    Ok(bundle::Document {
         name: document.name.clone(),
         scope: document.scope.clone(),
+        active: document
+            .active_hours
+            .as_ref()
+            .map(|hours| active(hours, life))
+            .transpose()?,
         hosts: document.network.as_deref().and_then(hosts),
         no_network: capabilities.deny.contains(&Capability::NetworkOutbound),
         models: names(document, |capability| match capability {
@@ -149,14 +205,19 @@ fn document(document: &Document) -> bundle::Document {
             Capability::McpTool(name) => Some(name),
             _ => None,
         }),
-        denied_tools: document.denied_tools.clone(),
+        denied_tools: document
+            .tools
+            .iter()
+            .filter(|tool| !tool.allow)
+            .map(|tool| tool.name.clone())
+            .collect(),
         patterns: document
             .sensitive_patterns
             .iter()
             .map(|pattern| pattern.normal.clone())
             .collect(),
         limits: limits(document),
-    }
+    })
 }
 
 /// `None` where a `*` makes the list no restriction.
@@ -189,35 +250,41 @@ fn limits(document: &Document) -> Vec<Limit> {
             per: rate.per,
             unit: Unit::Calls,
             window: Window::Minute,
+            tool: None,
             amount: rate.requests_per_minute,
             unknown_model: None,
         });
     }
+    for tool in &document.tools {
+        if let Some(amount) = tool.limit_per_hour {
+            limits.push(Limit {
+                rule: format!("tools.{}.limit_per_hour", tool.name),
+                per: Level::Agent,
+                unit: Unit::Calls,
+                window: Window::Hour,
+                // A tool is the same in any case, and so must its account be.
+                tool: Some(tool.name.to_ascii_lowercase()),
+                amount,
+                unknown_model: None,
+            });
+        }
+    }
     if let Some(budget) = &document.budget {
-        let daily = |rule: &str, unit: Unit, amount: u64, budget: &Budget| Limit {
-            rule: rule.to_string(),
+        let zone = &budget.timezone;
+        limits.extend(budget.limits.iter().map(|limit| Limit {
+            rule: format!("budget.{}", limit.field),
             per: budget.per,
-            unit,
-            window: Window::Day(budget.timezone.clone()),
-            amount,
-            unknown_model: budget.unknown_model.filter(|_| unit == Unit::NanoUsd),
-        };
-        if let Some(amount) = budget.daily_limit_tokens {
-            limits.push(daily(
-                "budget.daily_limit_tokens",
-                Unit::Tokens,
-                amount,
-                budget,
-            ));
-        }
-        if let Some(amount) = budget.daily_limit_nano_usd {
-            limits.push(daily(
-                "budget.daily_limit_usd",
-                Unit::NanoUsd,
-                amount,
-                budget,
-            ));
-        }
+            unit: limit.unit,
+            window: match limit.period {
+                Period::Hour => Window::Hour,
+                Period::Day => Window::Day(zone.clone()),
+                Period::Week => Window::Week(zone.clone()),
+                Period::Month => Window::Month(zone.clone()),
+            },
+            tool: None,
+            amount: limit.amount,
+            unknown_model: budget.unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
+        }));
     }
     limits
 }

@@ -120,7 +120,7 @@ pub mod codes {
         SCOPE = "P201";
         /// Not a host or `*.domain`.
         HOST = "P202";
-        /// Not a time of day, or an end before its start.
+        /// Not a time of day, or an end that is not behind its start.
         TIME_OF_DAY = "P203";
         /// Not an IANA time zone.
         TIME_ZONE = "P204";
@@ -142,8 +142,8 @@ pub mod codes {
         CONDITION = "P212";
         /// Not a capability.
         CAPABILITY = "P213";
-        /// Monthly limit below the daily one.
-        MONTH_BELOW_DAY = "P214";
+        /// A limit below that of a shorter period.
+        LIMITS_CROSSED = "P214";
 
         /// A valid field that this version does not enforce.
         NOT_ENFORCED = "P301";

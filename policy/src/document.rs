@@ -13,8 +13,10 @@ use crate::{
     yaml::{Node, Value, child, shown},
     zone,
 };
+use std::{cmp::Ordering, fmt};
 use tollgate_engine::{
     bundle::{Level, Scope},
+    ledger::Unit,
     price::Price,
 };
 
@@ -36,15 +38,17 @@ pub struct Document {
     pub description: Option<String>,
     /// Whom it applies to; an agent's UUID is in lower case.
     pub scope: Scope,
+    /// `schedule.active_hours`.
+    pub active_hours: Option<ActiveHours>,
     /// `network.allowlist`; `None` without `network`, and empty allows nothing.
     pub network: Option<Vec<Host>>,
     /// What calls may use.
     pub capabilities: Capabilities,
-    /// Tools with `allow: false`.
-    pub denied_tools: Vec<String>,
+    /// `tools`, as they stand.
+    pub tools: Vec<Tool>,
     /// `data.sensitive_patterns`.
     pub sensitive_patterns: Vec<Pattern>,
-    /// Spending per day.
+    /// Spending limits.
     pub budget: Option<Budget>,
     /// Calls per minute.
     pub rate: Option<Rate>,
@@ -81,20 +85,86 @@ const OUT_OF_SIGHT: [&str; 5] = [
     "agent_spawn",
 ];
 
-/// `budget`, as far as it is enforced.
+/// `schedule.active_hours`: clocks of the zone show a time from `start` up to and not including `end`, over midnight where `end` comes first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActiveHours {
+    /// Minutes since midnight.
+    pub start: u32,
+    /// Minutes since midnight; never `start`.
+    pub end: u32,
+    /// Canonical IANA name.
+    pub timezone: String,
+}
+
+impl fmt::Display for ActiveHours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let clock = |minutes: u32| format!("{:02}:{:02}", minutes / 60, minutes % 60);
+        let (start, end) = (clock(self.start), clock(self.end));
+        write!(f, "{start}-{end} {}", self.timezone)
+    }
+}
+
+/// One entry of `tools`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// Its name, as written.
+    pub name: String,
+    /// `allow`; true where absent.
+    pub allow: bool,
+    /// `limit_per_hour`: calls of one agent that use the tool.
+    pub limit_per_hour: Option<u64>,
+}
+
+/// `budget`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// `daily_limit_usd`, above zero.
-    pub daily_limit_nano_usd: Option<u64>,
-    /// `daily_limit_tokens`, input and output together, above zero.
-    pub daily_limit_tokens: Option<u64>,
+    /// Its limits, each above zero.
+    pub limits: Vec<BudgetLimit>,
     /// Whose spending is counted together; the reference caps each agent.
     pub per: Level,
-    /// Canonical IANA name; a day begins at its midnight.
+    /// Canonical IANA name; days, weeks and months begin at its midnights.
     pub timezone: String,
     /// What a model costs that has no price; `None` denies it.
     pub unknown_model: Option<Price>,
 }
+
+/// One limit of a [`Budget`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetLimit {
+    /// The field, such as `daily_limit_usd`.
+    pub field: &'static str,
+    /// Tokens in and out, or money.
+    pub unit: Unit,
+    /// Over what time.
+    pub period: Period,
+    /// In `unit`.
+    pub amount: u64,
+}
+
+/// How long a budget lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Period {
+    /// A full hour UTC.
+    Hour,
+    /// A day of the budget's time zone.
+    Day,
+    /// A week from Monday there.
+    Week,
+    /// A calendar month there.
+    Month,
+}
+
+/// Limits of a budget, from the shortest period to the longest of each unit, and whether the reference has them.
+const BUDGET_LIMITS: [(&str, Unit, Period, bool); 8] = [
+    ("hourly_limit_usd", Unit::NanoUsd, Period::Hour, false),
+    ("daily_limit_usd", Unit::NanoUsd, Period::Day, true),
+    ("weekly_limit_usd", Unit::NanoUsd, Period::Week, false),
+    ("monthly_limit_usd", Unit::NanoUsd, Period::Month, true),
+    ("hourly_limit_tokens", Unit::Tokens, Period::Hour, false),
+    ("daily_limit_tokens", Unit::Tokens, Period::Day, false),
+    ("weekly_limit_tokens", Unit::Tokens, Period::Week, false),
+    ("monthly_limit_tokens", Unit::Tokens, Period::Month, false),
+];
 
 /// `rate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,9 +397,10 @@ fn take_added<'n>(
 struct Body {
     version: Option<String>,
     scope: Option<Scope>,
+    active_hours: Option<ActiveHours>,
     network: Option<Vec<Host>>,
     capabilities: Capabilities,
-    denied_tools: Vec<String>,
+    tools: Vec<Tool>,
     sensitive_patterns: Vec<Pattern>,
     budget: Option<Budget>,
     rate: Option<Rate>,
@@ -343,9 +414,10 @@ impl Body {
             version: self.version,
             description,
             scope: self.scope.unwrap_or(Scope::Global),
+            active_hours: self.active_hours,
             network: self.network,
             capabilities: self.capabilities,
-            denied_tools: self.denied_tools,
+            tools: self.tools,
             sensitive_patterns: self.sensitive_patterns,
             budget: self.budget,
             rate: self.rate,
@@ -366,7 +438,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.network = network(&field, findings);
     }
     if let Some(field) = table.take("schedule") {
-        schedule(&field, findings);
+        body.active_hours = schedule(&field, language, findings);
     }
     let budget_field = table.take("budget");
     if let Some(field) = &budget_field {
@@ -386,7 +458,8 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.sensitive_patterns = data(&field, findings);
     }
     if let Some(field) = table.take("tools") {
-        body.denied_tools = tools(&field, findings);
+        let counted = !matches!(body.scope, Some(Scope::Tool(_)));
+        body.tools = tools(&field, counted, findings);
     }
     if let Some(field) = table.take("capabilities") {
         body.capabilities = capabilities(&field, findings);
@@ -491,50 +564,63 @@ fn network(field: &Field<'_>, findings: &mut Findings) -> Option<Vec<Host>> {
     Some(hosts)
 }
 
-/// Validated, not enforced.
-fn schedule(field: &Field<'_>, findings: &mut Findings) {
-    let Some(mut table) = findings.table(field) else {
-        return;
-    };
-    if let Some(hours) = table.take("active_hours") {
-        if let Some(mut inner) = findings.table(&hours) {
-            let mut edge = |key: &'static str, findings: &mut Findings| match inner.take(key) {
-                Some(time) => {
-                    time_of_day(&time, findings).map(|minutes| (minutes, time.path, time.node.at))
-                }
-                None => {
-                    missing(findings, &inner, key, "write it as HH:MM, 24-hour");
-                    None
-                }
-            };
-            let start = edge("start", findings);
-            let end = edge("end", findings);
-            if let (Some((start, ..)), Some((end, path, at))) = (start, end)
-                && end <= start
-            {
-                let message = "must be later than `start`";
-                findings.error(at, &path, codes::TIME_OF_DAY, message);
-            }
-            match inner.take("timezone") {
-                Some(zone) => {
-                    time_zone(&zone, findings);
-                }
-                None => missing(
-                    findings,
-                    &inner,
-                    "timezone",
-                    "write an IANA name such as `Europe/Berlin`",
-                ),
-            }
-            inner.finish(findings);
-        }
-        not_enforced(
-            findings,
-            &hours,
-            "stop the agents by other means outside these hours",
-        );
-    }
+fn schedule(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<ActiveHours> {
+    let mut table = findings.table(field)?;
+    let hours = table
+        .take("active_hours")
+        .and_then(|hours| active_hours(&hours, language, findings));
     table.finish(findings);
+    hours
+}
+
+fn active_hours(
+    field: &Field<'_>,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<ActiveHours> {
+    let mut table = findings.table(field)?;
+    let mut edge = |key: &'static str, findings: &mut Findings| match table.take(key) {
+        Some(time) => {
+            time_of_day(&time, findings).map(|minutes| (minutes, time.path, time.node.at))
+        }
+        None => {
+            missing(findings, &table, key, "write it as HH:MM, 24-hour");
+            None
+        }
+    };
+    let start = edge("start", findings);
+    let end = edge("end", findings);
+    if let (Some((start, ..)), Some((end, path, at))) = (&start, &end) {
+        let problem = match end.cmp(start) {
+            Ordering::Greater => None,
+            Ordering::Equal => Some("must not be the same as `start`".to_string()),
+            Ordering::Less if language == Language::TollgateV1 => None,
+            Ordering::Less => Some(format!(
+                "must be later than `start`; hours over midnight need `apiVersion: {TOLLGATE_V1}`"
+            )),
+        };
+        if let Some(message) = problem {
+            findings.error(*at, path, codes::TIME_OF_DAY, message);
+        }
+    }
+    let timezone = match table.take("timezone") {
+        Some(zone) => time_zone(&zone, findings),
+        None => {
+            missing(
+                findings,
+                &table,
+                "timezone",
+                "write an IANA name such as `Europe/Berlin`",
+            );
+            None
+        }
+    };
+    table.finish(findings);
+    Some(ActiveHours {
+        start: start?.0,
+        end: end?.0,
+        timezone: timezone?,
+    })
 }
 
 /// Minutes since midnight.
@@ -606,18 +692,33 @@ fn money(
 
 fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<Budget> {
     let mut table = findings.table(field)?;
-    let daily = table
-        .take("daily_limit_usd")
-        .and_then(|limit| money_above_zero(&limit, findings, money::nano_usd));
-    if let Some(limit) = table.take("monthly_limit_usd") {
-        let monthly = money_above_zero(&limit, findings, money::nano_usd);
-        if let (Some(monthly), Some(daily)) = (monthly, daily)
-            && monthly < daily
-        {
-            let message = "must not be less than `daily_limit_usd`";
-            findings.error(limit.node.at, &limit.path, codes::MONTH_BELOW_DAY, message);
+    let mut limits: Vec<BudgetLimit> = Vec::new();
+    for (field, unit, period, in_reference) in BUDGET_LIMITS {
+        let taken = match in_reference {
+            true => table.take(field),
+            false => take_added(&mut table, field, language, findings),
+        };
+        let Some(limit) = taken else {
+            continue;
+        };
+        let amount = match unit {
+            Unit::NanoUsd => money_above_zero(&limit, findings, money::nano_usd),
+            Unit::Tokens | Unit::Calls => findings.integer(&limit, 1, MAX_COUNT),
+        };
+        let Some(amount) = amount else {
+            continue;
+        };
+        let shorter = limits.iter().rfind(|shorter| shorter.unit == unit);
+        if let Some(shorter) = shorter.filter(|shorter| amount < shorter.amount) {
+            let message = format!("must not be less than `{}`", shorter.field);
+            findings.error(limit.node.at, &limit.path, codes::LIMITS_CROSSED, message);
         }
-        not_enforced(findings, &limit, "use `daily_limit_usd`");
+        limits.push(BudgetLimit {
+            field,
+            unit,
+            period,
+            amount,
+        });
     }
     let zone = match table.take("timezone") {
         Some(zone) => time_zone(&zone, findings),
@@ -629,24 +730,21 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
             not_enforced(findings, &action, "write `deny`, which is the default");
         }
     }
-    let tokens = take_added(&mut table, "daily_limit_tokens", language, findings)
-        .and_then(|limit| findings.integer(&limit, 1, MAX_COUNT));
     let per = match take_added(&mut table, "per", language, findings) {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
     };
     let unknown_model = take_added(&mut table, "unknown_model", language, findings);
     if let Some(field) = &unknown_model
-        && daily.is_none()
+        && !limits.iter().any(|limit| limit.unit == Unit::NanoUsd)
     {
-        let message = "has no effect without a valid `daily_limit_usd`";
+        let message = "has no effect without a valid limit in US dollars";
         findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
     }
     let unknown_model = unknown_model.and_then(|field| price(&field, findings));
     table.finish(findings);
     Some(Budget {
-        daily_limit_nano_usd: daily,
-        daily_limit_tokens: tokens,
+        limits,
         per: per?,
         timezone: zone?,
         unknown_model,
@@ -738,10 +836,11 @@ fn data(field: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
     patterns
 }
 
-fn tools(field: &Field<'_>, findings: &mut Findings) -> Vec<String> {
-    let mut denied = Vec::new();
+/// `counted`: whether the document may count calls, which one of a tool may not.
+fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool> {
+    let mut tools = Vec::new();
     let Some(mut table) = findings.table(field) else {
-        return denied;
+        return tools;
     };
     for (name, tool) in table.take_all() {
         if let Some((code, message)) = name_problem(name) {
@@ -754,23 +853,25 @@ fn tools(field: &Field<'_>, findings: &mut Findings) -> Vec<String> {
         let Some(mut inner) = findings.table(&tool) else {
             continue;
         };
-        if let Some(allow) = inner.take("allow")
-            && findings.boolean(&allow) == Some(false)
-        {
-            denied.push(name.to_string());
+        let allow = inner.take("allow");
+        let allow = allow.and_then(|allow| findings.boolean(&allow));
+        let limit = inner.take("limit_per_hour");
+        if let (Some(limit), false) = (&limit, counted) {
+            not_enforced(findings, limit, "put it into a document of a broader scope");
         }
-        if let Some(limit) = inner.take("limit_per_hour")
-            && findings.integer(&limit, 0, MAX_COUNT).is_some()
-        {
-            not_enforced(findings, &limit, "deny the tool with `allow: false`");
-        }
+        let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
         if let Some(condition) = inner.take("requires_approval_if") {
             check_condition(&condition, findings);
             not_enforced(findings, &condition, "deny the tool with `allow: false`");
         }
         inner.finish(findings);
+        tools.push(Tool {
+            name: name.to_string(),
+            allow: allow.unwrap_or(true),
+            limit_per_hour,
+        });
     }
-    denied
+    tools
 }
 
 /// Checks an approval condition as far as its governance levels go.

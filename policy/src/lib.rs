@@ -36,7 +36,8 @@ pub use compile::{CompileError, Compiled, MAX_CALENDAR_DAYS, MAX_DOCUMENTS, comp
 pub use decode::{MAX_DIAGNOSTICS, MAX_NAME_BYTES};
 pub use diagnostic::{Diagnostic, Position, Severity, codes};
 pub use document::{
-    AGENT_ASSEMBLY_V1, Budget, Capabilities, Capability, Document, Rate, TOLLGATE_V1,
+    AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Document,
+    Period, Rate, TOLLGATE_V1, Tool,
 };
 pub use host::Host;
 pub use pattern::{

@@ -31,7 +31,8 @@ fn every_enforced_field_reaches_the_bundle() {
         "{scope: 'team:platform',
           network: {allowlist: [API.example, '*.slack.com']},
           capabilities: {allow: ['model:gpt-*', 'mcp_tool:git'], deny: ['model:gpt-5', network_outbound]},
-          tools: {bash: {allow: false}, git: {allow: true}},
+          schedule: {active_hours: {start: '22:00', end: '06:30', timezone: europe/berlin}},
+          tools: {bash: {allow: false}, git: {allow: true}, Search: {limit_per_hour: 7}},
           data: {sensitive_patterns: ['a\\d']},
           budget: {daily_limit_usd: 2.5, daily_limit_tokens: 1000, per: team, timezone: europe/berlin,
                    unknown_model: {input_usd_per_million: 2.50, output_usd_per_million: '10'}},
@@ -69,16 +70,17 @@ fn every_enforced_field_reaches_the_bundle() {
         rules,
         [
             ("rate.requests_per_minute", Unit::Calls, 30, Level::Org),
-            (
-                "budget.daily_limit_tokens",
-                Unit::Tokens,
-                1_000,
-                Level::Team
-            ),
+            ("tools.Search.limit_per_hour", Unit::Calls, 7, Level::Agent),
             (
                 "budget.daily_limit_usd",
                 Unit::NanoUsd,
                 2_500_000_000,
+                Level::Team
+            ),
+            (
+                "budget.daily_limit_tokens",
+                Unit::Tokens,
+                1_000,
                 Level::Team
             ),
         ]
@@ -89,7 +91,17 @@ fn every_enforced_field_reaches_the_bundle() {
         Window::Day("Europe/Berlin".to_string())
     );
     assert_eq!(
-        document.limits[1].unknown_model, None,
+        (
+            &document.limits[1].window,
+            document.limits[1].tool.as_deref()
+        ),
+        (&Window::Hour, Some("search")),
+        "a tool is the same in any case"
+    );
+    let active = document.active.as_ref().expect("has hours");
+    assert_eq!(active.hours, "22:00-06:30 Europe/Berlin");
+    assert_eq!(
+        document.limits[3].unknown_model, None,
         "prices are for money"
     );
     let price = document.limits[2].unknown_model.expect("has a price");
@@ -246,4 +258,134 @@ fn zone_names_are_canonical() {
     assert_eq!(zone::canonical("Europe/Nowhere"), None);
     assert_eq!(zone::canonical(""), None);
     assert_eq!(zone::canonical("EST5EDT,M3.2.0,M11.1.0"), None);
+}
+
+#[test]
+fn weeks_begin_on_monday_and_months_on_their_first() {
+    // Nov 20 is a Friday: its week began on Monday Nov 16, in Taipei at Nov 15 16:00 UTC.
+    let monday = |days: i64| NOV_20 + days * DAY - 8 * 3_600;
+    assert_eq!(
+        zone::mondays("Asia/Taipei", NOV_20, NOV_20 + 2 * DAY),
+        Some(vec![monday(-4), monday(3)])
+    );
+    // Nov 1 is 19 days before; December begins 11 days after, January 42.
+    assert_eq!(
+        zone::months("UTC", NOV_20, NOV_20 + 12 * DAY),
+        Some(vec![
+            NOV_20 - 19 * DAY,
+            NOV_20 + 11 * DAY,
+            NOV_20 + 42 * DAY
+        ])
+    );
+    // Berlin's October 2026 is an hour longer: from Sep 30 22:00 UTC to Oct 31 23:00 UTC.
+    assert_eq!(
+        zone::months("Europe/Berlin", NOV_20 - 40 * DAY, NOV_20 - 30 * DAY),
+        Some(vec![
+            NOV_20 - 50 * DAY - 2 * 3_600,
+            NOV_20 - 19 * DAY - 3_600
+        ])
+    );
+    assert_eq!(zone::months("Nowhere", NOV_20, NOV_20), None);
+}
+
+#[test]
+fn a_calendar_has_the_windows_that_limits_count_in_and_one_before() {
+    let text = v1(
+        "case",
+        "{budget: {weekly_limit_usd: 1, monthly_limit_usd: 2, hourly_limit_usd: 0.5}}",
+    );
+    let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).expect("compiles");
+    assert_eq!(compiled.calendars.len(), 1);
+    let calendar = &compiled.calendars[0];
+    assert_eq!(calendar.days, [0_i64; 0]);
+    // Nov 19 less a week is Thursday the 12th, whose Monday is the 9th; Nov 22 and a week is Sunday the 29th, before Monday the 30th.
+    let mondays: Vec<i64> = (0..4).map(|week| NOV_20 + (7 * week - 11) * DAY).collect();
+    assert_eq!(calendar.weeks, mondays);
+    // Nov 19 less 31 days is Oct 19; Nov 22 and 31 days is Dec 23.
+    assert_eq!(
+        calendar.months,
+        [
+            NOV_20 - 50 * DAY,
+            NOV_20 - 19 * DAY,
+            NOV_20 + 11 * DAY,
+            NOV_20 + 42 * DAY
+        ]
+    );
+}
+
+/// Whether an instant is inside, by asking a clock of the zone.
+fn shown(zone: &str, start: u32, end: u32, at: i64) -> bool {
+    let clock = jiff::Timestamp::from_second(at)
+        .unwrap()
+        .in_tz(zone)
+        .unwrap()
+        .time();
+    let seconds = i64::from(clock.hour()) * 3_600
+        + i64::from(clock.minute()) * 60
+        + i64::from(clock.second());
+    let (start, end) = (i64::from(start) * 60, i64::from(end) * 60);
+    match start < end {
+        true => start <= seconds && seconds < end,
+        false => start <= seconds || seconds < end,
+    }
+}
+
+#[test]
+fn active_hours_are_what_clocks_show() {
+    // In Berlin on Sunday 2027-03-28 clocks go from 02:00 to 03:00 at 01:00 UTC; on 2026-10-25 from 03:00 back to 02:00.
+    let spring = NOV_20 + 128 * DAY;
+    let autumn = NOV_20 - 26 * DAY;
+    let open = |start, end, day: i64| {
+        zone::open_hours("Europe/Berlin", start, end, day - 7_200, day + 79_200)
+            .expect("has hours")
+            .into_iter()
+            .map(|(start, end)| (start - day, end - day))
+            .collect::<Vec<_>>()
+    };
+    // 01:30 to 03:30 is 00:30 UTC to 01:30 UTC: an hour, the other is skipped.
+    assert_eq!(open(90, 210, spring), [(1_800, 5_400)]);
+    // 02:15 to 02:45 is not shown on that day.
+    assert_eq!(open(135, 165, spring), [(0, 0); 0]);
+    // 02:15 to 02:45 is shown twice, at 00:15 UTC and 01:15 UTC.
+    assert_eq!(open(135, 165, autumn), [(900, 2_700), (4_500, 6_300)]);
+    // 22:00 to 06:00 over that night, from midnight 2026-10-24 22:00 UTC: up to 06:00 (05:00 UTC), and again from 22:00 (21:00 UTC).
+    assert_eq!(
+        open(1_320, 360, autumn),
+        [(-7_200, 18_000), (75_600, 79_200)]
+    );
+}
+
+#[test]
+fn active_hours_agree_with_clocks_everywhere() {
+    // Zones with changes at odd times: at midnight, by half an hour, of a whole day, of 45 minutes' offset, none.
+    for (zone, around) in [
+        ("Europe/Berlin", NOV_20 + 128 * DAY),
+        ("America/New_York", NOV_20 - 19 * DAY),
+        ("Asia/Beirut", NOV_20 + 128 * DAY),
+        ("Australia/Lord_Howe", NOV_20 + 135 * DAY),
+        ("Pacific/Apia", 15_338 * DAY),
+        ("Asia/Kathmandu", NOV_20),
+        ("Africa/Casablanca", NOV_20 + 80 * DAY),
+    ] {
+        let (from, until) = (around - 2 * DAY, around + 2 * DAY);
+        for (start, end) in [
+            (540, 1_080),
+            (0, 1),
+            (120, 180),
+            (1_320, 360),
+            (1, 0),
+            (23, 22),
+        ] {
+            let open = zone::open_hours(zone, start, end, from, until).expect("has hours");
+            assert!(open.windows(2).all(|pair| pair[0].1 < pair[1].0), "{zone}");
+            for at in (from..until).step_by(60) {
+                let inside = open.iter().any(|(start, end)| *start <= at && at < *end);
+                assert_eq!(
+                    inside,
+                    shown(zone, start, end, at),
+                    "{zone} {start}-{end} at {at}"
+                );
+            }
+        }
+    }
 }

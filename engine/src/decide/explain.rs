@@ -79,6 +79,7 @@ pub fn explain(
         head,
         facts,
         hits,
+        now,
         charged: &charged,
         unaffordable: &unaffordable,
     };
@@ -103,6 +104,7 @@ struct Call<'c> {
     head: &'c Head,
     facts: &'c Facts,
     hits: &'c Hits,
+    now: Time,
     charged: &'c Decision,
     unaffordable: &'c [Reason],
 }
@@ -110,6 +112,7 @@ struct Call<'c> {
 impl Call<'_> {
     fn rules(&self, document: &Document, applies: bool) -> Vec<Ruled> {
         let mut rules = Vec::new();
+        self.schedule(document, &mut rules);
         self.network(document, &mut rules);
         self.model(document, &mut rules);
         self.tools(document, &mut rules);
@@ -122,6 +125,20 @@ impl Call<'_> {
             }
         }
         rules
+    }
+
+    fn schedule(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let Some(active) = &document.active else {
+            return;
+        };
+        rules.push(ruled(
+            "schedule.active_hours",
+            &refusals(document, |check| check.schedule(self.now)),
+            true,
+            format!("calls may be made at {}", active.hours),
+            "call within these hours".to_string(),
+            "a call outside these hours".to_string(),
+        ));
     }
 
     fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
@@ -207,6 +224,7 @@ impl Call<'_> {
                 charge.account.unit == limit.unit
                     && charge.account.window == limit.window
                     && charge.account.level == limit.per
+                    && charge.account.tool == limit.tool
             });
             let takes = charge.map(|charge| amount(limit.unit, charge.amount));
             rules.push(ruled(
@@ -316,8 +334,12 @@ fn listed(names: &[impl AsRef<str>]) -> String {
 
 fn says(limit: &Limit) -> String {
     format!(
-        "at most {} per {} and {}",
+        "at most {}{} per {} and {}",
         amount(limit.unit, limit.amount),
+        limit
+            .tool
+            .as_ref()
+            .map_or(String::new(), |tool| format!(" that use `{tool}`")),
         limit.per.name(),
         super::window_name(&limit.window)
     )

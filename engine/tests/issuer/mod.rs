@@ -121,6 +121,7 @@ pub(crate) fn document(name: &str) -> Document {
     Document {
         name: name.to_string(),
         scope: Scope::Global,
+        active: None,
         hosts: None,
         no_network: false,
         models: Names::default(),
@@ -138,6 +139,7 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         per,
         unit,
         window: Window::Minute,
+        tool: None,
         amount,
         unknown_model: None,
     };

@@ -18,7 +18,7 @@ use tollgate_engine::{
     identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
     journal::{Batch, hmac},
     lease::{Answer, Grant, Request},
-    ledger::{Account, Window},
+    ledger::Account,
     time::Time,
 };
 
@@ -288,11 +288,12 @@ impl ControlPlane {
     }
 
     fn span(&self, account: &Account, start: i64) -> Option<(i64, i64)> {
-        match &account.window {
-            Window::Minute => Some((start, start + 60)),
-            window => decide::span_of(window, &self.payload.calendars, Time::from_secs(start))
-                .map(|span| (span.start, span.end)),
-        }
+        decide::span_of(
+            &account.window,
+            &self.payload.calendars,
+            Time::from_secs(start),
+        )
+        .map(|span| (span.start, span.end))
     }
 
     /// Records delivered since the last call.
@@ -306,12 +307,10 @@ impl ControlPlane {
             .settled
             .iter()
             .map(|(account, used)| {
-                let name = format!(
-                    "{}|{}|{}",
-                    account.level.name(),
-                    account.unit.name(),
-                    account.window
-                );
+                let entity = format!("{}:{}", account.level.name(), account.id);
+                let name = account
+                    .to_string()
+                    .replacen(&entity, account.level.name(), 1);
                 (name, *used)
             })
             .collect();
