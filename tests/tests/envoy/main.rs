@@ -8,4 +8,5 @@ mod calls;
 mod failures;
 mod scene;
 mod streams;
+mod upstream;
 mod watched;
