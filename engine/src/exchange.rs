@@ -319,7 +319,7 @@ impl Exchange {
                         .into_iter()
                         .filter(|name| {
                             let value = headers.only(name).ok().flatten();
-                            value.is_some_and(|value| value.ends_with(token))
+                            value.is_some_and(|value| holds(value, token))
                         })
                         .collect();
                 }
@@ -868,6 +868,11 @@ fn with_undo(step: Step, operations: Vec<CellOp>) -> Step {
         },
         other => other,
     }
+}
+
+/// Whether `part`, not empty, stands in `text`.
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
 fn driven_out_of_order() -> Reason {
