@@ -1,4 +1,4 @@
-//! Everything running together: a control plane, and an Envoy gate of one workspace in front of one upstream.
+//! Everything running together: a control plane, and a gate of one workspace, an Envoy or an edge worker, in front of one upstream.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::control_plane::{ControlPlane, Workspace};
 use crate::envoy::{self, Envoy, Origin};
+use crate::workerd::{self, Workerd};
 
 /// How long the gate may take to fetch its first bundle.
 const BUNDLE_DEADLINE: Duration = Duration::from_secs(30);
@@ -196,6 +197,121 @@ impl Plan {
         let mut envoy = Envoy::start(&run, &settings.render()?)?;
         envoy.wait_for_bundle(BUNDLE_DEADLINE)?;
         Ok(envoy)
+    }
+}
+
+/// What an edge worker in front of a control plane is started with.
+#[derive(Clone, Debug)]
+pub struct EdgePlan {
+    /// State and logs.
+    pub folder: PathBuf,
+    /// The `tollgate` command.
+    pub tollgate: PathBuf,
+    /// workerd.
+    pub workerd: PathBuf,
+    /// The worker's files.
+    pub worker: PathBuf,
+    /// Where calls go.
+    pub upstream: Upstream,
+    /// Where the gate listens.
+    pub gate: SocketAddr,
+    /// Where the control plane listens.
+    pub control_plane: SocketAddr,
+    /// Where cold isolates find their bundle.
+    pub bundles: Option<SocketAddr>,
+    /// Environment variables for control plane and workerd alike, such as a test's clock.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// The running whole with an edge worker as its gate. Dropping it ends every process.
+#[derive(Debug)]
+pub struct EdgeStack {
+    /// The gate.
+    pub gate: Workerd,
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// The gate's workspace.
+    pub workspace: Workspace,
+    plan: EdgePlan,
+}
+
+impl EdgeStack {
+    /// As [`Stack::start`].
+    ///
+    /// # Errors
+    /// When something does not come up; with the end of its log.
+    pub fn start(
+        mut plan: EdgePlan,
+        prepare: impl FnOnce(&ControlPlane) -> Result<Workspace>,
+    ) -> Result<Self> {
+        fs::create_dir_all(&plan.folder)
+            .with_context(|| format!("cannot create `{}`", plan.folder.display()))?;
+        let control_plane = plan.start_control_plane()?;
+        plan.control_plane = control_plane.address;
+        let workspace = prepare(&control_plane)?;
+        let gate = plan.start_gate(&workspace)?;
+        plan.gate = gate.listen;
+        Ok(Self {
+            gate,
+            control_plane,
+            workspace,
+            plan,
+        })
+    }
+
+    /// Kills the control plane and starts it again on the same state, or starts it when it is dead.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart_control_plane(&mut self) -> Result<()> {
+        self.control_plane.process.kill()?;
+        self.control_plane = self.plan.start_control_plane()?;
+        Ok(())
+    }
+
+    /// Kills workerd and starts it again on the same state, or starts it when it is dead.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart_gate(&mut self) -> Result<()> {
+        self.gate.process.kill()?;
+        self.gate = self.plan.start_gate(&self.workspace)?;
+        Ok(())
+    }
+}
+
+impl EdgePlan {
+    fn start_control_plane(&self) -> Result<ControlPlane> {
+        let mut command = Command::new(&self.tollgate);
+        command
+            .arg("serve")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        ControlPlane::start(
+            command,
+            &self.folder.join("data"),
+            self.control_plane,
+            &self.folder.join("control-plane.log"),
+        )
+    }
+
+    fn start_gate(&self, workspace: &Workspace) -> Result<Workerd> {
+        let mut gate = Workerd::start(&workerd::Run {
+            binary: self.workerd.clone(),
+            worker: self.worker.clone(),
+            folder: self.folder.clone(),
+            listen: self.gate,
+            gate: gate_settings(workspace, &self.upstream),
+            upstream: self.upstream.origin.clone(),
+            control_plane: self.control_plane.into(),
+            bundles: self.bundles,
+            environment: [
+                gate_secrets(workspace, &self.upstream),
+                self.environment.clone(),
+            ]
+            .concat(),
+        })?;
+        gate.wait_for_bundle(BUNDLE_DEADLINE)?;
+        Ok(gate)
     }
 }
 

@@ -5,7 +5,7 @@ mod rounds;
 pub use rounds::ROUND_MS;
 
 use crate::{
-    message::{Change, Heard, Line, Message, Refused, Want},
+    message::{Change, Heard, Line, Message, Refused},
     platform::{Platform, Unreachable},
     store::{self, BUNDLE, DROPPED, HOLDER, OPEN, RECORDS, Store, Unchanged, update},
 };
@@ -33,8 +33,8 @@ pub struct Keeper<P, S> {
     control_plane: String,
     gate: RefCell<Gate>,
     upkeep: RefCell<Upkeep>,
-    /// What the calls that wait for a lease want, by a number of their own.
-    waiting: RefCell<BTreeMap<u64, Vec<Want>>>,
+    /// The calls that wait for a lease, by a number of their own.
+    waiting: RefCell<BTreeMap<u64, rounds::Waiting>>,
     waited: Slot<u64>,
     /// When the control plane last said which bundle is to be run.
     confirmed: Slot<Option<Time>>,

@@ -6,8 +6,9 @@ use crate::{
     platform::{Platform, Request, RequestBody, within},
     store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, update},
 };
-use futures_util::{StreamExt as _, join};
-use std::{cell::Cell, collections::BTreeMap};
+use futures_channel::oneshot;
+use futures_util::{StreamExt as _, future::select, join};
+use std::{cell::Cell, collections::BTreeMap, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
     exchange::CellOp,
@@ -18,8 +19,10 @@ use tollgate_engine::{
     upkeep::{self, Delivery, Errand, Holder, Journal, Response},
 };
 
-/// Time between two looks at whether what somebody else asked for has come.
+/// Time between two looks at whether somebody else's question about the bundle has been answered.
 const PAUSE_MS: u32 = 5;
+/// A call that waits for a lease is woken by its answer. Should somebody else have got it who has the same store, it looks after this.
+const LEASE_PAUSE_MS: u32 = 50;
 /// Time between two rounds while there is something to do; also how often spending is reported while calls keep asking for leases.
 pub const ROUND_MS: i64 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
@@ -216,13 +219,14 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Comes back when `wants` can be reserved, when the control plane has said that there is no more, or at `deadline`.
     pub(super) async fn await_lease(&self, wants: Vec<Want>, deadline: Time) {
-        let _waits = Waits::new(self, &wants);
+        let waits = Waits::new(self, &wants);
         while self.platform.now() < deadline && !self.is_decided(&wants).await {
             let due = self.upkeep.borrow().leases_due(true, self.platform.now());
             if due {
                 self.ask_for_leases(true).await;
             } else {
-                self.platform.pause(PAUSE_MS).await;
+                let pause = self.platform.pause(LEASE_PAUSE_MS);
+                select(waits.answer(), pin!(pause)).await;
             }
         }
     }
@@ -294,12 +298,19 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         self.spoke.set(Some(now));
         let (status, body) = self.run(errand).await;
         self.take_leases(&holder, status, &body).await;
+        for waiting in self.waiting.borrow_mut().values_mut() {
+            if let Some(wake) = waiting.wake.take() {
+                // Who does not wait any more need not be woken.
+                let _ = wake.send(());
+            }
+        }
     }
 
     /// What the waiting calls want, each account and window once.
     fn wanted(&self) -> Vec<Want> {
         let mut wanted: BTreeMap<(Account, i64), Want> = BTreeMap::new();
-        for want in self.waiting.borrow().values().flatten() {
+        let waiting = self.waiting.borrow();
+        for want in waiting.values().flat_map(|waiting| &waiting.wants) {
             wanted
                 .entry((want.account.clone(), want.span.start))
                 .and_modify(|all| all.amount = all.amount.saturating_add(want.amount))
@@ -570,7 +581,13 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// A call that waits, among those that do.
+/// A call that waits for a lease.
+pub(super) struct Waiting {
+    wants: Vec<Want>,
+    wake: Option<oneshot::Sender<()>>,
+}
+
+/// Its place among those that do.
 struct Waits<'a, P, S> {
     keeper: &'a Keeper<P, S>,
     number: u64,
@@ -580,8 +597,21 @@ impl<P, S> Waits<'_, P, S> {
     fn new<'a>(keeper: &'a Keeper<P, S>, wants: &[Want]) -> Waits<'a, P, S> {
         let number = keeper.waited.get();
         keeper.waited.set(number.wrapping_add(1));
-        keeper.waiting.borrow_mut().insert(number, wants.to_vec());
+        let waiting = Waiting {
+            wants: wants.to_vec(),
+            wake: None,
+        };
+        keeper.waiting.borrow_mut().insert(number, waiting);
         Waits { keeper, number }
+    }
+
+    /// Comes back with the next answer to a lease request, good or bad.
+    fn answer(&self) -> oneshot::Receiver<()> {
+        let (wake, answer) = oneshot::channel();
+        if let Some(waiting) = self.keeper.waiting.borrow_mut().get_mut(&self.number) {
+            waiting.wake = Some(wake);
+        }
+        answer
     }
 }
 

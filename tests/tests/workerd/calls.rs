@@ -1,0 +1,235 @@
+//! Calls as agents make them.
+
+use std::io::{BufRead as _, BufReader};
+
+use serde_json::{Value, json};
+
+use crate::scene::{
+    self, PROVIDER_KEY, Scene, at_once, chat_body, client, wait_for, within_a_minute,
+};
+
+/// Everything that the reading of one call can meet.
+const POLICY: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: house
+spec:
+  scope: global
+  capabilities:
+    allow: ['model:gpt-5-mini']
+  budget:
+    per: agent
+    daily_limit_usd: 1
+";
+
+#[test]
+fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
+    let scene = Scene::start("allowed", POLICY);
+    let answer = scene.chat("four words are here", &[]);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let decision = answer.header("x-tollgate-decision").to_owned();
+    assert!(decision.starts_with("d-"), "{decision}");
+
+    let reached = scene.reached();
+    let [call] = reached.as_slice() else {
+        panic!("{reached:?}")
+    };
+    let keys: Vec<_> = call.header("authorization").collect();
+    assert_eq!(keys, [format!("Bearer {PROVIDER_KEY}")]);
+    assert!(!format!("{call:?}").contains(&scene.token));
+
+    let records = scene.records(1);
+    let record = &records[0];
+    // 4 words in at 250 nano-USD, 8 out at 2,000: 1,000 + 16,000.
+    assert_eq!(
+        (
+            &record["id"],
+            &record["outcome"],
+            &record["cost_nano_usd"],
+            &record["estimated"],
+            &record["end"],
+        ),
+        (
+            &json!(decision),
+            &json!("allow"),
+            &json!("17000"),
+            &json!(false),
+            &json!("complete"),
+        ),
+        "{record}"
+    );
+    wait_for("the spend in the ledger", || {
+        (scene.budget("|nano_usd|day@UTC")?["settled"] == "17000").then_some(())
+    });
+}
+
+#[test]
+fn a_denied_call_reaches_nobody() {
+    let scene = Scene::start("denied", POLICY);
+    let mut body = chat_body("hello");
+    body["model"] = "gpt-5".into();
+    let denied = scene.send("/v1/chat/completions", body.to_string().as_bytes(), &[]);
+    assert_eq!(denied.verdict(), (403, "capabilities.allow"));
+    assert_eq!(scene.reached(), []);
+    let records = scene.records(1);
+    assert_eq!(records[0]["end"], "answered_here", "{records:?}");
+}
+
+#[test]
+fn two_hundred_at_once_against_fifty_admit_fifty() {
+    let policy = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: cap
+spec:
+  scope: global
+  rate:
+    per: agent
+    requests_per_minute: 50
+";
+    let scene = Scene::start("burst", policy);
+    let body = chat_body("hello").to_string().into_bytes();
+    // A burst over the edge of a minute may rightly admit twice as many; the next one is not.
+    let served = within_a_minute(|| {
+        scene.provider.forget_requests();
+        let answers = at_once(200, || {
+            let request = scene.request("/v1/chat/completions", &[]);
+            request.body(body.clone()).unwrap()
+        });
+        let (served, denied): (Vec<_>, Vec<_>) =
+            answers.iter().partition(|answer| answer.status == 200);
+        for answer in denied {
+            assert_eq!(
+                answer.verdict(),
+                (429, "rate.requests_per_minute"),
+                "{}",
+                answer.body
+            );
+        }
+        (served.len(), scene.reached().len())
+    });
+    assert_eq!(served, (50, 50));
+    assert!(scene.records(200).len().is_multiple_of(200));
+}
+
+fn stream_body() -> Vec<u8> {
+    let mut body = chat_body("three short words");
+    body["stream"] = true.into();
+    body.to_string().into_bytes()
+}
+
+#[test]
+fn a_slow_stream_arrives_as_it_is_sent() {
+    let scene = Scene::start("slow", POLICY);
+    // 8 words, a role and an end, each two seconds after the one before: all of it takes longer than a test waits.
+    let knobs = [("x-stand-in-delay-ms", "2000")];
+    let request = scene
+        .request("/v1/chat/completions", &knobs)
+        .body(stream_body())
+        .unwrap();
+    let started = std::time::Instant::now();
+    let mut response = client().run(request).unwrap();
+    let mut lines = BufReader::new(response.body_mut().as_reader()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.starts_with("data: "), "{first}");
+    // The first event was sent after two seconds, the second after four.
+    assert!(
+        started.elapsed().as_millis() < 3_900,
+        "{:?}",
+        started.elapsed()
+    );
+    drop(lines);
+    drop(response);
+
+    // A caller who leaves in the middle pays for what it saw, once.
+    let records = scene.records(1);
+    let [record] = records.as_slice() else {
+        panic!("{records:?}")
+    };
+    assert_eq!(
+        (&record["estimated"], &record["end"]),
+        (&json!(true), &json!("client_left")),
+        "{record}"
+    );
+    let cost: u64 = record["cost_nano_usd"].as_str().unwrap().parse().unwrap();
+    let reserved: u64 = record["reserved_nano_usd"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(cost > 0 && cost <= reserved, "{record}");
+    wait_for("the ledger to have heard of it", || {
+        let budget = scene.budget("|nano_usd|day@UTC")?;
+        (budget["settled"] == json!(cost.to_string()) && budget["reserved"] == "0").then_some(())
+    });
+}
+
+#[test]
+fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
+    let scene = Scene::start("streams", POLICY);
+    let answer = scene.send(
+        "/v1/chat/completions",
+        &stream_body(),
+        &[("x-stand-in-split", "37")],
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    // The gate has asked for the usage, and taken it out again.
+    assert!(!answer.body.contains("prompt_tokens"), "{}", answer.body);
+    let reached = scene.reached();
+    let sent: Value = serde_json::from_str(&reached[0].body).unwrap();
+    assert_eq!(sent["stream_options"], json!({"include_usage": true}));
+    // 3 × 250 + 8 × 2,000.
+    let record = &scene.records(1)[0];
+    assert_eq!(record["cost_nano_usd"], "16750", "{record}");
+    assert_eq!(record["estimated"], false, "{record}");
+}
+
+#[test]
+fn a_stream_that_breaks_off_is_settled_on_an_estimate() {
+    let scene = Scene::start("broken", POLICY);
+    let knobs = [("x-stand-in-cut-after", "3"), ("x-stand-in-delay-ms", "10")];
+    let request = scene
+        .request("/v1/chat/completions", &knobs)
+        .body(stream_body())
+        .unwrap();
+    let mut response = client().run(request).unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.body_mut().read_to_vec().is_err());
+    let record = &scene.records(1)[0];
+    assert_eq!(
+        (&record["estimated"], &record["end"]),
+        (&json!(true), &json!("upstream_broken")),
+        "{record}"
+    );
+    assert_ne!(record["cost_nano_usd"], "0", "{record}");
+}
+
+#[test]
+fn a_body_over_the_cap_is_refused_before_it_has_come() {
+    let scene = Scene::start("cap", POLICY);
+    // 1 MiB is the cap. Declared, it is refused before anything of it is read…
+    let long = chat_body(&"x".repeat(1 << 20)).to_string();
+    let denied = scene.send("/v1/chat/completions", long.as_bytes(), &[]);
+    assert_eq!(denied.verdict(), (413, "request.body_too_large"));
+    // …undeclared, as soon as it is passed. This one would be 4 GiB.
+    let endless = std::io::Read::take(std::io::repeat(b' '), 4 << 30);
+    let request = scene
+        .request("/v1/chat/completions", &[])
+        .header("transfer-encoding", "chunked")
+        .body(ureq::SendBody::from_owned_reader(endless))
+        .unwrap();
+    // The client may see the connection closed under its upload, or the answer.
+    if let Ok(response) = client().run(request) {
+        assert_eq!(scene::read(response).status, 413);
+    }
+    assert_eq!(scene.reached(), []);
+    let records = scene.records(2);
+    assert!(
+        records.iter().all(|record| record["status"] == 413),
+        "{records:?}"
+    );
+    assert_eq!(scene.chat("hello", &[]).status, 200);
+}
