@@ -46,7 +46,7 @@ fn run() -> Result<bool> {
     if is_wanted("envoy") {
         hosts.push(Box::new(InEnvoy));
     }
-    let summary = corpus::run(&cases, &mut hosts);
+    let summary = corpus::run(&cases, &hosts);
     println!("{summary}");
     Ok(summary.differences == 0)
 }

@@ -44,7 +44,7 @@ impl Host for InWasmtime {
         None
     }
 
-    fn run(&mut self, case: &Case) -> Result<Vec<Seen>> {
+    fn run(&self, case: &Case) -> Result<Vec<Seen>> {
         let start = case.start()?;
         let mut control_plane = ControlPlane::new(case)?;
         let (settings, secrets) = super::control_plane::settings(case.upstream);

@@ -43,7 +43,7 @@ impl Host for InEnvoy {
             .map(|(_, why)| *why)
     }
 
-    fn run(&mut self, case: &Case) -> Result<Vec<Seen>> {
+    fn run(&self, case: &Case) -> Result<Vec<Seen>> {
         // Says what there is to wait for. Whether it came is judged by what was seen, like everywhere else.
         let awaited = Native.run(case)?;
         let scene = Scene::start(case)?;

@@ -13,10 +13,15 @@ pub mod wire;
 
 use anyhow::{Context as _, Result, bail};
 use case::{Case, Seen};
-use std::path::Path;
+use std::{
+    panic::resume_unwind,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
-/// A way to carry out a case.
-pub trait Host {
+/// A way to carry out a case; several at once.
+pub trait Host: Sync {
     /// The name given to `--host`.
     fn name(&self) -> &'static str;
 
@@ -24,7 +29,7 @@ pub trait Host {
     fn skips(&self, case: &Case) -> Option<&'static str>;
 
     /// Runs the script and tells what was seen, one per step.
-    fn run(&mut self, case: &Case) -> Result<Vec<Seen>>;
+    fn run(&self, case: &Case) -> Result<Vec<Seen>>;
 }
 
 /// How a run of the corpus went.
@@ -86,49 +91,85 @@ pub fn load(folder: &Path, filter: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Runs `cases` on `hosts`; prints every difference and every skip.
-pub fn run(cases: &[Case], hosts: &mut [Box<dyn Host>]) -> Summary {
+/// Cases run at the same time. A gate in Envoy spends most of a case waiting for its timers.
+const AT_ONCE: usize = 4;
+
+/// Runs `cases` on `hosts`; prints every difference and every skip, in the order of the cases.
+pub fn run(cases: &[Case], hosts: &[Box<dyn Host>]) -> Summary {
+    let next = AtomicUsize::new(0);
+    let run_some = || -> Vec<(usize, Findings)> {
+        std::iter::from_fn(|| {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            Some((index, compare(cases.get(index)?, hosts)))
+        })
+        .collect()
+    };
+    let mut findings: Vec<(usize, Findings)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(run_some)).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
+    findings.sort_by_key(|(index, _)| *index);
     let mut summary = Summary {
         cases: cases.len(),
         hosts: hosts.len(),
         ..Summary::default()
     };
-    for case in cases {
-        let mut reference: Option<(&'static str, Vec<Seen>)> = None;
-        for host in hosts.iter_mut() {
-            if let Some(why) = host.skips(case) {
-                println!("skipped: {} on {}: {why}", case.name, host.name());
-                summary.skipped += 1;
+    for (_, found) in findings {
+        for skip in &found.skips {
+            println!("skipped: {skip}");
+        }
+        for difference in &found.differences {
+            println!("difference: {difference}");
+        }
+        summary.skipped += found.skips.len();
+        summary.differences += found.differences.len();
+    }
+    summary
+}
+
+/// What there is to say of one case.
+#[derive(Debug, Default)]
+struct Findings {
+    skips: Vec<String>,
+    differences: Vec<String>,
+}
+
+/// Runs one case on all hosts, one after the other.
+fn compare(case: &Case, hosts: &[Box<dyn Host>]) -> Findings {
+    let mut found = Findings::default();
+    let mut reference: Option<(&'static str, Vec<Seen>)> = None;
+    for host in hosts {
+        let place = format!("{} on {}", case.name, host.name());
+        if let Some(why) = host.skips(case) {
+            found.skips.push(format!("{place}: {why}"));
+            continue;
+        }
+        let seen = match host.run(case) {
+            Ok(seen) => seen,
+            Err(error) => {
+                found.differences.push(format!("{place}: {error:#}"));
                 continue;
             }
-            let seen = match host.run(case) {
-                Ok(seen) => seen,
-                Err(error) => {
-                    println!("difference: {} on {}: {error:#}", case.name, host.name());
-                    summary.differences += 1;
-                    continue;
-                }
-            };
-            for complaint in case.judge(&seen) {
-                println!("difference: {} on {}: {complaint}", case.name, host.name());
-                summary.differences += 1;
-            }
-            match &reference {
-                None => reference = Some((host.name(), seen)),
-                Some((first, expected)) => {
-                    for complaint in disagreements(expected, &seen) {
-                        println!(
-                            "difference: {}: {} disagrees with {first}: {complaint}",
-                            case.name,
-                            host.name()
-                        );
-                        summary.differences += 1;
-                    }
-                }
+        };
+        let complaints = case.judge(&seen).into_iter();
+        found
+            .differences
+            .extend(complaints.map(|complaint| format!("{place}: {complaint}")));
+        match &reference {
+            None => reference = Some((host.name(), seen)),
+            Some((first, expected)) => {
+                let complaints = disagreements(expected, &seen).into_iter();
+                found.differences.extend(
+                    complaints
+                        .map(|complaint| format!("{place} disagrees with {first}: {complaint}")),
+                );
             }
         }
     }
-    summary
+    found
 }
 
 fn disagreements(expected: &[Seen], seen: &[Seen]) -> Vec<String> {

@@ -1,0 +1,69 @@
+//! Every case on every host, and that a difference does not go unseen.
+
+use anyhow::{Result, bail};
+use tollgate_tests::corpus::{
+    self, Host, Summary,
+    case::{Case, Seen},
+    component::InWasmtime,
+    envoy::InEnvoy,
+    native::Native,
+};
+
+fn cases(filter: &str) -> Vec<Case> {
+    corpus::load(&xtask::root().join("tests/corpus"), filter).unwrap()
+}
+
+#[test]
+fn all_hosts_agree_on_all_cases() {
+    let hosts: Vec<Box<dyn Host>> = vec![
+        Box::new(Native),
+        Box::new(InWasmtime::new().unwrap()),
+        Box::new(InEnvoy),
+    ];
+    let summary = corpus::run(&cases(""), &hosts);
+    assert_eq!(
+        (summary.differences, summary.skipped),
+        (0, 0),
+        "{summary}; see above"
+    );
+}
+
+/// A host that has one byte wrong, skips what it does not like, or falls over.
+struct Liar;
+
+impl Host for Liar {
+    fn name(&self) -> &'static str {
+        "liar"
+    }
+
+    fn skips(&self, case: &Case) -> Option<&'static str> {
+        (case.name == "rate/none_allowed").then_some("it is shy")
+    }
+
+    fn run(&self, case: &Case) -> Result<Vec<Seen>> {
+        if case.name == "rate/smallest_wins" {
+            bail!("it fell over");
+        }
+        let mut seen = Native.run(case)?;
+        if let Some(last) = seen.last_mut() {
+            last.content_type = Some("text/lies".to_owned());
+        }
+        Ok(seen)
+    }
+}
+
+#[test]
+fn a_host_that_disagrees_is_found_out() {
+    let cases = cases("rate/");
+    let summary = corpus::run(&cases, &[Box::new(Native), Box::new(Liar)]);
+    // Each case but the skipped one differs once: by a byte, or altogether.
+    assert_eq!(
+        summary,
+        Summary {
+            cases: cases.len(),
+            hosts: 2,
+            differences: cases.len() - 1,
+            skipped: 1
+        }
+    );
+}
