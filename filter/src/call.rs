@@ -72,7 +72,6 @@ impl Call {
             return;
         };
         let now = host::now();
-        self.worker.follow_bundle(now);
         let step = self.worker.with_gate(|gate| {
             if size > cap {
                 return Ok(exchange.body_over_cap(gate, now));

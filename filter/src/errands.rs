@@ -7,8 +7,8 @@
 use crate::{
     host,
     metrics::errand_name,
-    store::{self, Unchanged},
-    worker::Worker,
+    store,
+    worker::{GATHERED_RECORDS, Worker},
 };
 use proxy_wasm::types::{BufferType, LogLevel, MapType};
 use std::{
@@ -21,12 +21,15 @@ use tollgate_engine::{
     exchange::{CellOp, Want},
     facts::Headers,
     gate::Gate,
-    journal::MAX_BATCH_RECORDS,
+    journal::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS},
     lease::{Ask, MAX_ASKS},
-    ledger::{Account, Op, Refusal, Span},
+    ledger::{self, Account, Op, Refusal, Span},
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, Kind, Response, Upkeep},
 };
+
+/// What a record is taken to need of a batch.
+const MAX_RECORD_BYTES: usize = MAX_BATCH_BYTES / MAX_BATCH_RECORDS;
 
 /// How long records are gathered before they are sealed.
 const GATHER: Duration = Duration::from_millis(200);
@@ -45,7 +48,7 @@ pub(crate) struct Errands {
     in_flight: RefCell<BTreeMap<u32, Sent>>,
     leads: Cell<bool>,
     /// The batch that is to be delivered, when one is.
-    batch: RefCell<Option<Journal>>,
+    batch: RefCell<Option<Rc<Batch>>>,
     sealed: Cell<Option<Instant>>,
     reported: Cell<Option<Instant>>,
     spoke: Cell<Option<Instant>>,
@@ -57,7 +60,13 @@ pub(crate) struct Errands {
 enum Sent {
     Bundle,
     Leases(Rc<Holder>),
-    Journal(Rc<Holder>, Journal),
+    Journal(Rc<Holder>, Rc<Batch>),
+}
+
+/// A journal with a sealed batch in it, and its stored form.
+struct Batch {
+    journal: Journal,
+    stored: Vec<u8>,
 }
 
 impl Errands {
@@ -82,6 +91,7 @@ impl Worker {
     /// Everything that is due.
     pub(crate) fn tick(&self) {
         let now = host::now();
+        self.hand_over_records();
         self.follow_bundle(now);
         let holder = self.look_up_holder();
         let leads = self.store.lead(self.errands.id, now);
@@ -159,7 +169,7 @@ impl Worker {
             Sent::Bundle => self.take_bundle(response, now, entropy),
             Sent::Leases(holder) => self.take_leases(&holder, response, now, entropy),
             Sent::Journal(holder, batch) => {
-                self.take_receipt(&holder, batch, response, now, entropy);
+                self.take_receipt(&holder, &batch, response, now, entropy);
             }
         }
     }
@@ -177,8 +187,6 @@ impl Worker {
 
     fn fetch_bundle(&self, now: Time) {
         let errand = self.with_gate(|gate| {
-            let revision = i64::try_from(gate.bundle().revision()).unwrap_or(i64::MAX);
-            self.metrics.bundle_revision.record(revision);
             if let Some(payload) = gate.bundle().payload() {
                 let age = now.secs().saturating_sub(payload.issued_at);
                 self.metrics.bundle_age_seconds.record(age);
@@ -201,13 +209,10 @@ impl Worker {
         };
         // A leader of meanwhile may have stored a newer one, which this must not replace.
         self.follow_bundle(now);
-        let stored = self.install(envelope, now).is_ok() && {
-            let version = self.with_gate(|gate| gate.bundle().etag().unwrap_or_default());
-            // The bundle before its name: who sees the name finds the bundle.
-            host::set_shared(&self.store.bundle, envelope, 0).is_ok()
-                && host::set_shared(&self.store.version, version.as_bytes(), 0).is_ok()
-        };
-        if !stored {
+        if !self
+            .install(envelope, now)
+            .is_ok_and(|()| self.share_bundle(envelope))
+        {
             upkeep.borrow_mut().bundle_refused(now, entropy);
         }
     }
@@ -325,7 +330,7 @@ impl Worker {
             account: account.clone(),
             op: Op::Ask { span },
         };
-        let cell = self.store.apply(holder, &change, now).ok()?;
+        let cell = ledger::Cell::decode(&self.store.apply(holder, &change, now).ok()?);
         let slot = cell.slot(span.start)?;
         Some(upkeep::ask_for(account, slot, wanted, needed))
     }
@@ -363,12 +368,12 @@ impl Worker {
         };
         if errands.batch.borrow().is_none() {
             let batch = self.with_gate(|gate| self.next_batch(gate, &holder, now));
-            *errands.batch.borrow_mut() = batch;
+            *errands.batch.borrow_mut() = batch.map(Rc::new);
         }
         let due = errands.batch.borrow().as_ref().and_then(|batch| {
             let mut upkeep = errands.upkeep.borrow_mut();
-            let errand = self.with_gate(|gate| upkeep.next_journal(gate, batch, now))?;
-            Some((errand, batch.clone()))
+            let errand = self.with_gate(|gate| upkeep.next_journal(gate, &batch.journal, now))?;
+            Some((errand, Rc::clone(batch)))
         });
         if let Some((errand, batch)) = due {
             self.send(&errand, Sent::Journal(holder, batch));
@@ -376,7 +381,7 @@ impl Worker {
     }
 
     /// The batch to deliver: one that was left undelivered, else a new one of what has gathered. It is in the store before it is given out.
-    fn next_batch(&self, gate: &Gate, holder: &Holder, now: Time) -> Option<Journal> {
+    fn next_batch(&self, gate: &Gate, holder: &Holder, now: Time) -> Option<Batch> {
         let key = self.store.journal(holder);
         let current = |stored: Option<&[u8]>| -> Journal {
             let mut journal = stored
@@ -393,7 +398,7 @@ impl Worker {
             Vec::new()
         };
         let dropped = self.metrics.journal_unreported.value();
-        let mut sealed = false;
+        let (mut sealed, mut kept) = (false, None);
         let stored = store::update(&key, |old| {
             let mut journal = current(old);
             sealed = journal.is_idle() && !records.is_empty();
@@ -403,20 +408,18 @@ impl Worker {
             if journal.is_idle() {
                 return Err(());
             }
-            Ok(journal.encode())
+            Ok(kept.insert(journal).encode())
         });
         if sealed && stored.is_ok() {
             let reported = i64::try_from(dropped).unwrap_or(i64::MAX);
             self.metrics.journal_unreported.add(-reported);
         } else {
-            for record in &records {
-                self.record(record);
-            }
+            self.put_back(&records);
         }
-        match stored {
-            Ok(stored) => Journal::decode(&stored),
-            Err(Unchanged::Refused(()) | Unchanged::Store) => None,
-        }
+        Some(Batch {
+            journal: kept?,
+            stored: stored.ok()?,
+        })
     }
 
     /// The records to seal, when it is time to.
@@ -433,14 +436,18 @@ impl Worker {
         }
         let queue = self.records()?;
         let (mut records, mut bytes) = (Vec::new(), 0);
-        while upkeep::batch_has_room(records.len(), bytes) {
-            let Ok(Some(record)) = host::dequeue(queue) else {
+        // As long as there is room for one more piece.
+        while upkeep::batch_has_room(
+            records.len() + GATHERED_RECORDS,
+            bytes + GATHERED_RECORDS * MAX_RECORD_BYTES,
+        ) {
+            let Ok(Some(piece)) = host::dequeue(queue) else {
                 break;
             };
-            backlog.add(-1);
-            bytes += record.len();
-            records.push(record);
+            bytes += piece.len();
+            records.extend(piece.split(|byte| *byte == b'\n').map(<[u8]>::to_vec));
         }
+        backlog.add(-i64::try_from(records.len()).unwrap_or(i64::MAX));
         if records.is_empty() {
             return None;
         }
@@ -448,16 +455,29 @@ impl Worker {
         Some(records)
     }
 
+    /// Another leader has sealed a batch meanwhile, or nothing could be stored.
+    fn put_back(&self, records: &[Vec<u8>]) {
+        let Some(queue) = self.records() else { return };
+        for piece in records.chunks(GATHERED_RECORDS) {
+            self.metrics
+                .journal_backlog
+                .add(i64::try_from(piece.len()).unwrap_or(0));
+            if host::enqueue(queue, &piece.join(&b'\n')).is_err() {
+                self.metrics.host_errors.add(1);
+            }
+        }
+    }
+
     fn take_receipt(
         &self,
         holder: &Holder,
-        sent: Journal,
+        sent: &Batch,
         response: Response<'_>,
         now: Time,
         entropy: u64,
     ) {
         let key = self.store.journal(holder);
-        let mut after = sent.clone();
+        let mut after = sent.journal.clone();
         let delivery = self
             .errands
             .upkeep
@@ -465,17 +485,17 @@ impl Worker {
             .journal_answered(&mut after, response, now, entropy);
         match delivery {
             Delivery::Acknowledged => {
-                let before = sent.encode();
                 // Another leader may be one batch further already; what is in the store then is not ours to clear.
                 let _ = store::update(&key, |old| {
-                    if old == Some(before.as_slice()) {
+                    if old == Some(sent.stored.as_slice()) {
                         Ok(after.encode())
                     } else {
                         Err(())
                     }
                 });
                 // Header and seal are lines too.
-                let lines = sent.pending.iter().filter(|byte| **byte == b'\n').count();
+                let pending = &sent.journal.pending;
+                let lines = pending.iter().filter(|byte| **byte == b'\n').count();
                 let records = i64::try_from(lines.saturating_sub(2)).unwrap_or(0);
                 self.metrics.journal_delivered.add(records);
                 *self.errands.batch.borrow_mut() = None;
@@ -486,7 +506,7 @@ impl Worker {
             Delivery::Later => self.failed(Kind::Journal, response.status),
             Delivery::Refused => {
                 self.failed(Kind::Journal, response.status);
-                self.start_afresh(holder, sent);
+                self.start_afresh(holder, sent.journal.clone());
                 *self.errands.batch.borrow_mut() = None;
             }
         }

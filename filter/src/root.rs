@@ -74,6 +74,14 @@ impl Context for Root {
             worker.answered(token, body_size);
         }
     }
+
+    /// Envoy has taken in another configuration, or ends.
+    fn on_done(&mut self) -> bool {
+        if let Some(worker) = &self.worker {
+            worker.hand_over_records();
+        }
+        true
+    }
 }
 
 impl RootContext for Root {

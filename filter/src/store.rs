@@ -54,10 +54,8 @@ pub(crate) fn read(key: &str) -> Option<Vec<u8>> {
 #[derive(Debug)]
 pub(crate) struct Store {
     prefix: String,
-    /// The running bundle's envelope.
+    /// The newest bundle's envelope.
     pub(crate) bundle: String,
-    /// Its entity tag: small, so that every call can look whether it runs the newest.
-    pub(crate) version: String,
     /// The records that wait for the journal; a queue.
     pub(crate) records: String,
     holder: String,
@@ -70,7 +68,6 @@ impl Store {
         let key = |name: &str| format!("{prefix}{name}");
         Store {
             bundle: key("bundle"),
-            version: key("bundle.version"),
             records: key("records"),
             holder: key("holder"),
             leader: key("leader"),
@@ -135,7 +132,8 @@ impl Store {
 
     // Cells are a holder's own: a new name has been leased nothing yet.
     fn cell_key(&self, holder: &Holder, account: &Account) -> String {
-        format!("{}{} {}", self.prefix, holder.id, account.cell_key())
+        let cell = account.cell_key();
+        [self.prefix.as_str(), &holder.id, " ", &cell].concat()
     }
 
     /// A holder's cell of an account.
@@ -145,17 +143,16 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// Applies one change to one cell. A cell that cannot be written counts as one that somebody else is busy with.
+    /// Applies one change to one cell and gives its new byte form. A cell that cannot be written counts as one that somebody else is busy with.
     pub(crate) fn apply(
         &self,
         holder: &Holder,
         change: &CellOp,
         now: Time,
-    ) -> Result<Cell, Refusal> {
+    ) -> Result<Vec<u8>, Refusal> {
         update(&self.cell_key(holder, &change.account), |old| {
             change.op.apply(old, now)
         })
-        .map(|cell| Cell::decode(&cell))
         .map_err(|unchanged| match unchanged {
             Unchanged::Refused(refusal) => refusal,
             Unchanged::Store => Refusal::AlreadyAsked,

@@ -23,6 +23,18 @@ use tollgate_engine::{
 /// At 1,000 calls a second, a minute without the control plane.
 const MAX_BACKLOG: u64 = 65_536;
 
+/// Records that a VM gathers at most before it hands them over; it does so at every tick anyway. Each handing over wakes another thread, which
+/// costs more than all else about a record. What has gathered is lost with the VM, as the records of the calls under way in it are.
+pub(crate) const GATHERED_RECORDS: usize = 32;
+
+/// Records on their way to the queue.
+#[derive(Default)]
+struct Gathering {
+    /// Each a line, without the last line's end.
+    lines: Vec<u8>,
+    records: usize,
+}
+
 /// Ticks while calls wait for a lease that another worker has asked for; milliseconds.
 const WAITING_TICK_MS: u32 = 10;
 /// The tick that asks for a lease. What a stream asks itself ends with the stream, and its root can only act in a callback of its own; what
@@ -36,8 +48,9 @@ pub(crate) struct Worker {
     pub(crate) metrics: Metrics,
     pub(crate) errands: Errands,
     holder: RefCell<Option<Rc<Holder>>>,
-    /// The bundle version last looked at, installed or refused.
-    version: RefCell<Vec<u8>>,
+    /// Of the bundle last looked at, installed or refused.
+    seen_revision: Cell<u64>,
+    gathering: RefCell<Gathering>,
     records: Cell<Option<u32>>,
     waiting: RefCell<BTreeMap<u32, Rc<RefCell<Call>>>>,
     tick_ms: Cell<u32>,
@@ -58,7 +71,8 @@ impl Worker {
             metrics: Metrics::new(),
             errands: Errands::new(id, control_plane_cluster, control_plane_authority),
             holder: RefCell::default(),
-            version: RefCell::default(),
+            seen_revision: Cell::default(),
+            gathering: RefCell::default(),
             records: Cell::default(),
             waiting: RefCell::default(),
             tick_ms: Cell::new(TICK_MS),
@@ -70,20 +84,30 @@ impl Worker {
         use_it(&mut self.gate.borrow_mut())
     }
 
-    /// Runs the newest bundle that any worker has stored. Called before every decision; unless there is a new one it costs one look at a
-    /// small value.
+    /// Runs the newest bundle that any worker has stored. Called before every decision, so that all workers go over to it at once.
     pub(crate) fn follow_bundle(&self, now: Time) {
-        let Some(version) = store::read(&self.store.version) else {
-            return;
-        };
-        if *self.version.borrow() == version {
+        let revision = self.metrics.bundle_revision.value();
+        if self.seen_revision.get() == revision {
             return;
         }
         if let Some(envelope) = store::read(&self.store.bundle) {
-            // A refusal is counted; it is not looked at again until there is another version.
+            // A refusal is counted; it is not looked at again until there is another revision.
             let _ = self.install(&envelope, now);
         }
-        *self.version.borrow_mut() = version;
+        self.seen_revision.set(revision);
+    }
+
+    /// Has all workers run the bundle that was just installed here.
+    pub(crate) fn share_bundle(&self, envelope: &[u8]) -> bool {
+        // The bundle before its number: who sees the number finds the bundle.
+        let stored = host::set_shared(&self.store.bundle, envelope, 0).is_ok();
+        if stored {
+            let revision = self.with_gate(|gate| gate.bundle().revision());
+            self.seen_revision.set(revision);
+            let shown = i64::try_from(revision).unwrap_or(i64::MAX);
+            self.metrics.bundle_revision.record(shown);
+        }
+        stored
     }
 
     /// Has the gate verify and run a bundle.
@@ -146,23 +170,42 @@ impl Worker {
         }
     }
 
-    /// Hands a record to whoever seals the journal. It goes into shared data at once, so a crash of this VM does not lose it.
+    /// Takes a record for the journal.
     pub(crate) fn record(&self, record: &[u8]) {
+        let mut gathering = self.gathering.borrow_mut();
+        if gathering.records > 0 {
+            gathering.lines.push(b'\n');
+        }
+        gathering.lines.extend_from_slice(record);
+        gathering.records += 1;
+        if gathering.records >= GATHERED_RECORDS {
+            drop(gathering);
+            self.hand_over_records();
+        }
+    }
+
+    /// Hands what has gathered to whoever seals the journal, in one piece. From then on a crash of this VM cannot lose it.
+    pub(crate) fn hand_over_records(&self) {
+        let Gathering { lines, records } = mem::take(&mut *self.gathering.borrow_mut());
+        if records == 0 {
+            return;
+        }
+        let count = i64::try_from(records).unwrap_or(i64::MAX);
         let metrics = &self.metrics;
         if metrics.journal_backlog.value() < MAX_BACKLOG {
-            // Before the record itself, so that whoever takes it out cannot count below zero.
-            metrics.journal_backlog.add(1);
+            // Before the records themselves, so that whoever takes them out cannot count below zero.
+            metrics.journal_backlog.add(count);
             if self
                 .records()
-                .is_some_and(|queue| host::enqueue(queue, record).is_ok())
+                .is_some_and(|queue| host::enqueue(queue, &lines).is_ok())
             {
-                metrics.journal_enqueued.add(1);
+                metrics.journal_enqueued.add(count);
                 return;
             }
-            metrics.journal_backlog.add(-1);
+            metrics.journal_backlog.add(-count);
         }
-        metrics.journal_dropped.add(1);
-        metrics.journal_unreported.add(1);
+        metrics.journal_dropped.add(count);
+        metrics.journal_unreported.add(count);
     }
 
     /// The queue of records.

@@ -133,13 +133,14 @@ impl Scene {
             .unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// All records, oldest first, once there are this many.
+    /// All records, by the time their calls began, once there are this many. (The journal has them worker by worker.)
     pub(crate) fn records(&self, count: usize) -> Vec<Value> {
         wait_for("the records", || {
             let answer = self.ask("audit?limit=1000");
-            let records = answer["records"].as_array()?;
-            let records = records.iter().map(|entry| entry["record"].clone());
-            Some(records.collect::<Vec<_>>()).filter(|records| records.len() >= count)
+            let entries = answer["records"].as_array()?.iter();
+            let mut records: Vec<_> = entries.map(|entry| entry["record"].clone()).collect();
+            records.sort_by_key(|record| record["at_ms"].as_i64());
+            Some(records).filter(|records| records.len() >= count)
         })
     }
 
