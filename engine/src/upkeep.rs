@@ -204,7 +204,11 @@ struct Lane {
 
 impl Lane {
     fn is_due(&self, now: Time) -> bool {
-        self.due <= now && self.busy_until.is_none_or(|until| until <= now)
+        reached(self.due, now) && self.is_free(now)
+    }
+
+    fn is_free(&self, now: Time) -> bool {
+        self.busy_until.is_none_or(|until| reached(until, now))
     }
 
     fn start(&mut self, timeout_ms: i64, now: Time) {
@@ -233,6 +237,12 @@ impl Lane {
             failures: self.failures.saturating_add(1),
         };
     }
+}
+
+/// Whether `at` has come. Nothing is put off longer than a bundle request lasts; what lies twice as far ahead was set before the clock was set
+/// back, and is not waited for.
+fn reached(at: Time, now: Time) -> bool {
+    at <= now || now.plus_millis(2 * BUNDLE_TIMEOUT_MS) < at
 }
 
 /// The errands of one gate. Lives in memory; losing it costs nothing but a repeated request.
@@ -340,7 +350,7 @@ impl Upkeep {
     /// its cells and sends [`lease_request`]. `urgent` while calls wait.
     pub fn leases_due(&self, urgent: bool, now: Time) -> bool {
         if urgent && self.leases.failures == 0 {
-            return self.leases.busy_until.is_none_or(|until| until <= now);
+            return self.leases.is_free(now);
         }
         self.leases.is_due(now)
     }
