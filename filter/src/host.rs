@@ -181,19 +181,19 @@ pub(crate) fn pairs(map: &[u8]) -> Result<Vec<Pair<'_>>, Status> {
         let (count, rest) = map.split_first_chunk::<4>()?;
         let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
         let (sizes, mut text) = rest.split_at_checked(count.checked_mul(8)?)?;
-        let (sizes, _) = sizes.as_chunks::<4>();
         let mut next = |size: &[u8; 4]| {
             let (item, rest) =
                 text.split_at_checked(usize::try_from(u32::from_le_bytes(*size)).ok()?)?;
             text = rest.get(1..)?;
             Some(item)
         };
-        sizes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|[name, value]| Some((next(name)?, next(value)?)))
-            .collect()
+        let (sizes, _) = sizes.as_chunks::<4>();
+        let (sizes, _) = sizes.as_chunks::<2>();
+        let mut pairs = Vec::with_capacity(sizes.len());
+        for [name, value] in sizes {
+            pairs.push((next(name)?, next(value)?));
+        }
+        Some(pairs)
     }
     if map.is_empty() {
         return Ok(Vec::new());

@@ -61,9 +61,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    /// The gauges are those of one gate, and steer it: an Envoy may have several.
+    pub(crate) fn new(workspace: &str, channel: &str) -> Metrics {
         let counter = |name| Metric::new(MetricType::Counter, name);
-        let gauge = |name| Metric::new(MetricType::Gauge, name);
+        let gauge = |name| {
+            let name = format!("{name}.workspace.{workspace}.channel.{channel}");
+            Metric::new(MetricType::Gauge, &name)
+        };
         Metrics {
             decisions: RefCell::default(),
             decide_us: Metric::new(MetricType::Histogram, "tollgate_decide_us"),

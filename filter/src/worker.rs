@@ -64,11 +64,12 @@ impl Worker {
         control_plane_cluster: String,
         control_plane_authority: String,
     ) -> Worker {
+        let (workspace, channel) = (&gate.config.workspace, &gate.config.channel);
         Worker {
             root,
-            store: Store::new(&gate.config.workspace, &gate.config.channel),
+            store: Store::new(workspace, channel),
+            metrics: Metrics::new(workspace, channel),
             gate: RefCell::new(gate),
-            metrics: Metrics::new(),
             errands: Errands::new(id, control_plane_cluster, control_plane_authority),
             holder: RefCell::default(),
             seen_revision: Cell::default(),

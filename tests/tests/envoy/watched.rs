@@ -42,16 +42,20 @@ spec:
         (shown("tollgate_journal_delivered{} 2") && shown("tollgate_decide_us_count{} 2"))
             .then_some(ours)
     });
+    let workspace = &scene.stack.workspace.id;
+    let gauge = |name: &str, value: u64| {
+        format!(r#"{name}{{workspace="{workspace}",channel="default"}} {value}"#)
+    };
     for line in [
         r#"tollgate_decisions{outcome="allow",cause="none"} 1"#,
         r#"tollgate_decisions{outcome="deny",cause="policy"} 1"#,
-        "tollgate_bundle_revision{} ",
-        "tollgate_bundle_age_seconds{} ",
-        "tollgate_lease_accounts{} 1",
-        "tollgate_leases_live{} 1",
+        "tollgate_bundle_revision{",
+        "tollgate_bundle_age_seconds{",
+        &gauge("tollgate_lease_accounts", 1),
+        &gauge("tollgate_leases_live", 1),
         "tollgate_journal_enqueued{} 2",
         "tollgate_journal_dropped{} 0",
-        "tollgate_journal_backlog{} 0",
+        &gauge("tollgate_journal_backlog", 0),
         "tollgate_uninspected{} 0",
         "tollgate_estimated{} 0",
         "tollgate_host_errors{} 0",
