@@ -191,6 +191,7 @@ fn in_words(explained: &Explained<'_>) -> String {
             let verdict = match rule.verdict {
                 Verdict::Passes => "passes ",
                 Verdict::Refuses => "refuses",
+                Verdict::Holds => "holds  ",
                 Verdict::Silent => "silent ",
             };
             out += &format!("  {verdict}  {}: {}\n", rule.rule, rule.says);
@@ -206,7 +207,7 @@ fn in_words(explained: &Explained<'_>) -> String {
             .map(|(met, rule)| format!("  {} ({}): {}\n", rule.rule, met.document, rule.otherwise))
             .collect()
     };
-    let refusing = ruled(&[Verdict::Refuses]);
+    let refusing = ruled(&[Verdict::Refuses, Verdict::Holds]);
     let turns = ruled(&[Verdict::Passes, Verdict::Silent]);
     if !refusing.is_empty() {
         out += "\nto let it pass, all of these:\n";

@@ -213,7 +213,7 @@ fn differences(
     )?;
     for met in decided.exchange.explain(&decided.gate, now) {
         for rule in met.rules {
-            let refused = rule.verdict == Verdict::Refuses;
+            let refused = matches!(rule.verdict, Verdict::Refuses | Verdict::Holds);
             *coverage
                 .0
                 .entry(format!("{} @ {}", rule.rule, met.document))

@@ -5,6 +5,7 @@
 
 use crate::{
     bytes::Digest,
+    condition::Program,
     envelope::{self, OpenError, PublicKey},
     ledger::{Span, Unit, Window},
     price::{Price, PriceTable},
@@ -88,6 +89,9 @@ pub struct Document {
     /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
+    /// Tools with `tools.<name>.requires_approval_if`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// Budgets and rates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
@@ -183,6 +187,16 @@ impl ActiveHours {
             .min()
             .map(Time::from_secs)
     }
+}
+
+/// A tool whose use somebody must approve where a condition holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approval {
+    /// The tool's name as its author wrote it; case does not matter.
+    pub tool: String,
+    /// When.
+    pub condition: Program,
 }
 
 /// A host, or every host below one. Lower-case ASCII without a trailing dot.

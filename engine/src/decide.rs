@@ -1,7 +1,7 @@
 //! The decision: one function over values.
 //!
-//! The order of checks is fixed here and nowhere else: schedule → network → capability, model, tool → data → rate → budget. (Identity comes
-//! before, in [`crate::exchange`]: who is not known cannot be judged. Pause and approval have their places between and are not built yet.)
+//! The order of checks is fixed here and nowhere else: schedule → network → capability, model, tool → data → approval → rate → budget.
+//! (Identity comes before, in [`crate::exchange`]: who is not known cannot be judged. Pause has its place behind it and is not built yet.)
 //! Every reason is collected; the most restrictive outcome wins.
 
 mod explain;
@@ -10,8 +10,10 @@ pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
     bundle::{Calendar, Document, Level, Limit, Payload, Scope},
+    condition,
     facts::{Facts, Head, Route},
     identity::Caller,
+    json,
     ledger::{Account, Span, Unit, Window},
     price::{self, Price},
     scan::Hits,
@@ -47,6 +49,8 @@ pub enum Cause {
     Identity,
     /// A rule forbids it.
     Policy,
+    /// Somebody must approve it first.
+    Approval,
     /// Too many calls for now.
     Rate,
     /// The budget is used up.
@@ -65,6 +69,7 @@ impl Cause {
         match self {
             Cause::Identity => "identity",
             Cause::Policy => "policy",
+            Cause::Approval => "approval",
             Cause::Rate => "rate",
             Cause::Budget => "budget",
             Cause::Malformed => "malformed",
@@ -73,11 +78,25 @@ impl Cause {
         }
     }
 
+    /// What it makes of a call.
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Cause::Approval => Outcome::Hold,
+            Cause::Identity
+            | Cause::Policy
+            | Cause::Rate
+            | Cause::Budget
+            | Cause::Malformed
+            | Cause::TooLarge
+            | Cause::Unavailable => Outcome::Deny,
+        }
+    }
+
     /// HTTP status of a denial (RFC 9110 §15, RFC 6585 §4).
     pub const fn status(self) -> u16 {
         match self {
             Cause::Identity => 401,
-            Cause::Policy => 403,
+            Cause::Policy | Cause::Approval => 403,
             Cause::Rate | Cause::Budget => 429,
             Cause::Malformed => 400,
             Cause::TooLarge => 413,
@@ -187,10 +206,11 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// A denial for these reasons.
-    pub fn deny(reasons: Vec<Reason>) -> Decision {
+    /// What these reasons, not none, make of a call: the most restrictive of them decides.
+    pub fn against(reasons: Vec<Reason>) -> Decision {
+        let outcomes = reasons.iter().map(|reason| reason.cause.outcome());
         Decision {
-            outcome: Outcome::Deny,
+            outcome: outcomes.max().unwrap_or(Outcome::Deny),
             reasons,
             ..Decision::default()
         }
@@ -212,12 +232,13 @@ pub fn decide(
         .iter()
         .any(|document| covers(&document.scope, caller))
     {
-        return Decision::deny(Vec::from([Reason::of_gate(
+        return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
             "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
+    let estimate = worst_case(payload, facts);
     let mut reasons = Vec::new();
     for document in applicable(payload, caller, facts) {
         let mut check = Check {
@@ -229,16 +250,46 @@ pub fn decide(
         check.model(facts);
         check.tools(facts);
         check.data(patterns, hits);
+        check.approval(caller, head, facts, estimate, now);
     }
     let mut decision = Decision::default();
     limits(payload, caller, facts, now, &mut decision, &mut reasons);
     if !reasons.is_empty() {
         return Decision {
             worst_case_nano_usd: decision.worst_case_nano_usd,
-            ..Decision::deny(reasons)
+            ..Decision::against(reasons)
         };
     }
     decision
+}
+
+/// What a call may cost at most, in nano-USD; `None` where that cannot be known. What generates nothing costs nothing.
+fn worst_case(payload: &Payload, facts: &Facts) -> Option<u64> {
+    match facts.route {
+        Route::Llm(_) => {
+            let price = price_of(payload, facts)?;
+            let output = most_output(payload, facts)?;
+            Some(price::worst_case(
+                facts.said.prompt_tokens_bound,
+                output,
+                price,
+            ))
+        }
+        Route::LlmUnknown => None,
+        Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
+    }
+}
+
+fn price_of<'p>(payload: &'p Payload, facts: &Facts) -> Option<&'p Price> {
+    payload.prices.find(facts.said.model.as_deref()?)
+}
+
+/// Most tokens a call can make a model put out, all answers together.
+fn most_output(payload: &Payload, facts: &Facts) -> Option<u64> {
+    let said = &facts.said;
+    said.max_output_tokens
+        .or_else(|| price_of(payload, facts)?.max_output_tokens)
+        .map(|tokens| tokens.saturating_mul(said.answers))
 }
 
 /// The documents that apply to a call, broadest scope first.
@@ -275,11 +326,15 @@ struct Check<'c> {
 
 impl Check<'_> {
     fn refuse(&mut self, rule: impl Into<Cow<'static, str>>, message: String) {
+        self.object(Cause::Policy, rule.into(), message);
+    }
+
+    fn object(&mut self, cause: Cause, rule: Cow<'static, str>, message: String) {
         self.reasons.push(Reason {
-            rule: rule.into(),
+            rule,
             document: Some(self.document.name.clone()),
             message: message.into(),
-            cause: Cause::Policy,
+            cause,
         });
     }
 
@@ -370,6 +425,12 @@ impl Check<'_> {
     }
 
     fn data(&mut self, patterns: &[String], hits: &Hits) {
+        if hits.is_unfinished() && !self.document.patterns.is_empty() {
+            self.refuse(
+                "data.unsearchable",
+                "searching the content for sensitive patterns takes more effort than a gate spends on one call".to_string(),
+            );
+        }
         for (index, pattern) in self.document.patterns.iter().enumerate() {
             let found = patterns.binary_search(pattern).is_ok_and(|id| hits.has(id));
             if found {
@@ -378,6 +439,48 @@ impl Check<'_> {
                     "the content matches a sensitive pattern".to_string(),
                 );
             }
+        }
+    }
+}
+
+impl Check<'_> {
+    /// A tool that is called has arguments; one that is only offered may be called with any, so what depends on them cannot be known.
+    fn approval(
+        &mut self,
+        caller: &Caller,
+        head: &Head,
+        facts: &Facts,
+        cost_nano_usd: Option<u64>,
+        now: Time,
+    ) {
+        for approval in &self.document.approvals {
+            let is_it = |used: &&str| used.eq_ignore_ascii_case(&approval.tool);
+            let Some(tool) = facts.tools().find(is_it) else {
+                continue;
+            };
+            let called = facts.said.mcp_tool.as_deref().filter(is_it).is_some();
+            let arguments = facts.said.mcp_arguments.as_ref().filter(|_| called);
+            let parsed =
+                arguments.and_then(|arguments| json::parse(arguments.json().as_bytes()).ok());
+            let holds = approval.condition.holds(&condition::Call {
+                caller,
+                head,
+                facts,
+                tool,
+                args: parsed.as_ref().map(json::Document::root),
+                cost_nano_usd,
+                now,
+            });
+            let tool = shown(&approval.tool);
+            let message = match holds {
+                Ok(false) => continue,
+                Ok(true) => format!("the use of the tool `{tool}` needs approval"),
+                Err(why) => format!(
+                    "whether the use of the tool `{tool}` needs approval cannot be known, so it does: {why}"
+                ),
+            };
+            let rule = format!("tools.{}.requires_approval_if", approval.tool);
+            self.object(Cause::Approval, rule.into(), message);
         }
     }
 }
@@ -414,17 +517,10 @@ fn limits(
     reasons: &mut Vec<Reason>,
 ) {
     let said = &facts.said;
-    let known = said
-        .model
-        .as_deref()
-        .and_then(|model| payload.prices.find(model));
-    let output = said
-        .max_output_tokens
-        .or(known.and_then(|price| price.max_output_tokens))
-        .map(|tokens| tokens.saturating_mul(said.answers));
-    if let (Route::Llm(_), Some(price), Some(output)) = (facts.route, known, output) {
-        decision.worst_case_nano_usd =
-            Some(price::worst_case(said.prompt_tokens_bound, output, price));
+    let known = price_of(payload, facts);
+    let output = most_output(payload, facts);
+    if let Route::Llm(_) = facts.route {
+        decision.worst_case_nano_usd = worst_case(payload, facts);
     }
     // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
     let unknown = dearest_unknown(payload, caller);

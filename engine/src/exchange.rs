@@ -411,9 +411,12 @@ impl Exchange {
         }
         self.facts = Some(facts);
         self.hits = hits.clone();
-        if decision.outcome == Outcome::Deny {
-            self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
-            return self.deny(decision.reasons, None, now);
+        match decision.outcome {
+            Outcome::Allow | Outcome::Redact => {}
+            Outcome::Hold | Outcome::Deny => {
+                self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
+                return self.deny(decision.reasons, None, now);
+            }
         }
         self.decision = decision;
         if self.decision.charges.is_empty() {
@@ -565,7 +568,7 @@ impl Exchange {
         self.awaiting = Awaiting::Nothing;
         self.decision = Decision {
             worst_case_nano_usd: self.decision.worst_case_nano_usd,
-            ..Decision::deny(reasons)
+            ..Decision::against(reasons)
         };
         let mcp_id = self
             .facts
@@ -668,7 +671,7 @@ impl Exchange {
                 "the caller left before the call was decided",
             );
             self.decided = now;
-            self.decision = Decision::deny(vec_of(reason));
+            self.decision = Decision::against(vec_of(reason));
         }
         if let Some(meter) = self.meter.take() {
             self.metered = Some(meter.finish());
@@ -690,8 +693,10 @@ impl Exchange {
         } else {
             Vec::new()
         };
-        let cause = (self.decision.outcome == Outcome::Deny)
-            .then(|| reply::cause_of(&self.decision.reasons));
+        let cause = match self.decision.outcome {
+            Outcome::Allow | Outcome::Redact => None,
+            Outcome::Hold | Outcome::Deny => Some(reply::cause_of(&self.decision.reasons)),
+        };
         let observed = Observed {
             outcome: self.decision.outcome,
             cause,

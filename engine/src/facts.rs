@@ -400,6 +400,8 @@ pub struct Said {
     pub mcp_method: Option<String>,
     /// The tool an MCP `tools/call` names.
     pub mcp_tool: Option<String>,
+    /// The arguments it is called with.
+    pub mcp_arguments: Option<Arguments>,
     /// JSON-RPC id, as JSON text, to answer with.
     pub mcp_id: Option<String>,
     /// A stream was asked for.
@@ -415,6 +417,23 @@ pub struct Said {
     /// Most tokens the prompt can come to: no tokenizer in use makes more tokens than there are bytes, and what comes by reference
     /// counts at [`MEDIA_TOKENS`].
     pub prompt_tokens_bound: u64,
+}
+
+/// The arguments of a tool call, as JSON text. Conditions read them; nothing prints them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Arguments(String);
+
+impl Arguments {
+    /// The JSON.
+    pub fn json(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Arguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arguments({} bytes)", self.0.len())
+    }
 }
 
 /// Most input tokens of one image or file that is named rather than contained in the body. OpenAI's dearest image (high detail) is
@@ -557,6 +576,12 @@ fn read_rpc(head: &Head, root: Value<'_, '_>, facts: &mut Facts) -> Result<(), U
             "mcp.tool_name",
             "tools/call names no tool in params.name",
         ))?);
+        // Leaving them out is calling with none.
+        let arguments = root
+            .get("params")
+            .and_then(|params| params.get("arguments"));
+        let json = arguments.map_or("{}", Value::raw);
+        said.mcp_arguments = Some(Arguments(json.to_string()));
     }
     // SEP-2243: the headers repeat what the body says; a caller that says two things is lying in one of them.
     let lies = |header: &Option<String>, body: Option<&str>| {
@@ -730,6 +755,7 @@ pub fn bodies_matter(payload: &Payload) -> bool {
             || !document.denied_tools.is_empty()
             || !document.models.is_open()
             || !document.mcp_tools.is_open()
+            || !document.approvals.is_empty()
             || document
                 .limits
                 .iter()

@@ -22,6 +22,7 @@ extern crate alloc;
 
 pub mod bundle;
 pub mod bytes;
+pub mod condition;
 pub mod decide;
 pub mod envelope;
 pub mod exchange;

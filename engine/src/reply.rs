@@ -14,8 +14,10 @@ use alloc::{
 
 /// Names the decision in every answer, so that a person can find its record.
 pub const DECISION_HEADER: &str = "x-tollgate-decision";
-/// Names the first reason's rule in a denial.
+/// Names the first reason's rule in a denial, or [`APPROVAL_REQUIRED`].
 pub const REASON_HEADER: &str = "x-tollgate-reason";
+/// Stands for the rule where a call is held: programs that wait for approvals look for one word, whatever the tool.
+pub const APPROVAL_REQUIRED: &str = "approval.required";
 
 /// An answer the gate gives itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +41,16 @@ pub fn denial(
 ) -> Reply {
     let cause = cause_of(reasons);
     let first = reasons.iter().find(|reason| reason.cause == cause);
-    let rule: &str = first.map_or("unknown", |reason| &reason.rule);
+    let rule: &str = match cause {
+        Cause::Approval => APPROVAL_REQUIRED,
+        Cause::Identity
+        | Cause::Policy
+        | Cause::Rate
+        | Cause::Budget
+        | Cause::Malformed
+        | Cause::TooLarge
+        | Cause::Unavailable => first.map_or("unknown", |reason| &reason.rule),
+    };
     let message = message_of(reasons);
     let mut headers = Vec::from([
         (DECISION_HEADER, decision_id.to_string()),
@@ -111,13 +122,15 @@ const MCP_DENIED: i32 = -32_001;
 /// The cause that weighs most: what cannot be cured by waiting comes before what can.
 pub fn cause_of(reasons: &[Reason]) -> Cause {
     let weight = |cause: Cause| match cause {
-        Cause::Identity => 6,
-        Cause::TooLarge => 5,
-        Cause::Malformed => 4,
-        Cause::Policy => 3,
-        Cause::Unavailable => 2,
-        Cause::Budget => 1,
-        Cause::Rate => 0,
+        Cause::Identity => 7,
+        Cause::TooLarge => 6,
+        Cause::Malformed => 5,
+        Cause::Policy => 4,
+        Cause::Unavailable => 3,
+        Cause::Budget => 2,
+        Cause::Rate => 1,
+        // Whatever denies the call denies it approved, too.
+        Cause::Approval => 0,
     };
     reasons
         .iter()
@@ -159,7 +172,7 @@ fn header_safe(text: &str) -> String {
 const fn openai_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Policy => "permission_error",
+        Cause::Policy | Cause::Approval => "permission_error",
         Cause::Rate => "rate_limit_error",
         Cause::Budget => "insufficient_quota",
         Cause::Malformed | Cause::TooLarge => "invalid_request_error",
@@ -171,7 +184,7 @@ const fn openai_type(cause: Cause) -> &'static str {
 const fn anthropic_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Policy => "permission_error",
+        Cause::Policy | Cause::Approval => "permission_error",
         Cause::Rate | Cause::Budget => "rate_limit_error",
         Cause::Malformed => "invalid_request_error",
         Cause::TooLarge => "request_too_large",
@@ -183,6 +196,7 @@ const fn title(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "who is calling is not established",
         Cause::Policy => "denied by policy",
+        Cause::Approval => "needs approval",
         Cause::Rate => "too many calls",
         Cause::Budget => "budget used up",
         Cause::Malformed => "the request has no single reading",

@@ -12,10 +12,11 @@ use issuer::{
 };
 use std::{fs, path::PathBuf};
 use tollgate_engine::{
-    bundle::{ActiveHours, Bundle, Calendar, Level, Limit, Names, Payload, Scope},
+    bundle::{ActiveHours, Approval, Bundle, Calendar, Level, Limit, Names, Payload, Scope},
+    condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
     gate::Gate,
-    identity,
+    identity::{self, GovernanceLevel},
     journal::{Batch, Position, SealKey, seal},
     lease::{Answer, Ask, Grant},
     ledger::{Account, Cell, Op, Span, Unit, Window},
@@ -80,6 +81,21 @@ fn full_payload() -> Payload {
             start: 1_795_165_200,
             end: 1_795_197_600,
         }],
+    });
+    payload.documents[0].approvals.push(Approval {
+        tool: "git".to_string(),
+        // governance_level >= L2 || "main" in [args.branch]
+        condition: Program(vec![
+            Instruction::Fact(Fact::GovernanceLevel),
+            Instruction::Level(GovernanceLevel::L2),
+            Instruction::AtLeast,
+            Instruction::Text("main".to_string()),
+            Instruction::Fact(Fact::Args),
+            Instruction::Member("branch".to_string()),
+            Instruction::List(1),
+            Instruction::In,
+            Instruction::Or,
+        ]),
     });
     payload.documents[0].limits.push(Limit {
         rule: "tools.git.limit_per_hour".to_string(),

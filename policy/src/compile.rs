@@ -216,6 +216,16 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .iter()
             .map(|pattern| pattern.normal.clone())
             .collect(),
+        approvals: document
+            .tools
+            .iter()
+            .filter_map(|tool| {
+                Some(bundle::Approval {
+                    tool: tool.name.clone(),
+                    condition: tool.requires_approval_if.clone()?,
+                })
+            })
+            .collect(),
         limits: limits(document),
     })
 }

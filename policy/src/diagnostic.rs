@@ -138,7 +138,7 @@ pub mod codes {
         PATTERN_POINTLESS = "P210";
         /// A regular expression that is too long or compiles too large.
         PATTERN_TOO_LARGE = "P211";
-        /// An approval condition that is empty or names an unknown governance level.
+        /// Not a condition: empty, not in the language, of another type, or with a name that does not exist.
         CONDITION = "P212";
         /// Not a capability.
         CAPABILITY = "P213";

@@ -5,6 +5,7 @@
 //! and is not is the worst outcome a policy can have.
 
 use crate::{
+    condition,
     decode::{Field, Findings, Table, name_problem, nearest},
     diagnostic::{Position, codes},
     host::Host,
@@ -16,6 +17,7 @@ use crate::{
 use std::{cmp::Ordering, fmt};
 use tollgate_engine::{
     bundle::{Level, Scope},
+    condition::Program,
     ledger::Unit,
     price::Price,
 };
@@ -113,6 +115,8 @@ pub struct Tool {
     pub allow: bool,
     /// `limit_per_hour`: calls of one agent that use the tool.
     pub limit_per_hour: Option<u64>,
+    /// `requires_approval_if`, compiled.
+    pub requires_approval_if: Option<Program>,
 }
 
 /// `budget`.
@@ -860,25 +864,22 @@ fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool>
             not_enforced(findings, limit, "put it into a document of a broader scope");
         }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
-        if let Some(condition) = inner.take("requires_approval_if") {
-            check_condition(&condition, findings);
-            not_enforced(findings, &condition, "deny the tool with `allow: false`");
-        }
+        let requires_approval_if = inner
+            .take("requires_approval_if")
+            .and_then(|field| condition(&field, findings));
         inner.finish(findings);
         tools.push(Tool {
             name: name.to_string(),
             allow: allow.unwrap_or(true),
             limit_per_hour,
+            requires_approval_if,
         });
     }
     tools
 }
 
-/// Checks an approval condition as far as its governance levels go.
-fn check_condition(field: &Field<'_>, findings: &mut Findings) {
-    let Some(text) = findings.text(field) else {
-        return;
-    };
+fn condition(field: &Field<'_>, findings: &mut Findings) -> Option<Program> {
+    let text = findings.text(field)?;
     if text.trim().is_empty() {
         findings.error(
             field.node.at,
@@ -886,49 +887,20 @@ fn check_condition(field: &Field<'_>, findings: &mut Findings) {
             codes::CONDITION,
             "must not be empty",
         );
+        return None;
     }
-    if let Some(level) = unknown_level(text) {
-        let message = format!(
-            "`{}` is not a governance level; there are `L0` to `L3`",
-            shown(level)
-        );
-        findings.error(field.node.at, &field.path, codes::CONDITION, message);
-    }
-}
-
-/// The first word of the form `L<digits>` outside quotes that is not `L0` to `L3`.
-fn unknown_level(condition: &str) -> Option<&str> {
-    let mut quote = None;
-    let mut start = 0;
-    let mut code = Vec::new();
-    let mut escaped = false;
-    for (index, c) in condition.char_indices() {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(open) if open == c => {
-                quote = None;
-                start = index + c.len_utf8();
-            }
-            Some(_) => {}
-            None if c == '"' || c == '\'' => {
-                code.extend(condition.get(start..index));
-                quote = Some(c);
-            }
-            None => {}
+    match condition::compile(text) {
+        Ok(program) => Some(program),
+        Err(why) => {
+            findings.error(
+                field.node.at,
+                &field.path,
+                codes::CONDITION,
+                why.to_string(),
+            );
+            None
         }
     }
-    if quote.is_none() {
-        code.extend(condition.get(start..));
-    }
-    code.into_iter()
-        .flat_map(|part| part.split(|c: char| !c.is_alphanumeric() && c != '_'))
-        .find(|word| {
-            let digits = word.strip_prefix('L').unwrap_or_default();
-            !digits.is_empty()
-                && digits.bytes().all(|byte| byte.is_ascii_digit())
-                && !matches!(digits, "0" | "1" | "2" | "3")
-        })
 }
 
 fn capabilities(field: &Field<'_>, findings: &mut Findings) -> Capabilities {
@@ -1020,7 +992,6 @@ fn approval(field: &Field<'_>, findings: &mut Findings) {
 }
 
 fn configures_approvals(field: &Field<'_>, findings: &mut Findings) {
-    let message =
-        "only configures approvals, which this version does not ask for: it has no effect";
+    let message = "only configures how approvals are given, which this version cannot do yet: it has no effect";
     findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
 }

@@ -22,6 +22,7 @@
 )]
 
 mod compile;
+pub mod condition;
 mod decode;
 mod diagnostic;
 mod document;

@@ -3,7 +3,7 @@
 //! Runs the very checks of [`super::decide`], one document at a time, and describes them in words. For people; no gate calls it on the way
 //! of a call.
 
-use super::{Check, Decision, Reason, applicable, limits, shown};
+use super::{Cause, Check, Decision, Reason, applicable, limits, shown, worst_case};
 use crate::{
     bundle::{Document, Limit, Names, Payload, Scope},
     facts::{Facts, Head},
@@ -54,6 +54,8 @@ pub enum Verdict {
     Passes,
     /// It is why the call does not pass.
     Refuses,
+    /// It wants the call approved.
+    Holds,
     /// It is about something this call does not do.
     Silent,
 }
@@ -76,6 +78,8 @@ pub fn explain(
         .collect();
     let call = Call {
         patterns,
+        caller,
+        estimate: worst_case(payload, facts),
         head,
         facts,
         hits,
@@ -101,6 +105,8 @@ pub fn explain(
 /// A call and what the limits say to it.
 struct Call<'c> {
     patterns: &'c [String],
+    caller: &'c Caller,
+    estimate: Option<u64>,
     head: &'c Head,
     facts: &'c Facts,
     hits: &'c Hits,
@@ -117,6 +123,7 @@ impl Call<'_> {
         self.model(document, &mut rules);
         self.tools(document, &mut rules);
         self.data(document, &mut rules);
+        self.approval(document, &mut rules);
         self.limits(document, &mut rules);
         if !applies {
             for rule in &mut rules {
@@ -212,6 +219,24 @@ impl Call<'_> {
         }
     }
 
+    fn approval(&self, document: &Document, rules: &mut Vec<Ruled>) {
+        let refused = refusals(document, |check| {
+            check.approval(self.caller, self.head, self.facts, self.estimate, self.now);
+        });
+        for approval in &document.approvals {
+            let tool = &approval.tool;
+            let mut used = self.facts.tools();
+            rules.push(ruled(
+                &format!("tools.{tool}.requires_approval_if"),
+                &refused,
+                used.any(|used| used.eq_ignore_ascii_case(tool)),
+                format!("the use of `{tool}` needs approval where a condition holds"),
+                format!("leave `{tool}` out, or change what the condition asks about"),
+                "a call for which the condition holds, or cannot be known".to_string(),
+            ));
+        }
+    }
+
     fn limits(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused: Vec<Reason> = self
             .unaffordable
@@ -278,17 +303,18 @@ fn ruled(
     pass: String,
     refuse: String,
 ) -> Ruled {
-    let verdict = match refused.iter().any(|reason| reason.rule == rule) {
-        true => Verdict::Refuses,
-        false if concerned => Verdict::Passes,
-        false => Verdict::Silent,
+    let verdict = match refused.iter().find(|reason| reason.rule == rule) {
+        Some(reason) if reason.cause == Cause::Approval => Verdict::Holds,
+        Some(_) => Verdict::Refuses,
+        None if concerned => Verdict::Passes,
+        None => Verdict::Silent,
     };
     Ruled {
         rule: rule.to_string(),
         verdict,
         says,
         otherwise: match verdict {
-            Verdict::Refuses => pass,
+            Verdict::Refuses | Verdict::Holds => pass,
             Verdict::Passes | Verdict::Silent => refuse,
         },
     }

@@ -128,6 +128,7 @@ pub(crate) fn document(name: &str) -> Document {
         mcp_tools: Names::default(),
         denied_tools: Vec::new(),
         patterns: Vec::new(),
+        approvals: Vec::new(),
         limits: Vec::new(),
     }
 }

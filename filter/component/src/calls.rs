@@ -323,6 +323,7 @@ fn cause(cause: decide::Cause) -> wit::Cause {
     match cause {
         decide::Cause::Identity => wit::Cause::Identity,
         decide::Cause::Policy => wit::Cause::Policy,
+        decide::Cause::Approval => wit::Cause::Approval,
         decide::Cause::Rate => wit::Cause::Rate,
         decide::Cause::Budget => wit::Cause::Budget,
         decide::Cause::Malformed => wit::Cause::Malformed,

@@ -277,7 +277,7 @@ pub enum AnswerEnd {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// `allow` or `deny`.
+    /// `allow`, `hold` or `deny`.
     pub outcome: String,
     /// In order; each `rule` or `rule @ document`.
     #[serde(default)]
@@ -372,12 +372,12 @@ impl Case {
         case.start()?;
         for step in &case.steps {
             ensure!(
-                matches!(step.expect.outcome.as_str(), "allow" | "deny"),
-                "`outcome` must be allow or deny"
+                matches!(step.expect.outcome.as_str(), "allow" | "hold" | "deny"),
+                "`outcome` must be allow, hold or deny"
             );
             ensure!(
-                (step.expect.outcome == "deny") != step.expect.reasons.is_empty(),
-                "a denial has reasons and nothing else has"
+                (step.expect.outcome != "allow") != step.expect.reasons.is_empty(),
+                "what is denied or held has reasons and nothing else has"
             );
         }
         Ok(case)

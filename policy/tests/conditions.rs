@@ -1,0 +1,282 @@
+//! Conditions: what is refused when they are written, and what they say to a call.
+
+use tollgate_engine::{
+    condition::Call,
+    facts::{Facts, Head, Headers, Upstream, read_json},
+    identity::{Caller, GovernanceLevel},
+    json,
+    time::Time,
+};
+use tollgate_policy::condition::compile;
+
+/// 2026-11-20T10:30:00Z, a Friday.
+const NOW: i64 = 20_777 * 86_400 + 37_800;
+
+/// What `condition` says to a call of the MCP tool `Bash` by an L1 agent of the team `platform`, in no organisation.
+fn says(condition: &str) -> Result<bool, &'static str> {
+    let body = br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"Bash","arguments":
+        {"command":"rm -rf /tmp/x","count":3,"half":0.5,"big":9223372036854775808,"force":true,"none":null,
+         "paths":["/etc/passwd","/tmp"],"deep":{"er":{"name":"x"}}}}}"#;
+    let pairs: &[(&[u8], &[u8])] = &[
+        (b":method", b"POST"),
+        (b":authority", b"tools.example"),
+        (b":path", b"/mcp?x=1"),
+        (b"content-type", b"application/json"),
+    ];
+    let upstream = Upstream {
+        host: None,
+        llm: false,
+    };
+    let head = Head::read(Headers(pairs), &upstream).unwrap();
+    let doc = json::parse(body).unwrap();
+    let facts = read_json(&head, &doc).unwrap();
+    let caller = Caller {
+        workspace: "ws".to_string(),
+        agent: "00000000-0000-4000-8000-00000000000a".to_string(),
+        org: None,
+        team: Some("platform".to_string()),
+        level: GovernanceLevel::L1,
+    };
+    let program = compile(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
+    let args = doc
+        .root()
+        .get("params")
+        .and_then(|params| params.get("arguments"));
+    program.holds(&Call {
+        caller: &caller,
+        head: &head,
+        facts: &facts,
+        tool: "Bash",
+        args,
+        cost_nano_usd: Some(1_500_000_000),
+        now: Time::from_secs(NOW),
+    })
+}
+
+#[test]
+fn true_conditions_hold_and_their_opposites_do_not() {
+    for condition in [
+        "true",
+        "!false",
+        "!!true",
+        "governance_level >= L1",
+        "governance_level < L2 && governance_level != L0",
+        "governance_level in [L1, L3]",
+        "team == 'platform'",
+        "org == ''",
+        "agent.startsWith(\"00000000-\")",
+        "tool == 'Bash' && tool.lowerAscii() == 'bash'",
+        "'Bash' in tools && size(tools) == 1",
+        "model == ''",
+        "method == 'POST' && host == 'tools.example' && path == '/mcp'",
+        "host.endsWith('.example')",
+        "args.command.contains('rm -rf')",
+        "args['command'].startsWith('rm')",
+        "args.count > 2 && args.count <= 3",
+        "args.count * 2 + 1 == 7",
+        "7 / 2 == 3 && 7 % 2 == 1 && -7 / 2 == -3",
+        "1 + 2 * 3 == 7 && (1 + 2) * 3 == 9",
+        "10 - 3 - 2 == 5",
+        "args.force",
+        "args.force == true",
+        "args.none == args.none",
+        "args.paths[0] == '/etc/passwd'",
+        "'/tmp' in args.paths",
+        "size(args.paths) == 2",
+        "args.deep.er.name == 'x'",
+        "has(args.command) && !has(args.missing) && has(args.deep.er)",
+        "'command' in args",
+        "size('käse') == 4",
+        "estimated_cost_usd > 1",
+        "estimated_cost_usd >= 1.50 && estimated_cost_usd < 1.500000001",
+        "estimated_cost_usd * 2 == 3",
+        "estimated_cost_usd - 0.5 == 1.0",
+        "now.getHours() == 10 && now.getMinutes() == 30",
+        "now.getDayOfWeek() == 5",
+        "now < timestamp('2026-11-20T10:30:01Z')",
+        "now == timestamp(\"2026-11-20T11:30:00+01:00\")",
+        // `&&` binds tighter than `||`.
+        "true || false && false",
+        "'a\\'b' == \"a'b\"",
+        // Values of other types are not the same.
+        "args.count != 'three'",
+        "args.command != 3",
+    ] {
+        assert_eq!(says(condition), Ok(true), "{condition}");
+        assert_eq!(says(&format!("!({condition})")), Ok(false), "{condition}");
+    }
+}
+
+#[test]
+fn what_cannot_be_known_is_an_error_unless_the_other_side_decides() {
+    for condition in [
+        "args.missing == 1",
+        "args.missing.more == 1",
+        "args.paths[2] == 'x'",
+        "args.paths[-1] == 'x'",
+        "args.count < 'three'",
+        "args.command > 3",
+        "args.half > 0",
+        "args.big == 1",
+        "args.count",
+        "!args.count",
+        "args.none.x == 1",
+        "has(args.missing.x)",
+        "args.command.size() > args.paths",
+        "1 / 0 == 1",
+        "1 % 0 == 1",
+        "9223372036854775807 + 1 > 0",
+        "args.missing == 1 || false",
+        "args.missing == 1 && true",
+        "!(args.missing == 1)",
+        "args.missing in ['a']",
+        "args.paths == args.paths",
+    ] {
+        assert!(says(condition).is_err(), "{condition}");
+    }
+    for (condition, expected) in [
+        ("args.missing == 1 || true", true),
+        ("true || args.missing == 1", true),
+        ("args.missing == 1 && false", false),
+        ("false && args.missing == 1", false),
+        ("has(args.missing) && args.missing == 1", false),
+    ] {
+        assert_eq!(says(condition), Ok(expected), "{condition}");
+    }
+}
+
+#[test]
+fn mistakes_are_found_where_they_stand() {
+    for (condition, at, part) in [
+        (
+            "governance_level >= L4",
+            21,
+            "`L4` is not a governance level",
+        ),
+        (
+            "goverance_level >= L2",
+            1,
+            "did you mean `governance_level`?",
+        ),
+        (
+            "governance_level >= 2",
+            18,
+            "does not go between a governance level and a whole number",
+        ),
+        (
+            "team == 3",
+            6,
+            "does not go between a text and a whole number",
+        ),
+        (
+            "team",
+            1,
+            "a condition must be true or false; this is a text",
+        ),
+        ("args.x == 1 &&", 13, "expected a value behind this"),
+        ("", 1, "expected a value"),
+        ("(true", 2, "expected `)`"),
+        ("true false", 6, "expected an operator or the end"),
+        ("team = 'a'", 6, "write `==`"),
+        ("true & true", 6, "write `&&`"),
+        ("true ? true : false", 6, "there is no `? :`"),
+        ("team == 'a", 9, "no closing quote"),
+        ("team == 'a\\d'", 11, "may follow a backslash"),
+        ("team.matches('a')", 5, "there is no function `matches`"),
+        ("team.startWith('a')", 5, "did you mean `startsWith`?"),
+        ("team.startsWith(1)", 17, "needs a text"),
+        ("team.name == 'a'", 1, "has no members"),
+        ("has(team)", 5, "`has` needs a member"),
+        (
+            "now > 3",
+            5,
+            "does not go between an instant and a whole number",
+        ),
+        ("timestamp('soon') < now", 11, "not an instant"),
+        ("1.5 == 1.5 && 1e3 == 1", 15, "is not a number"),
+        ("team in [1]", 6, "does not go between"),
+        ("team in ['a', 1]", 15, "must be of one kind"),
+        ("team in []", 9, "an empty list"),
+        ("[1] == [1]", 5, "does not go between"),
+        ("-team == 'a'", 1, "cannot be applied to a text"),
+        ("!1 == 1", 1, "cannot be applied to a whole number"),
+        ("true + true", 6, "does not go between"),
+        ("99999999999999999999 > 1", 1, "is too large"),
+        ("args.x.y(1)", 7, "there is no function `y`"),
+        ("size()", 1, "takes one value"),
+    ] {
+        let error = compile(condition).expect_err(condition);
+        assert!(error.message.contains(part), "{condition}: {error}");
+        assert_eq!(error.at, at, "{condition}: {error}");
+    }
+}
+
+#[test]
+fn long_and_deep_conditions_are_refused_and_not_followed() {
+    let deep = format!("{}true{}", "(".repeat(100), ")".repeat(100));
+    assert!(compile(&deep).unwrap_err().message.contains("deep"));
+    assert!(
+        compile(&"!".repeat(400))
+            .unwrap_err()
+            .message
+            .contains("deep")
+    );
+    let deep = format!("{}true", "!".repeat(20));
+    assert!(compile(&deep).is_ok());
+    // 128 constants and 127 operators are 255 steps.
+    let chain = |count: usize| vec!["true"; count].join(" && ");
+    assert!(compile(&chain(128)).is_ok());
+    assert!(
+        compile(&chain(129))
+            .unwrap_err()
+            .message
+            .contains("too long")
+    );
+    assert!(
+        compile(&chain(30_000))
+            .unwrap_err()
+            .message
+            .contains("too long")
+    );
+}
+
+#[test]
+fn arguments_of_an_offered_tool_are_unknown() {
+    let pairs: &[(&[u8], &[u8])] = &[
+        (b":method", b"GET"),
+        (b":authority", b"tools.example"),
+        (b":path", b"/"),
+    ];
+    let upstream = Upstream {
+        host: None,
+        llm: false,
+    };
+    let head = Head::read(Headers(pairs), &upstream).unwrap();
+    let caller = Caller {
+        workspace: String::new(),
+        agent: String::new(),
+        org: None,
+        team: None,
+        level: GovernanceLevel::L0,
+    };
+    let call = Call {
+        caller: &caller,
+        head: &head,
+        facts: &Facts::of_head(&head, false),
+        tool: "bash",
+        args: None,
+        cost_nano_usd: None,
+        now: Time::from_secs(NOW),
+    };
+    for condition in [
+        "args.x == 1",
+        "has(args.x)",
+        "'x' in args",
+        "estimated_cost_usd > 1",
+    ] {
+        assert!(
+            compile(condition).unwrap().holds(&call).is_err(),
+            "{condition}"
+        );
+    }
+}
