@@ -12,9 +12,15 @@ use regex_automata::{
     util::syntax,
 };
 
-/// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when hostile text fills it, it is cleared and
-/// built again, which costs time in proportion to the text and never the answer.
+/// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
 const CACHE_BYTES: usize = 1 << 20;
+
+/// A search that has emptied the cache this often…
+const CACHE_FILLS: usize = 3;
+/// …and then needs a new state more often than every so many bytes gives up. Some patterns have as many states as the text has bytes
+/// (`(a|b)*a(a|b){12}` on random `a` and `b`); building them takes seconds per MiB, and nothing interrupts a worker. Ordinary text needs a new
+/// state every few hundred bytes while the cache is cold and hardly any afterwards.
+const BYTES_PER_STATE: usize = 16;
 
 /// Compiled size allowed for all patterns together.
 const NFA_BYTES: usize = 4 << 20;
@@ -39,6 +45,8 @@ impl Scanner {
                 DFA::config()
                     .match_kind(MatchKind::All)
                     .cache_capacity(CACHE_BYTES)
+                    .minimum_cache_clear_count(Some(CACHE_FILLS))
+                    .minimum_bytes_per_state(Some(BYTES_PER_STATE))
                     .skip_cache_capacity_check(true),
             )
             .syntax(syntax::Config::new().unicode(false).utf8(false))
@@ -57,55 +65,63 @@ impl Scanner {
         })
     }
 
-    /// Adds the patterns found in `text` to `hits`. A search that cannot finish counts as a hit of every pattern: never as none.
+    /// Adds the patterns found in `text` to `hits`. A search that gives up is noted there too: never as nothing found.
     pub fn search(&mut self, text: &[u8], hits: &mut Hits) {
-        if self.count == 0 {
+        if self.count == 0 || hits.unfinished {
             return;
         }
         let input = Input::new(text);
-        // The common answer is "nothing", and this loop gives it fastest.
-        match self
+        let mut set = PatternSet::new(self.count);
+        // The common answer is "nothing", and the first loop gives it fastest.
+        let searched = match self
             .dfa
             .try_search_fwd(&mut self.cache, &input.clone().earliest(true))
         {
             Ok(None) => return,
-            Ok(Some(_)) => {}
-            Err(_) => return hits.all(self.count),
-        }
-        let mut set = PatternSet::new(self.count);
-        match self
-            .dfa
-            .try_which_overlapping_matches(&mut self.cache, &input, &mut set)
-        {
+            Ok(Some(_)) => {
+                self.dfa
+                    .try_which_overlapping_matches(&mut self.cache, &input, &mut set)
+            }
+            Err(gave_up) => Err(gave_up),
+        };
+        match searched {
             Ok(()) => set.iter().for_each(|id| hits.add(id.as_usize())),
-            Err(_) => hits.all(self.count),
+            Err(_) => {
+                hits.unfinished = true;
+                // The next text starts afresh.
+                self.cache.reset(&self.dfa);
+            }
         }
     }
 }
 
-/// Which patterns were found, by their place in the bundle's list.
+/// What a search found, patterns by their place in the bundle's list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hits(Vec<usize>);
+pub struct Hits {
+    patterns: Vec<usize>,
+    unfinished: bool,
+}
 
 impl Hits {
     fn add(&mut self, pattern: usize) {
-        if let Err(at) = self.0.binary_search(&pattern) {
-            self.0.insert(at, pattern);
+        if let Err(at) = self.patterns.binary_search(&pattern) {
+            self.patterns.insert(at, pattern);
         }
-    }
-
-    fn all(&mut self, count: usize) {
-        self.0 = (0..count).collect();
     }
 
     /// Whether `pattern` was found.
     pub fn has(&self, pattern: usize) -> bool {
-        self.0.binary_search(&pattern).is_ok()
+        self.patterns.binary_search(&pattern).is_ok()
     }
 
-    /// Whether nothing was found.
+    /// Whether a search gave up, so that there may be more than was found.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Whether everything was searched and nothing found.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.patterns.is_empty() && !self.unfinished
     }
 }
 
