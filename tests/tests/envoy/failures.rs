@@ -69,7 +69,9 @@ fn without_its_control_plane_a_gate_spends_its_lease_and_no_more() {
 
 #[test]
 fn an_envoy_that_was_killed_comes_back_as_another_and_overspends_nothing() {
-    let mut scene = Scene::start("killed", &budget("0.005"));
+    let mut scene = Scene::start_as("killed", &budget("0.005"), |plan| {
+        plan.serve_options = ["--lease-term-secs", "5"].map(str::to_owned).to_vec();
+    });
     for _ in 0..3 {
         assert_eq!(scene.chat("hello", &[]).status, 200);
     }
@@ -109,12 +111,19 @@ fn an_envoy_that_was_killed_comes_back_as_another_and_overspends_nothing() {
         "{served} calls after {granted} were leased"
     );
 
-    wait_for("the second holder beside the first", || {
+    // Two lease terms on, it is known to be lost, and what it held and is not known to have used is shown as forfeited.
+    let settled = wait_for("the first to be given up", || {
         let budget = scene.budget("|nano_usd|day@UTC")?;
         let holders = budget["holders"].as_array()?;
-        let known = holders.iter().any(|one| one["holder"] == before.as_str());
-        (holders.len() == 2 && known).then_some(())
+        assert_eq!(holders.len(), 2, "{budget}");
+        let lost = holders
+            .iter()
+            .find(|one| one["holder"] == before.as_str())?;
+        let settled: u64 = lost["settled"].as_str()?.parse().ok()?;
+        let forfeited = (granted - settled).to_string();
+        (lost["lost"] == true && budget["forfeited"] == forfeited).then_some(settled)
     });
+    assert!(settled <= 3 * 16_250, "{settled}");
 }
 
 #[test]
