@@ -60,6 +60,9 @@ const NATIVE_FILTERS: &str = r#"- name: envoy.filters.http.rbac
                       filter_enforced: { default_value: { numerator: 100 } }
                   "#;
 
+/// Where the hand-written end of a report begins.
+const NOTES: &str = "\n## Notes\n";
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// How often every variant is measured.
@@ -71,7 +74,7 @@ pub(crate) struct Options {
     /// Requests per second where latencies are measured.
     #[arg(long, default_value_t = 1000)]
     rate: u32,
-    /// Write the report here as well as to standard output.
+    /// Write the report here as well as to standard output. A section `## Notes` that stands there is kept.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -171,7 +174,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     drop((variants, stack.control_plane, stand_in));
     run_folder.remove()?;
     if let Some(output) = &options.output {
-        fs::write(output, &report)
+        let former = fs::read_to_string(output).unwrap_or_default();
+        let notes = former.find(NOTES).map_or("", |start| &former[start..]);
+        fs::write(output, format!("{report}{notes}"))
             .with_context(|| format!("cannot write `{}`", output.display()))?;
     }
     Ok(())
