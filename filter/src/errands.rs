@@ -8,7 +8,7 @@ use crate::{
     host,
     metrics::errand_name,
     store,
-    worker::{GATHERED_RECORDS, Worker},
+    worker::{GATHERED_BYTES, GATHERED_RECORDS, Worker},
 };
 use proxy_wasm::types::{BufferType, LogLevel, MapType};
 use std::{
@@ -21,15 +21,12 @@ use tollgate_engine::{
     exchange::{CellOp, Want},
     facts::Headers,
     gate::Gate,
-    journal::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS},
+    journal::MAX_BATCH_RECORDS,
     lease::{Ask, MAX_ASKS},
     ledger::{self, Account, Op, Refusal, Span},
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, Kind, Response, Upkeep},
 };
-
-/// What a record is taken to need of a batch.
-const MAX_RECORD_BYTES: usize = MAX_BATCH_BYTES / MAX_BATCH_RECORDS;
 
 /// How long records are gathered before they are sealed.
 const GATHER: Duration = Duration::from_millis(200);
@@ -425,8 +422,8 @@ impl Worker {
     /// The records to seal, when it is time to.
     fn gathered(&self) -> Option<Vec<Vec<u8>>> {
         let errands = &self.errands;
-        let backlog = self.metrics.journal_backlog;
-        let full = usize::try_from(backlog.value()).is_ok_and(|n| n >= MAX_BATCH_RECORDS);
+        let backlog = usize::try_from(self.metrics.journal_backlog.value());
+        let full = backlog.is_ok_and(|backlog| backlog >= MAX_BATCH_RECORDS);
         let early = errands
             .sealed
             .get()
@@ -436,18 +433,17 @@ impl Worker {
         }
         let queue = self.records()?;
         let (mut records, mut bytes) = (Vec::new(), 0);
-        // As long as there is room for one more piece.
-        while upkeep::batch_has_room(
-            records.len() + GATHERED_RECORDS,
-            bytes + GATHERED_RECORDS * MAX_RECORD_BYTES,
-        ) {
+        // As long as there is room for one more piece, whose last record may be as long as records get.
+        while upkeep::batch_has_room(records.len() + GATHERED_RECORDS, bytes + GATHERED_BYTES) {
             let Ok(Some(piece)) = host::dequeue(queue) else {
                 break;
             };
-            bytes += piece.len();
+            let before = records.len();
             records.extend(piece.split(|byte| *byte == b'\n').map(<[u8]>::to_vec));
+            bytes += piece.len();
+            let count = i64::try_from(records.len() - before).unwrap_or(i64::MAX);
+            self.metrics.count_backlog(&piece, -count);
         }
-        backlog.add(-i64::try_from(records.len()).unwrap_or(i64::MAX));
         if records.is_empty() {
             return None;
         }
@@ -457,12 +453,8 @@ impl Worker {
 
     /// Another leader has sealed a batch meanwhile, or nothing could be stored.
     fn put_back(&self, records: &[Vec<u8>]) {
-        let Some(queue) = self.records() else { return };
-        for piece in records.chunks(GATHERED_RECORDS) {
-            self.metrics
-                .journal_backlog
-                .add(i64::try_from(piece.len()).unwrap_or(0));
-            if host::enqueue(queue, &piece.join(&b'\n')).is_err() {
+        for record in records {
+            if !self.enqueue_records(record, 1) {
                 self.metrics.host_errors.add(1);
             }
         }

@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) journal_delivered: Metric,
     pub(crate) journal_dropped: Metric,
     pub(crate) journal_backlog: Metric,
+    pub(crate) journal_backlog_bytes: Metric,
     /// Dropped and not yet told to the control plane.
     pub(crate) journal_unreported: Metric,
     pub(crate) leader_changes: Metric,
@@ -82,6 +83,7 @@ impl Metrics {
             journal_delivered: counter("tollgate_journal_delivered"),
             journal_dropped: counter("tollgate_journal_dropped"),
             journal_backlog: gauge("tollgate_journal_backlog"),
+            journal_backlog_bytes: gauge("tollgate_journal_backlog_bytes"),
             journal_unreported: gauge("tollgate_journal_unreported_drops"),
             leader_changes: counter("tollgate_leader_changes"),
         }
@@ -93,6 +95,13 @@ impl Metrics {
         self.decide_us.record(observed.decide_us);
         self.uninspected.add(i64::from(observed.uninspected));
         self.estimated.add(i64::from(observed.estimated));
+    }
+
+    /// Counts a piece of the backlog that comes, or goes (`count` is negative then).
+    pub(crate) fn count_backlog(&self, piece: &[u8], count: i64) {
+        let bytes = i64::try_from(piece.len()).unwrap_or(i64::MAX);
+        self.journal_backlog.add(count);
+        self.journal_backlog_bytes.add(bytes * count.signum());
     }
 
     /// Defined when first counted, then remembered; there are as many as outcomes and causes.

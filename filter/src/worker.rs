@@ -19,13 +19,15 @@ use tollgate_engine::{
     bundle::InstallError, exchange::CellOp, gate::Gate, ledger::Refusal, time::Time, upkeep::Holder,
 };
 
-/// Records that may wait for the journal; a record is at most 2 KiB, so 128 MiB of Envoy's memory. Beyond it they are dropped and counted.
-/// At 1,000 calls a second, a minute without the control plane.
-const MAX_BACKLOG: u64 = 65_536;
+/// Bytes of records that may wait for the journal, in Envoy's memory: 64 MiB. A record has 1 KiB at most unless its caller means ill, so at 1,000
+/// calls a second this is a minute without the control plane. Beyond it records are dropped, counted and reported.
+const MAX_BACKLOG_BYTES: u64 = 64 << 20;
 
-/// Records that a VM gathers at most before it hands them over; it does so at every tick anyway. Each handing over wakes another thread, which
+/// Records that a VM gathers before it hands them over; it does so at every tick anyway. Each handing over wakes another thread, which
 /// costs more than all else about a record. What has gathered is lost with the VM, as the records of the calls under way in it are.
 pub(crate) const GATHERED_RECORDS: usize = 32;
+/// …or bytes, before the last of them: 16 pieces fit into a batch.
+pub(crate) const GATHERED_BYTES: usize = 64 << 10;
 
 /// Records on their way to the queue.
 #[derive(Default)]
@@ -179,7 +181,7 @@ impl Worker {
         }
         gathering.lines.extend_from_slice(record);
         gathering.records += 1;
-        if gathering.records >= GATHERED_RECORDS {
+        if gathering.records >= GATHERED_RECORDS || gathering.lines.len() >= GATHERED_BYTES {
             drop(gathering);
             self.hand_over_records();
         }
@@ -193,20 +195,27 @@ impl Worker {
         }
         let count = i64::try_from(records).unwrap_or(i64::MAX);
         let metrics = &self.metrics;
-        if metrics.journal_backlog.value() < MAX_BACKLOG {
-            // Before the records themselves, so that whoever takes them out cannot count below zero.
-            metrics.journal_backlog.add(count);
-            if self
-                .records()
-                .is_some_and(|queue| host::enqueue(queue, &lines).is_ok())
-            {
-                metrics.journal_enqueued.add(count);
-                return;
-            }
-            metrics.journal_backlog.add(-count);
+        if metrics.journal_backlog_bytes.value() < MAX_BACKLOG_BYTES
+            && self.enqueue_records(&lines, count)
+        {
+            metrics.journal_enqueued.add(count);
+        } else {
+            metrics.journal_dropped.add(count);
+            metrics.journal_unreported.add(count);
         }
-        metrics.journal_dropped.add(count);
-        metrics.journal_unreported.add(count);
+    }
+
+    /// Puts a piece of so many records into the queue.
+    pub(crate) fn enqueue_records(&self, lines: &[u8], count: i64) -> bool {
+        // Before the records themselves, so that whoever takes them out cannot count below zero.
+        self.metrics.count_backlog(lines, count);
+        let enqueued = self
+            .records()
+            .is_some_and(|queue| host::enqueue(queue, lines).is_ok());
+        if !enqueued {
+            self.metrics.count_backlog(lines, -count);
+        }
+        enqueued
     }
 
     /// The queue of records.
