@@ -6,6 +6,7 @@ pub mod component;
 pub mod corpus;
 mod scratch;
 pub mod simulate;
+pub mod spin_host;
 
 pub use scratch::Scratch;
 pub use tollgate_stand_in as stand_in;

@@ -32,6 +32,8 @@ enum Phase {
     Rust,
     /// The vendors' Python SDKs through the gate.
     Sdk,
+    /// The examples in `examples/`: the component decides a call in a Rust, a Python and a JavaScript program.
+    Examples,
     /// The control plane's HTTP API against its own description, by schemathesis.
     Api,
 }
@@ -92,6 +94,7 @@ impl Phase {
             Phase::Wasm => build_wasm(),
             Phase::Rust => rust(),
             Phase::Sdk => sdk(),
+            Phase::Examples => examples(),
             Phase::Api => api(),
         }
     }
@@ -116,11 +119,12 @@ fn lint() -> Result<Outcome> {
 }
 
 fn build_wasm() -> Result<Outcome> {
-    let (filter, component) = (wasm::filter()?, wasm::component()?);
+    let (filter, component, spin) = (wasm::filter()?, wasm::component()?, wasm::spin()?);
     passed(format!(
-        "{}, {}",
+        "{}, {}, {}",
         wasm::describe(&filter)?,
-        wasm::describe(&component)?
+        wasm::describe(&component)?,
+        wasm::describe(&spin)?
     ))
 }
 
@@ -170,6 +174,105 @@ fn sdk() -> Result<Outcome> {
     drop((stack, stand_in));
     folder.remove()?;
     passed("openai and anthropic, whole and streamed")
+}
+
+/// A model that the example's policy allows, one that it does not, and what every program has to say to each.
+const EXAMPLES: [(&str, &str); 2] = [
+    ("gpt-5-mini", "allow"),
+    ("gpt-5", "deny capabilities.allow"),
+];
+
+const EXAMPLE_POLICY: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: example
+spec:
+  scope: global
+  capabilities:
+    allow: ['model:gpt-5-mini']
+";
+
+fn examples() -> Result<Outcome> {
+    let (python, jco) = match (tools::python(), tools::jco()) {
+        (Ok(python), Ok(jco)) => (python, jco),
+        (Err(error), _) | (_, Err(error)) => return skipped(format!("{error:#}")),
+    };
+    let folder = RunFolder::new("examples")?;
+    let component = wasm::component()?;
+    let javascript = folder.path().join("javascript");
+    process::capture(
+        Command::new(jco)
+            .args(["transpile", "--quiet", "--name", "tollgate", "--out-dir"])
+            .arg(&javascript)
+            .arg(&component),
+    )?;
+    // Its glue is a module, and has to be called one.
+    fs::write(javascript.join("package.json"), r#"{"type": "module"}"#)?;
+    let mut serve = Command::new(tollgate()?);
+    serve.arg("serve");
+    let control_plane = ControlPlane::start(
+        serve,
+        &folder.path().join("data"),
+        LOOPBACK,
+        &folder.path().join("control-plane.log"),
+    )?;
+    let workspace = control_plane.create_workspace("examples")?;
+    control_plane.apply_policy(&workspace, EXAMPLE_POLICY)?;
+    // As a gate gets it: a program that decides by itself has to fetch it like any gate.
+    let path = format!("/v1/workspaces/{}/gate/bundle", workspace.id);
+    let bundle = control_plane.call(&workspace.enrolment_key, "GET", &path, "")?;
+    let upstream = stack::Upstream {
+        origin: LOOPBACK.into(),
+        openai_key: None,
+        anthropic_key: None,
+    };
+    let [settings_file, bundle_file] =
+        ["settings.json", "bundle.json"].map(|name| folder.path().join(name));
+    let mut settings = stack::gate_settings(&workspace, &upstream);
+    settings["upstream"]["host"] = "api.openai.com".into();
+    fs::write(&settings_file, settings.to_string())?;
+    fs::write(&bundle_file, bundle.to_string())?;
+    let example = |name: &str| root().join("examples").join(name);
+    let programs = || -> [(Command, PathBuf); 3] {
+        let mut rust = cargo::cargo("run");
+        rust.args([
+            "--quiet",
+            "--package",
+            "tollgate-tests",
+            "--example",
+            "decide",
+            "--",
+        ]);
+        let mut in_python = Command::new(&python);
+        in_python.arg(example("decide.py"));
+        let mut in_javascript = Command::new("node");
+        in_javascript.arg(example("decide.js"));
+        [
+            (rust, component.clone()),
+            (in_python, component.clone()),
+            (in_javascript, javascript.join("tollgate.js")),
+        ]
+    };
+    for (model, expected) in EXAMPLES {
+        for (mut program, gate) in programs() {
+            let said = process::capture(
+                program
+                    .arg(gate)
+                    .args([&settings_file, &bundle_file])
+                    .arg(model)
+                    .envs(stack::gate_secrets(&workspace, &upstream)),
+            )?;
+            ensure!(
+                said.trim_end() == expected,
+                "{program:?} says `{}` to {model}, not `{expected}`",
+                said.trim_end()
+            );
+        }
+    }
+    drop(control_plane);
+    folder.remove()?;
+    passed("Rust, Python and JavaScript agree")
 }
 
 fn api() -> Result<Outcome> {

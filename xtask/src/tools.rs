@@ -240,6 +240,35 @@ pub fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// The `jco` of `examples/package-lock.json`, which makes JavaScript of a component; fetched when missing. Its folder is named after the lock file.
+///
+/// # Errors
+/// When there is no usable `npm`, or a package cannot be installed.
+pub fn jco() -> Result<PathBuf> {
+    let lock_file = root().join("examples/package-lock.json");
+    let digest = sha256(&lock_file)?;
+    let home = tools_dir().join(format!("jco-{}", &digest[..12]));
+    let program = home.join("node_modules/.bin/jco");
+    if program.exists() {
+        return Ok(program);
+    }
+    let _lock = lock()?;
+    if program.exists() {
+        return Ok(program);
+    }
+    progress::say("Installing", "jco and what it needs (about 340 MB), once");
+    let staged = Staged::new("jco")?;
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(root().join("examples").join(file), staged.0.join(file))?;
+    }
+    run(Command::new("npm")
+        .args(["ci", "--silent", "--no-audit", "--no-fund"])
+        .current_dir(&staged.0))
+    .context("cannot install examples/package-lock.json: this needs node 20 or newer with npm, and a network")?;
+    staged.publish(&home)?;
+    Ok(program)
+}
+
 /// Held while a tool is being made, and released by the operating system however the holder ends.
 fn lock() -> Result<File> {
     fs::create_dir_all(tools_dir())?;

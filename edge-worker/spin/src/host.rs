@@ -2,7 +2,11 @@
 //!
 //! `wasi:http` is spoken as it is rather than by way of the `http` crate, which would refuse what the engine has to see.
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{
+    Stream, StreamExt as _,
+    future::{Either, select},
+    stream,
+};
 use spin_sdk::{
     variables,
     wasip3::{
@@ -16,7 +20,13 @@ use spin_sdk::{
         wit_future, wit_stream,
     },
 };
-use std::{cell::RefCell, collections::BTreeMap, pin::Pin, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 use tollgate_edge_worker::{
     Answer, AnswerBody, Broken, Call, Headers, Platform, Request, RequestBody, Response,
     Unreachable,
@@ -25,6 +35,8 @@ use tollgate_engine::{gate::Config, time::Time};
 
 /// Bytes read at once. A chunk that is smaller is passed on as it is.
 const READ_BYTES: usize = 64 * 1024;
+/// While there is nothing to send, it is looked so often whether anybody is still there to read: a write of nothing tells, and nothing else does.
+const LISTEN_NANOS: u64 = 1_000_000_000;
 
 /// What the variables say.
 pub(crate) struct Setup {
@@ -264,14 +276,27 @@ fn sending(
     let (mut writer, reader) = wit_stream::new();
     spawn(async move {
         let mut result = Ok(None);
-        while let Some(chunk) = chunks.next().await {
-            let Ok(bytes) = chunk else {
-                result = Err(ErrorCode::ConnectionTerminated);
-                break;
+        loop {
+            let pause = pin!(monotonic_clock::wait_for(LISTEN_NANOS));
+            let chunk = match select(chunks.next(), pause).await {
+                Either::Left((chunk, _)) => chunk,
+                Either::Right(((), _)) => match writer.write(Vec::new()).await {
+                    (StreamResult::Dropped, _) => break,
+                    (StreamResult::Complete(_) | StreamResult::Cancelled, _) => continue,
+                },
             };
-            let unread = writer.write_all(bytes).await;
-            if !unread.is_empty() {
-                break;
+            match chunk {
+                None => break,
+                Some(Err(Broken)) => {
+                    result = Err(ErrorCode::ConnectionTerminated);
+                    break;
+                }
+                Some(Ok(bytes)) => {
+                    let unread = writer.write_all(bytes).await;
+                    if !unread.is_empty() {
+                        break;
+                    }
+                }
             }
         }
         drop((writer, chunks));
@@ -327,12 +352,9 @@ impl Body {
 impl Stream for Body {
     type Item = Result<Vec<u8>, Broken>;
 
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.first.take() {
-            Some(first) => std::task::Poll::Ready(Some(first)),
+            Some(first) => Poll::Ready(Some(first)),
             None => self.chunks.poll_next_unpin(context),
         }
     }

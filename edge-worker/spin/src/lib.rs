@@ -24,9 +24,11 @@
     )
 )]
 
+mod alone;
 mod host;
 mod ledger;
 
+use alone::Call;
 use host::{Setup, Spin};
 use ledger::Ledger;
 use spin_sdk::wasip3::{
@@ -38,10 +40,12 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
 };
-use tollgate_edge_worker::{Edge, Keeper, Platform as _, ROUND_MS};
+use tollgate_edge_worker::{Edge, Keeper, Platform as _};
 
 /// Rounds after a call while the control plane does not take what it has to hear. Spin keeps the instance for them.
 const MAX_ROUNDS: u32 = 5;
+/// Between two of them.
+const ROUND_PAUSE_MS: u32 = 1_000;
 
 thread_local! {
     /// What the calls of this instance share; made by the first.
@@ -84,8 +88,7 @@ impl Instance {
         }
         for round in 0..MAX_ROUNDS {
             if round > 0 {
-                Spin.pause(u32::try_from(ROUND_MS).unwrap_or(u32::MAX))
-                    .await;
+                Spin.pause(ROUND_PAUSE_MS).await;
             }
             self.due.set(false);
             self.keeper.round().await;
@@ -111,13 +114,17 @@ impl Guest for Component {
             }
         };
         let bodiless = host::wants_no_body(&request);
-        let call = host::call(request).await;
-        let keeper = Rc::clone(&instance.keeper);
-        let served = Rc::clone(&instance.edge).serve(Spin, keeper, call).await;
-        wasip3::spawn(async move {
+        let call = Call::new();
+        let (edge, keeper) = (Rc::clone(&instance.edge), Rc::clone(&instance.keeper));
+        let served = call.alone(async move {
+            let call = host::call(request).await;
+            edge.serve(Spin, keeper, call).await
+        });
+        let served = served.await;
+        wasip3::spawn(call.alone(async move {
             served.rest.await;
             instance.rounds().await;
-        });
+        }));
         host::response(served.answer, bodiless)
     }
 }
