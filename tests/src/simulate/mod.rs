@@ -77,6 +77,9 @@ pub fn run(scenario: &Scenario, options: &Options) -> Outcome {
     world::World::run(scenario, options)
 }
 
+/// Makes a scenario smaller in one way.
+type Smaller = Box<dyn Fn(&Scenario) -> Scenario>;
+
 /// A failing run made small: the fewest faults and gates with which it still breaks the same promise.
 pub fn shrink(scenario: &Scenario, options: &Options) -> (Scenario, Outcome) {
     let traced = Options {
@@ -92,7 +95,7 @@ pub fn shrink(scenario: &Scenario, options: &Options) -> (Scenario, Outcome) {
     else {
         return (best, outcome);
     };
-    let mut smaller: Vec<Box<dyn Fn(&Scenario) -> Scenario>> = Vec::new();
+    let mut smaller: Vec<Smaller> = Vec::new();
     for fault in Fault::ALL {
         smaller.push(Box::new(move |scenario| {
             let mut scenario = scenario.clone();

@@ -57,12 +57,18 @@ pub(super) trait Plane {
     fn trust(&self) -> Vec<PublicKey>;
 }
 
+/// A holder in one of its epochs.
+type Life = (String, u64);
+
+/// The batches of a journal, each with where it ended.
+type Batches = Vec<(Position, Vec<u8>)>;
+
 /// What is committed.
 #[derive(Clone, Debug, Default)]
 struct Ledger {
     epochs: BTreeMap<String, u64>,
-    leases: BTreeMap<(Account, i64), BTreeMap<(String, u64), Lease>>,
-    journals: BTreeMap<(String, u64), Vec<(Position, Vec<u8>)>>,
+    leases: BTreeMap<(Account, i64), BTreeMap<Life, Lease>>,
+    journals: BTreeMap<Life, Batches>,
 }
 
 /// A control plane in memory.
