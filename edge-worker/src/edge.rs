@@ -307,7 +307,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                     let message = Message::Lease {
                         call: exchange.id().to_owned(),
                         wants: wants.into_iter().map(Want::from).collect(),
-                        deadline,
+                        wait_ms: deadline.millis_since(self.platform.now()),
                     };
                     if self.ask(message).await.is_none() {
                         self.platform.pause(LEASE_PAUSE_MS).await;

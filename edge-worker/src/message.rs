@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use tollgate_engine::{
     exchange::{self, CellOp},
     ledger::{Account, Op, Refusal, Span},
-    time::Time,
 };
 
 /// The way to the keeper.
@@ -30,14 +29,15 @@ pub enum Message {
         /// The reservations, in order.
         changes: Vec<Change>,
     },
-    /// Give back what the call reserved, and come back when these can be reserved, never will be, or time is up.
+    /// Give back what the call reserved, and come back when these can be reserved, never will be, or the wait is over. The wait is told and not its
+    /// end: the keeper may have another clock.
     Lease {
         /// The decision's id.
         call: String,
         /// What the call needs.
         wants: Vec<Want>,
-        /// Until then at the latest.
-        deadline: Time,
+        /// How long to wait at most.
+        wait_ms: i64,
     },
     /// The call is over: settle it, and put its record into the journal.
     Close {
@@ -138,7 +138,7 @@ mod tests {
                 span,
                 amount: 7,
             }],
-            deadline: Time::from_secs(61),
+            wait_ms: 1_000,
         };
         let text = serde_json::to_string(&message).unwrap();
         assert_eq!(serde_json::from_str::<Message>(&text).unwrap(), message);

@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, OnceCell},
     rc::Rc,
 };
-use tollgate_edge_worker::{self as edge, Message, Platform as _, ROUND_MS};
+use tollgate_edge_worker::{self as edge, GATHER_MS, Message, Platform as _};
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
 /// The Durable Object.
@@ -47,7 +47,7 @@ impl DurableObject for Keeper {
             return host::unconfigured();
         };
         let message: Message = serde_json::from_slice(&request.bytes().await?)?;
-        self.wake_in(ROUND_MS).await?;
+        self.wake_in(GATHER_MS).await?;
         let heard = keeper.handle(message).await;
         Response::from_bytes(serde_json::to_vec(&heard)?)
     }

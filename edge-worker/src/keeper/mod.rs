@@ -2,7 +2,7 @@
 
 mod rounds;
 
-pub use rounds::ROUND_MS;
+pub use rounds::GATHER_MS;
 
 use crate::{
     message::{Change, Heard, Line, Message, Refused},
@@ -100,10 +100,10 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             Message::Lease {
                 call,
                 wants,
-                deadline,
+                wait_ms,
             } => {
                 self.release(&call).await;
-                self.await_lease(wants, deadline).await;
+                self.await_lease(&wants, wait_ms).await;
             }
             Message::Close {
                 call,

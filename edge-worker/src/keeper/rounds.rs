@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, future::select, join};
 use std::{cell::Cell, collections::BTreeMap, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
-    exchange::CellOp,
+    exchange::{CellOp, LEASE_WAIT_MS},
     journal::Batch,
     lease::{Ask, MAX_ASKS},
     ledger::{Account, Op, Refusal, Span},
@@ -23,8 +23,10 @@ use tollgate_engine::{
 const PAUSE_MS: u32 = 5;
 /// A call that waits for a lease is woken by its answer. Should somebody else have got it who has the same store, it looks after this.
 const LEASE_PAUSE_MS: u32 = 50;
+/// How long records are gathered before a round delivers them.
+pub const GATHER_MS: i64 = 200;
 /// Time between two rounds while there is something to do; also how often spending is reported while calls keep asking for leases.
-pub const ROUND_MS: i64 = 1_000;
+const ROUND_MS: i64 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
 const AWAKE_MS: i64 = 10_000;
 /// A bundle confirmed longer ago is asked for again before anybody is told to run it. A few rounds.
@@ -217,14 +219,17 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         }
     }
 
-    /// Comes back when `wants` can be reserved, when the control plane has said that there is no more, or at `deadline`.
-    pub(super) async fn await_lease(&self, wants: Vec<Want>, deadline: Time) {
-        let waits = Waits::new(self, &wants);
-        while self.platform.now() < deadline && !self.is_decided(&wants).await {
-            let due = self.upkeep.borrow().leases_due(true, self.platform.now());
-            if due {
-                self.ask_for_leases(true).await;
-            } else {
+    /// Comes back when `wants` can be reserved, when the control plane has said that there is no more, or after `wait_ms` or so: whoever waits
+    /// looks again, and comes back while it has time.
+    pub(super) async fn await_lease(&self, wants: &[Want], wait_ms: i64) {
+        let waits = Waits::new(self, wants);
+        let start = self.platform.now();
+        for _ in 0..=wait_ms / i64::from(LEASE_PAUSE_MS) {
+            let waited = self.platform.now().millis_since(start).saturating_abs();
+            if waited >= wait_ms || self.is_decided(wants).await {
+                return;
+            }
+            if !self.ask_for_leases(true).await {
                 let pause = self.platform.pause(LEASE_PAUSE_MS);
                 select(waits.answer(), pin!(pause)).await;
             }
@@ -256,10 +261,10 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         reserve.apply(Some(&cell.encode()), now).map(|_| ())
     }
 
-    /// Asks for what calls wait for (`urgent`), and reports and renews when that is due.
-    async fn ask_for_leases(&self, urgent: bool) {
+    /// Asks for what calls wait for (`urgent`), and reports and renews when that is due. Whether it has asked.
+    async fn ask_for_leases(&self, urgent: bool) -> bool {
         let Some(holder) = self.holder().await else {
-            return;
+            return false;
         };
         let now = self.platform.now();
         let passed = |since: Option<Time>, limit_ms| {
@@ -272,7 +277,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         };
         let routine = due || (urgent && passed(self.reported.get(), ROUND_MS));
         if !urgent && !routine {
-            return;
+            return false;
         }
         // From here on nobody else asks: what follows waits for the store.
         self.upkeep.borrow_mut().leases_sent(now);
@@ -292,9 +297,13 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let speak = holder.epoch == 0 || passed(self.spoke.get(), SIGN_OF_LIFE_MS);
         if asks.is_empty() && !speak {
             self.upkeep.borrow_mut().leases_idle(now);
-            return;
+            return false;
         }
-        let errand = upkeep::lease_request(&self.gate.borrow(), &holder, asks);
+        let mut errand = upkeep::lease_request(&self.gate.borrow(), &holder, asks);
+        if urgent {
+            // Somebody waits for this very answer, and not for longer.
+            errand.timeout_ms = errand.timeout_ms.min(LEASE_WAIT_MS);
+        }
         self.spoke.set(Some(now));
         let (status, body) = self.run(errand).await;
         self.take_leases(&holder, status, &body).await;
@@ -304,6 +313,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 let _ = wake.send(());
             }
         }
+        true
     }
 
     /// What the waiting calls want, each account and window once.

@@ -10,13 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::envoy::Origin;
-use xtask::stack::{self, LOOPBACK, Listen, Plan, Programs, Stack, Upstream};
+use xtask::process::Process;
+use xtask::stack::{self, EdgePlan, EdgeStack, LOOPBACK, Listen, Plan, Programs, Stack, Upstream};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, progress, root, tools, wasm};
 
@@ -29,6 +30,9 @@ pub(crate) struct Options {
     /// OPENAI_API_KEY or ANTHROPIC_API_KEY and stays with the gate.
     #[arg(long, value_name = "URL")]
     upstream: Option<Origin>,
+    /// Run the gate on an edge platform instead of in Envoy.
+    #[arg(long, value_name = "PLATFORM")]
+    edge: Option<Edge>,
     /// Use this Envoy instead of the pinned one.
     #[arg(long, env = "ENVOY", value_name = "PATH")]
     envoy: Option<PathBuf>,
@@ -46,6 +50,63 @@ pub(crate) struct Options {
     state: PathBuf,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Edge {
+    /// As a Cloudflare Worker, in workerd.
+    Cloudflare,
+}
+
+/// What was started.
+enum Running {
+    Envoy(Stack),
+    Cloudflare(EdgeStack),
+}
+
+impl Running {
+    fn gate(&self) -> String {
+        match self {
+            Running::Envoy(stack) => stack.envoy.url(""),
+            Running::Cloudflare(stack) => stack.gate.url(""),
+        }
+    }
+
+    /// Where metrics are, when they are anywhere.
+    fn admin(&self) -> Option<SocketAddr> {
+        match self {
+            Running::Envoy(stack) => Some(stack.envoy.admin),
+            Running::Cloudflare(_) => None,
+        }
+    }
+
+    fn control_plane(&self) -> (&ControlPlane, &Workspace) {
+        match self {
+            Running::Envoy(stack) => (&stack.control_plane, &stack.workspace),
+            Running::Cloudflare(stack) => (&stack.control_plane, &stack.workspace),
+        }
+    }
+
+    /// The gate first, so that no call is let through by one that nobody hears of.
+    fn processes(&mut self) -> [&mut Process; 2] {
+        match self {
+            Running::Envoy(stack) => [&mut stack.envoy.process, &mut stack.control_plane.process],
+            Running::Cloudflare(stack) => {
+                [&mut stack.gate.process, &mut stack.control_plane.process]
+            }
+        }
+    }
+
+    fn stop(self) -> Result<()> {
+        let processes = match self {
+            Running::Envoy(stack) => [stack.envoy.process, stack.control_plane.process],
+            Running::Cloudflare(stack) => [stack.gate.process, stack.control_plane.process],
+        };
+        for process in processes {
+            process.stop()?;
+        }
+        Ok(())
+    }
+}
+
 /// What a later run finds again.
 #[derive(Serialize, Deserialize)]
 struct State {
@@ -61,11 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let folder = options.state.as_path();
     fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-    let programs = Programs {
-        envoy: tools::envoy(options.envoy.as_deref())?,
-        filter: wasm::filter()?,
-        tollgate: tollgate()?,
-    };
+    let tollgate = tollgate()?;
 
     let (mut stand_in, upstream) = match &options.upstream {
         Some(origin) => (None, provider(origin)?),
@@ -78,32 +135,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if stop.try_recv().is_ok() {
         bail!("interrupted");
     }
-    progress::say("Starting", "the control plane and the gate");
-    let mut plan = Plan::new(folder.to_owned(), programs.clone(), upstream.clone());
-    plan.listen = Listen {
-        gate: options.gate,
-        admin: options.admin,
-        control_plane: options.control_plane,
-    };
     let mut agent = String::new();
-    let mut stack = Stack::start(plan, |control_plane| {
+    let prepare = |control_plane: &ControlPlane| {
         let state = find_or_make_state(control_plane, folder)?;
         agent = state.agent;
         Ok(state.workspace)
-    })?;
+    };
+    let mut running = match options.edge {
+        None => Running::Envoy(envoy(options, &tollgate, &upstream, prepare)?),
+        Some(Edge::Cloudflare) => {
+            Running::Cloudflare(cloudflare(options, &tollgate, &upstream, prepare)?)
+        }
+    };
 
-    write_environment(&stack, &agent, folder)?;
-    progress::say(
-        "Ready",
-        format!("agents connect to {}", stack.envoy.url("")),
-    );
+    write_environment(&running, &agent, folder)?;
+    progress::say("Ready", format!("agents connect to {}", running.gate()));
     println!(
         "{}",
         tour::what_to_try(
-            &stack,
+            &running.gate(),
+            running.admin(),
             &upstream,
             stand_in.is_some(),
-            &programs.tollgate,
+            &tollgate,
             folder
         )
     );
@@ -115,10 +169,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Err(RecvTimeoutError::Timeout) => {}
         }
         let stand_in = stand_in.as_mut().map(|stand_in| &mut stand_in.process);
-        for process in [&mut stack.envoy.process, &mut stack.control_plane.process]
-            .into_iter()
-            .chain(stand_in)
-        {
+        for process in running.processes().into_iter().chain(stand_in) {
             if let Some(status) = process.exit_status()? {
                 bail!(
                     "a process ended by itself ({status}); its log is `{}`",
@@ -127,7 +178,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             }
         }
         if renewed.elapsed() > TOKEN_RENEWAL {
-            write_environment(&stack, &agent, folder)?;
+            write_environment(&running, &agent, folder)?;
             renewed = Instant::now();
         }
     }
@@ -135,14 +186,49 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "Stopping",
         format!("everything; the state stays in {}", folder.display()),
     );
-    let Stack {
-        envoy,
-        control_plane,
-        ..
-    } = stack;
-    envoy.process.stop()?;
-    control_plane.process.stop()?;
-    Ok(())
+    running.stop()
+}
+
+fn envoy(
+    options: &Options,
+    tollgate: &Path,
+    upstream: &Upstream,
+    prepare: impl FnOnce(&ControlPlane) -> Result<Workspace>,
+) -> Result<Stack> {
+    let programs = Programs {
+        envoy: tools::envoy(options.envoy.as_deref())?,
+        filter: wasm::filter()?,
+        tollgate: tollgate.to_owned(),
+    };
+    progress::say("Starting", "the control plane and the gate");
+    let mut plan = Plan::new(options.state.clone(), programs, upstream.clone());
+    plan.listen = Listen {
+        gate: options.gate,
+        admin: options.admin,
+        control_plane: options.control_plane,
+    };
+    Stack::start(plan, prepare)
+}
+
+fn cloudflare(
+    options: &Options,
+    tollgate: &Path,
+    upstream: &Upstream,
+    prepare: impl FnOnce(&ControlPlane) -> Result<Workspace>,
+) -> Result<EdgeStack> {
+    let plan = EdgePlan {
+        folder: options.state.clone(),
+        tollgate: tollgate.to_owned(),
+        workerd: tools::workerd()?,
+        worker: wasm::cloudflare()?,
+        upstream: upstream.clone(),
+        gate: options.gate,
+        control_plane: options.control_plane,
+        bundles: None,
+        environment: Vec::new(),
+    };
+    progress::say("Starting", "the control plane and the gate");
+    EdgeStack::start(plan, prepare)
 }
 
 fn tollgate() -> Result<PathBuf> {
@@ -185,13 +271,14 @@ fn find_or_make_state(control_plane: &ControlPlane, folder: &Path) -> Result<Sta
 }
 
 /// What the printed lines refer to, in a file so that no key stands on the screen.
-fn write_environment(stack: &Stack, agent: &str, folder: &Path) -> Result<()> {
-    let token = stack.control_plane.issue_token(&stack.workspace, agent)?;
+fn write_environment(running: &Running, agent: &str, folder: &Path) -> Result<()> {
+    let (control_plane, workspace) = running.control_plane();
+    let token = control_plane.issue_token(workspace, agent)?;
     let text = format!(
         "export TOLLGATE_URL={} TOLLGATE_WORKSPACE={} TOLLGATE_KEY={} TOKEN={token}\n",
-        stack.control_plane.url(""),
-        stack.workspace.id,
-        stack.workspace.operator_key,
+        control_plane.url(""),
+        workspace.id,
+        workspace.operator_key,
     );
     stack::write_private(&folder.join("env"), &text)
 }

@@ -1,9 +1,10 @@
 //! What `up` prints: four calls to try, and where to see what came of them.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use xtask::root;
-use xtask::stack::{Stack, Upstream};
+use xtask::stack::Upstream;
 
 /// The way a provider wants to be called.
 struct Api {
@@ -35,7 +36,8 @@ const LINE: &str = "-w '\\n' ";
 
 /// The text. The lines refer to variables of `folder`/env, so that no key stands on the screen.
 pub(super) fn what_to_try(
-    stack: &Stack,
+    gate: &str,
+    admin: Option<SocketAddr>,
     upstream: &Upstream,
     stand_in: bool,
     tollgate: &Path,
@@ -46,7 +48,7 @@ pub(super) fn what_to_try(
     } else {
         ANTHROPIC
     };
-    let gate = stack.envoy.url(api.path);
+    let gate = format!("{gate}{}", api.path);
     let call = |model: &str, tokens: u32, prompt: &str, options: &str| {
         format!(
             "curl -s {options}{gate} -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json'{headers} \\\n    \
@@ -103,12 +105,13 @@ See what came of them:
   {tollgate} budget list   # what is left
   {tollgate} audit export --output {folder}/audit.jsonl && {tollgate} audit verify {folder}/audit.jsonl
   {tollgate} policy apply {policy}    # edit it first: live within two seconds
-  curl -s http://{admin}/stats/prometheus | grep ^tollgate_
-
+{metrics}
 Logs are in {folder}. Ctrl-C stops everything; the next `cargo xtask up` finds its state again.",
         folder = folder.display(),
         tollgate = tollgate.display(),
         policy = root().join("xtask/demo/policy.yaml").display(),
-        admin = stack.envoy.admin,
+        metrics = admin.map_or_else(String::new, |admin| {
+            format!("  curl -s http://{admin}/stats/prometheus | grep ^tollgate_\n")
+        }),
     )
 }
