@@ -4,6 +4,7 @@ mod api;
 mod audit;
 mod check;
 mod decide;
+mod diff;
 mod meter;
 mod offline;
 mod operate;
@@ -38,6 +39,7 @@ enum Command {
     Decide(decide::Args),
     Explain(decide::Explain),
     Test(test::Args),
+    Diff(diff::Args),
     Meter(meter::Args),
 }
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Decide(args) => decide::run(args),
         Command::Explain(args) => decide::explain(args),
         Command::Test(args) => test::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Meter(args) => meter::run(args),
     };
     done.unwrap_or_else(|error| {

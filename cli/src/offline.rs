@@ -3,7 +3,11 @@
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 use tollgate_engine::{
     bundle::{FORMAT, Payload, Scope},
     exchange::{Exchange, Step},
@@ -99,6 +103,33 @@ pub(crate) fn instant(text: &str) -> Result<Time> {
         .parse::<jiff::Timestamp>()
         .with_context(|| format!("`{text}` is not an RFC 3339 instant"))?;
     Ok(Time::from_micros(instant.as_microsecond()))
+}
+
+/// How test files end.
+const TEST_SUFFIXES: [&str; 2] = [".test.yaml", ".test.yml"];
+
+/// Whether this is a file of test cases.
+pub(crate) fn is_test(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    TEST_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// Every policy file of a folder, by name; test cases are none.
+pub(crate) fn policies_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in
+        fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?
+    {
+        let path = entry?.path();
+        let policy = path
+            .extension()
+            .is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
+        if policy && path.is_file() && !is_test(&path) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Reads policy files as one set. Every error of every file is in the message; warnings go to standard error.

@@ -26,9 +26,6 @@ use tollgate_policy::Document;
 /// When a case happens that does not say: a Monday noon, so that the answer is the same on every day.
 const DEFAULT_AT: &str = "2026-01-05T12:00:00Z";
 
-/// How test files end.
-const SUFFIXES: [&str; 2] = [".test.yaml", ".test.yml"];
-
 /// Folders inside each other that are searched.
 const MAX_DEPTH: usize = 16;
 
@@ -125,11 +122,6 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn is_test(path: &Path) -> bool {
-    let name = path.to_string_lossy();
-    SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
-}
-
 fn find(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries =
         fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?;
@@ -139,29 +131,11 @@ fn find(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
         let kind = entry.file_type()?;
         if kind.is_dir() && depth > 0 {
             find(&entry.path(), depth - 1, files)?;
-        } else if kind.is_file() && is_test(&entry.path()) {
+        } else if kind.is_file() && offline::is_test(&entry.path()) {
             files.push(entry.path());
         }
     }
     Ok(())
-}
-
-/// Every policy file of a folder, by name.
-fn policies_in(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in
-        fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?
-    {
-        let path = entry?.path();
-        let policy = path
-            .extension()
-            .is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
-        if policy && path.is_file() && !is_test(&path) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn suite(file: &Path, coverage: &mut Coverage) -> Result<Vec<Ran>> {
@@ -173,7 +147,7 @@ fn suite(file: &Path, coverage: &mut Coverage) -> Result<Vec<Ran>> {
     };
     let policies = match &suite.policies {
         Some(named) => named.iter().map(|name| dir.join(name)).collect(),
-        None => policies_in(dir)?,
+        None => offline::policies_in(dir)?,
     };
     let documents = offline::documents(&policies)?;
     suite

@@ -321,6 +321,9 @@ pub struct Limit {
     pub tool: Option<String>,
     /// The limit itself, in `unit`.
     pub amount: u64,
+    /// Once a call does not fit, no call at all passes until the window ends. Only for tokens and money.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub suspend: bool,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown_model: Option<Price>,

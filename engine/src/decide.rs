@@ -146,6 +146,8 @@ pub struct Charge {
     pub amount: u64,
     /// The limit, for messages.
     pub limit: u64,
+    /// Whether it suspends when the account cannot bear it.
+    pub suspend: bool,
     /// The field that sets it.
     pub rule: String,
     /// The document it stands in.
@@ -170,10 +172,15 @@ impl Charge {
             rule: self.rule.clone().into(),
             document: Some(self.document.clone()),
             message: format!(
-                "the {what} of this {level}{tool}, {limit} per {window}, does not cover the call; it resets at {at}",
+                "the {what} of this {level}{tool}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
                 level = self.account.level.name(),
                 tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for the tool `{}`", shown(tool))),
                 at = Time::from_secs(self.span.end),
+                // What is larger than the whole limit was refused before anything was asked of the account.
+                suspended = match self.suspend && self.amount <= self.limit {
+                    true => ", and until then every call is refused",
+                    false => "",
+                },
             )
             .into(),
             cause,
@@ -548,6 +555,8 @@ fn limits(
                 );
                 continue;
             }
+            // It uses nothing, but nothing passes where the account is suspended.
+            (_, Route::CountTokens | Route::Mcp | Route::Plain) if limit.suspend => false,
             (_, Route::CountTokens | Route::Mcp | Route::Plain) => continue,
         };
         if limit.unit == Unit::NanoUsd && generates && said.premium {
@@ -579,7 +588,8 @@ fn limits(
         };
         let amount = match limit.unit {
             Unit::Calls => Some(1),
-            _ if !generates => None,
+            // As much as shows that something is left.
+            Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
             Unit::NanoUsd => match known.copied().or(limit.unknown_model.and(unknown)) {
                 Some(price) => {
@@ -606,6 +616,7 @@ fn limits(
             span,
             amount,
             limit: limit.amount,
+            suspend: limit.suspend,
             rule: limit.rule.clone(),
             document: document.to_string(),
         };
@@ -614,7 +625,8 @@ fn limits(
             .iter_mut()
             .find(|other| other.account == charge.account)
         {
-            Some(other) if other.limit <= charge.limit => {}
+            // Of two that are alike, the one that suspends.
+            Some(other) if (other.limit, !other.suspend) <= (charge.limit, !charge.suspend) => {}
             Some(other) => *other = charge,
             None => decision.charges.push(charge),
         }

@@ -187,6 +187,8 @@ pub struct Exchange {
     forward: Forward,
     hide_usage: bool,
     reserved: bool,
+    /// Closes the account that refused the call, where its limit says so.
+    suspend: Option<CellOp>,
     waiting_until: Option<Time>,
     sent: bool,
     answered: Option<u16>,
@@ -255,6 +257,7 @@ impl Exchange {
             forward: Forward::default(),
             hide_usage: false,
             reserved: false,
+            suspend: None,
             waiting_until: None,
             sent: false,
             answered: None,
@@ -477,6 +480,12 @@ impl Exchange {
         };
         match refusal {
             Refusal::Exhausted { .. } => {
+                self.suspend = charge.suspend.then(|| CellOp {
+                    account: charge.account.clone(),
+                    op: Op::Suspend {
+                        start: charge.span.start,
+                    },
+                });
                 let reason = charge.refused();
                 let wait = charge.span.end.saturating_sub(now.secs());
                 with_undo(self.deny(vec_of(reason), Some(wait), now), undo)
@@ -677,7 +686,7 @@ impl Exchange {
             self.metered = Some(meter.finish());
         }
         let settlement = self.settle(end);
-        let ops = if self.reserved {
+        let mut ops: Vec<CellOp> = if self.reserved {
             self.decision
                 .charges
                 .iter()
@@ -693,6 +702,7 @@ impl Exchange {
         } else {
             Vec::new()
         };
+        ops.extend(self.suspend.take());
         let cause = match self.decision.outcome {
             Outcome::Allow | Outcome::Redact => None,
             Outcome::Hold | Outcome::Deny => Some(reply::cause_of(&self.decision.reasons)),
@@ -718,6 +728,7 @@ impl Exchange {
             self.facts.as_ref().map(|facts| facts.route),
             Some(Route::Llm(_))
         );
+        settlement.generated = generated;
         if !self.sent || !generated {
             return settlement;
         }
@@ -1047,6 +1058,8 @@ fn ask_for_usage(doc: &json::Document<'_>, body: &[u8]) -> Option<Vec<u8>> {
 /// What a call used.
 #[derive(Debug, Default)]
 struct Settlement {
+    /// The call was one that uses tokens.
+    generated: bool,
     usage: Usage,
     tokens: Option<u64>,
     nano_usd: Option<u64>,
@@ -1058,6 +1071,7 @@ impl Settlement {
     fn used(&self, charge: &Charge) -> u64 {
         match charge.account.unit {
             Unit::Calls => charge.amount,
+            Unit::Tokens | Unit::NanoUsd if !self.generated => 0,
             Unit::Tokens => self.tokens.unwrap_or(charge.amount),
             Unit::NanoUsd => self.nano_usd.unwrap_or(charge.amount),
         }

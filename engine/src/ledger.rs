@@ -221,7 +221,7 @@ pub struct Slot {
     pub reserved: u64,
     /// The lease ends; milliseconds since the Unix epoch.
     pub expires_ms: i64,
-    /// Asking for more is pointless before; milliseconds since the Unix epoch.
+    /// Asking for more is pointless before; milliseconds since the Unix epoch. [`SUSPENDED`] once nothing more may be reserved at all.
     pub retry_ms: i64,
     /// Number of the last request sent for this window.
     pub seq: u64,
@@ -234,6 +234,9 @@ pub struct Slot {
     /// Epoch of the lease. A grant of a newer one starts the slot afresh, but for `reserved`: the calls under way still are.
     pub epoch: u64,
 }
+
+/// Stands for the time to ask again in a window that [`Op::Suspend`] has closed.
+pub const SUSPENDED: i64 = i64::MAX;
 
 impl Slot {
     /// What may still be reserved, lease permitting.
@@ -401,6 +404,11 @@ pub enum Op {
         #[serde(with = "amount")]
         used: u64,
     },
+    /// Let nothing more be reserved in this window, whatever is left or granted: its limit has been met and suspends.
+    Suspend {
+        /// Start of the window.
+        start: i64,
+    },
     /// Note that the control plane is about to be asked for more.
     Ask {
         /// The window to ask for.
@@ -449,7 +457,11 @@ impl Op {
             Op::Reserve { span, amount } => {
                 let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
                 let live = now.millis() < slot.expires_ms;
-                if live && *amount <= slot.available() {
+                if slot.retry_ms == SUSPENDED {
+                    return Err(Refusal::Exhausted {
+                        retry_ms: slot.end.saturating_mul(1_000),
+                    });
+                } else if live && *amount <= slot.available() {
                     slot.reserved = slot.reserved.saturating_add(*amount);
                 } else if now.millis() < slot.retry_ms {
                     return Err(Refusal::Exhausted {
@@ -476,6 +488,11 @@ impl Op {
                     slot.settled = slot.settled.saturating_add(*used);
                 }
             }
+            Op::Suspend { start } => {
+                if let Some(slot) = cell.slot_mut(*start) {
+                    slot.retry_ms = SUSPENDED;
+                }
+            }
             Op::Ask { span } => {
                 let slot = cell.open(*span).ok_or(Refusal::NoLease)?;
                 if slot.asked_ms != 0
@@ -495,6 +512,7 @@ impl Op {
                     && grant.seq >= slot.seq
                     && *epoch >= slot.epoch
                 {
+                    let suspended = slot.retry_ms == SUSPENDED;
                     if *epoch > slot.epoch {
                         *slot = Slot {
                             start: span.start,
@@ -513,7 +531,11 @@ impl Op {
                     slot.asked_ms = 0;
                     slot.granted = slot.granted.max(grant.granted);
                     slot.expires_ms = grant.expires_ms;
-                    slot.retry_ms = grant.retry_ms;
+                    slot.retry_ms = match suspended {
+                        true => SUSPENDED,
+                        // No grant suspends: that is for the gate to say.
+                        false => grant.retry_ms.min(SUSPENDED - 1),
+                    };
                     slot.reported = slot.reported.max(grant.settled);
                 }
             }

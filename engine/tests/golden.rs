@@ -66,6 +66,7 @@ fn full_payload() -> Payload {
             ..issuer::document(scope)
         });
     }
+    payload.documents[0].limits[2].suspend = true;
     payload.calendars = vec![Calendar {
         zone: "UTC".to_string(),
         // 2026-11-20 and the midnights on either side.
@@ -104,6 +105,7 @@ fn full_payload() -> Payload {
         window: Window::Hour,
         tool: Some("git".to_string()),
         amount: 10,
+        suspend: false,
         unknown_model: None,
     });
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];

@@ -10,7 +10,7 @@ use std::{
 use tollgate_engine::{
     bundle::Level,
     lease::Grant,
-    ledger::{ASK_TIMEOUT_MS, Account, Cell, Op, Refusal, Slot, Span, Unit, Window},
+    ledger::{ASK_TIMEOUT_MS, Account, Cell, Op, Refusal, SUSPENDED, Slot, Span, Unit, Window},
     time::Time,
 };
 
@@ -384,7 +384,11 @@ impl Model {
                 let fits = taken + u128::from(*amount) <= u128::from(lease.granted)
                     // Nothing fits in less than nothing, but nothing is left to take from nothing.
                     || *amount == 0;
-                if live && fits {
+                if lease.retry_ms == SUSPENDED {
+                    Err(Refusal::Exhausted {
+                        retry_ms: span.end * 1_000,
+                    })
+                } else if live && fits {
                     lease.reserved += amount;
                     Ok(())
                 } else if now_ms < lease.retry_ms {
@@ -414,6 +418,12 @@ impl Model {
                 }
                 Ok(())
             }
+            Op::Suspend { start } => {
+                if let Some(lease) = self.0.get_mut(start) {
+                    lease.retry_ms = SUSPENDED;
+                }
+                Ok(())
+            }
             Op::Ask { span } => {
                 let lease = self.open(span.start).ok_or(Refusal::NoLease)?;
                 if lease.asked_ms != 0 && (now_ms - lease.asked_ms).abs() < 1_000 {
@@ -439,7 +449,9 @@ impl Model {
                 lease.asked_ms = 0;
                 lease.granted = lease.granted.max(grant.granted);
                 lease.expires_ms = grant.expires_ms;
-                lease.retry_ms = grant.retry_ms;
+                if lease.retry_ms != SUSPENDED {
+                    lease.retry_ms = grant.retry_ms;
+                }
                 Ok(())
             }
         }
@@ -458,6 +470,9 @@ fn some_amount(random: &mut Random) -> u64 {
 fn some_op(random: &mut Random, now_ms: i64) -> Op {
     let window = (now_ms / 1_000 - START).div_euclid(60) + random.below(3) as i64 - 1;
     let span = span(window);
+    if random.one_in(60) {
+        return Op::Suspend { start: span.start };
+    }
     match random.below(10) {
         0..=3 => Op::Reserve {
             span,
@@ -826,6 +841,43 @@ fn accounts_are_read_as_they_are_written() {
         tool: None,
     };
     assert_eq!(account.to_string(), "team:a|nano_usd|day@UTC");
+}
+
+#[test]
+fn a_suspended_window_stays_closed_until_it_ends() {
+    let mut store = leased();
+    store.apply(&reserve(4), at(20));
+    store.apply(
+        &Op::Suspend {
+            start: span(0).start,
+        },
+        at(30),
+    );
+    let exhausted = Err(Refusal::Exhausted {
+        retry_ms: span(0).end * 1_000,
+    });
+    assert_eq!(store.try_apply(&reserve(1), at(40)), exhausted);
+    assert_eq!(store.try_apply(&reserve(0), at(40)), exhausted);
+    // The calls under way still settle, and neither that nor a new grant or a new epoch opens it.
+    let settle = Op::Settle {
+        start: span(0).start,
+        reserved: 4,
+        used: 1,
+    };
+    store.apply(&settle, at(50));
+    assert_eq!(store.amounts(0), Some((10, 1, 0)));
+    store.apply(&refill(grant(2, 100), 1), at(60));
+    assert_eq!(store.try_apply(&reserve(1), at(70)), exhausted);
+    store.apply(&refill(grant(3, 100), 2), at(80));
+    assert_eq!(store.try_apply(&reserve(1), at(90)), exhausted);
+    // A window nobody has here has nothing to close, and is not made.
+    store.apply(
+        &Op::Suspend {
+            start: span(1).start,
+        },
+        at(100),
+    );
+    assert_eq!(store.amounts(1), None);
 }
 
 #[test]

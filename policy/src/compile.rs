@@ -222,7 +222,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .filter_map(|tool| {
                 Some(bundle::Approval {
                     tool: tool.name.clone(),
-                    condition: tool.requires_approval_if.clone()?,
+                    condition: tool.requires_approval_if.as_ref()?.program.clone(),
                 })
             })
             .collect(),
@@ -262,6 +262,7 @@ fn limits(document: &Document) -> Vec<Limit> {
             window: Window::Minute,
             tool: None,
             amount: rate.requests_per_minute,
+            suspend: false,
             unknown_model: None,
         });
     }
@@ -275,6 +276,7 @@ fn limits(document: &Document) -> Vec<Limit> {
                 // A tool is the same in any case, and so must its account be.
                 tool: Some(tool.name.to_ascii_lowercase()),
                 amount,
+                suspend: false,
                 unknown_model: None,
             });
         }
@@ -293,6 +295,7 @@ fn limits(document: &Document) -> Vec<Limit> {
             },
             tool: None,
             amount: limit.amount,
+            suspend: budget.suspend,
             unknown_model: budget.unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
         }));
     }

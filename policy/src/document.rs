@@ -115,8 +115,17 @@ pub struct Tool {
     pub allow: bool,
     /// `limit_per_hour`: calls of one agent that use the tool.
     pub limit_per_hour: Option<u64>,
-    /// `requires_approval_if`, compiled.
-    pub requires_approval_if: Option<Program>,
+    /// `requires_approval_if`.
+    pub requires_approval_if: Option<Condition>,
+}
+
+/// A condition, as written and compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// As written.
+    pub text: String,
+    /// As a gate runs it.
+    pub program: Program,
 }
 
 /// `budget`.
@@ -130,6 +139,8 @@ pub struct Budget {
     pub timezone: String,
     /// What a model costs that has no price; `None` denies it.
     pub unknown_model: Option<Price>,
+    /// `action_on_exceed: suspend`.
+    pub suspend: bool,
 }
 
 /// One limit of a [`Budget`].
@@ -728,12 +739,9 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         Some(zone) => time_zone(&zone, findings),
         None => Some("UTC".to_string()),
     };
-    if let Some(action) = table.take("action_on_exceed") {
-        let suspend = findings.choice(&action, &[("deny", false), ("suspend", true)]);
-        if suspend == Some(true) {
-            not_enforced(findings, &action, "write `deny`, which is the default");
-        }
-    }
+    let suspend = table
+        .take("action_on_exceed")
+        .and_then(|action| findings.choice(&action, &[("deny", false), ("suspend", true)]));
     let per = match take_added(&mut table, "per", language, findings) {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
@@ -752,6 +760,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         per: per?,
         timezone: zone?,
         unknown_model,
+        suspend: suspend.unwrap_or(false),
     })
 }
 
@@ -878,7 +887,7 @@ fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool>
     tools
 }
 
-fn condition(field: &Field<'_>, findings: &mut Findings) -> Option<Program> {
+fn condition(field: &Field<'_>, findings: &mut Findings) -> Option<Condition> {
     let text = findings.text(field)?;
     if text.trim().is_empty() {
         findings.error(
@@ -890,7 +899,10 @@ fn condition(field: &Field<'_>, findings: &mut Findings) -> Option<Program> {
         return None;
     }
     match condition::compile(text) {
-        Ok(program) => Some(program),
+        Ok(program) => Some(Condition {
+            text: text.to_string(),
+            program,
+        }),
         Err(why) => {
             findings.error(
                 field.node.at,

@@ -25,6 +25,7 @@ mod compile;
 pub mod condition;
 mod decode;
 mod diagnostic;
+mod diff;
 mod document;
 mod host;
 pub mod money;
@@ -36,9 +37,10 @@ pub mod zone;
 pub use compile::{CompileError, Compiled, MAX_CALENDAR_DAYS, MAX_DOCUMENTS, compile};
 pub use decode::{MAX_DIAGNOSTICS, MAX_NAME_BYTES};
 pub use diagnostic::{Diagnostic, Position, Severity, codes};
+pub use diff::{Change, Effect, diff};
 pub use document::{
-    AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Document,
-    Period, Rate, TOLLGATE_V1, Tool,
+    AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Condition,
+    Document, Period, Rate, TOLLGATE_V1, Tool,
 };
 pub use host::Host;
 pub use pattern::{

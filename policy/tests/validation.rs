@@ -187,7 +187,7 @@ fn budgets_must_be_above_zero_and_in_order() {
         ("budget: {daily_limit_usd: 1, action_on_exceed: deny}", &[]),
         (
             "budget: {daily_limit_usd: 1, action_on_exceed: suspend}",
-            &["!P301 budget.action_on_exceed"],
+            &[],
         ),
         (
             "budget: {daily_limit_usd: 1, action_on_exceed: panic}",

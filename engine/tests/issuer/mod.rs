@@ -142,6 +142,7 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         window: Window::Minute,
         tool: None,
         amount,
+        suspend: false,
         unknown_model: None,
     };
     let mut payload = payload(revision);

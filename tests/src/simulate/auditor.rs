@@ -290,7 +290,7 @@ impl Auditor {
         let call = call.unwrap_or(0);
         let start = match change {
             Op::Reserve { span, .. } | Op::Ask { span, .. } => span.start,
-            Op::Void { start, .. } | Op::Settle { start, .. } => *start,
+            Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start } => *start,
             Op::Refill { grant, .. } => grant.window_start,
         };
         let window = (account.clone(), start);
@@ -308,7 +308,7 @@ impl Auditor {
             }
             Op::Void { reserved, .. } => Some((*reserved, 0)),
             Op::Settle { reserved, used, .. } => Some((*reserved, *used)),
-            Op::Ask { .. } | Op::Refill { .. } => None,
+            Op::Ask { .. } | Op::Refill { .. } | Op::Suspend { .. } => None,
         };
         if let Some((reserved, used)) = resolved {
             let reservation = self

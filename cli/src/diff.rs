@@ -1,0 +1,67 @@
+//! `tollgate diff`: what a new set of policies changes, for whom, and whether it narrows or widens.
+
+use crate::offline;
+use anyhow::{Context as _, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tollgate_policy::{Change, Document};
+
+/// Say what a new set of policies changes, for whom, and whether it narrows or widens. Exit code 0, whatever differs.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The policies as they are: a file, or a folder of them.
+    #[arg(value_name = "OLD")]
+    old: PathBuf,
+    /// The policies as they would be.
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let changes = tollgate_policy::diff(&documents(&args.old)?, &documents(&args.new)?);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&changes)?);
+    } else {
+        print!("{}", in_words(&changes));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The policies of a file, or of the files of a folder.
+fn documents(path: &Path) -> Result<Vec<Document>> {
+    let kind = fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let files = match kind.is_dir() {
+        true => offline::policies_in(path)?,
+        false => vec![path.to_owned()],
+    };
+    offline::documents(&files).with_context(|| format!("in `{}`", path.display()))
+}
+
+fn in_words(changes: &[Change]) -> String {
+    if changes.is_empty() {
+        return "no difference\n".to_string();
+    }
+    let mut out = String::new();
+    let mut last = None;
+    for change in changes {
+        let document = (&change.document, &change.scope);
+        if last != Some(document) {
+            out += &format!("{} ({})\n", change.document, change.scope);
+            last = Some(document);
+        }
+        let colon = if change.rule.is_empty() { "" } else { ": " };
+        out += &format!(
+            "  {:7}  {}{colon}{}\n",
+            change.effect.to_string(),
+            change.rule,
+            change.message
+        );
+    }
+    out
+}

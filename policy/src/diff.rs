@@ -1,0 +1,288 @@
+//! What a new set of documents changes: for whom, and whether it narrows or widens.
+
+use crate::document::{Capability, Document};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
+use tollgate_engine::{bundle::Scope, ledger::Unit, price};
+
+/// One difference between two sets of documents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The document's name.
+    pub document: String,
+    /// Whom it concerns.
+    pub scope: Scope,
+    /// The field; empty where the document as a whole is meant.
+    pub rule: String,
+    /// What it does to those it concerns.
+    pub effect: Effect,
+    /// In words.
+    pub message: String,
+}
+
+/// What a change does to what may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// Less passes than before.
+    Narrows,
+    /// More passes than before.
+    Widens,
+    /// Other calls pass than before, or nothing that a gate decides.
+    Alters,
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Effect::Narrows => "narrows",
+            Effect::Widens => "widens",
+            Effect::Alters => "alters",
+        })
+    }
+}
+
+/// What is different in `new`, by document and field. Documents are the same by their names.
+pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
+    let by_name = |documents: &[Document]| -> BTreeMap<String, Document> {
+        let named = documents.iter().map(|d| (d.name.clone(), d.clone()));
+        named.collect()
+    };
+    let (old, new) = (by_name(old), by_name(new));
+    let mut changes = Vec::new();
+    for (name, document) in &old {
+        match new.get(name) {
+            None => whole(document, Effect::Widens, "is gone", &mut changes),
+            Some(next) if next.scope != document.scope => {
+                // Whom it left and whom it reached are two changes.
+                let left = format!("no longer applies to {}", document.scope);
+                whole(document, Effect::Widens, &left, &mut changes);
+                let reached = format!("now applies to {}", next.scope);
+                whole(next, Effect::Narrows, &reached, &mut changes);
+            }
+            Some(next) => compare(document, next, &mut changes),
+        }
+    }
+    for (name, document) in &new {
+        if !old.contains_key(name) {
+            whole(document, Effect::Narrows, "is new", &mut changes);
+        }
+    }
+    changes
+}
+
+fn whole(document: &Document, effect: Effect, what: &str, changes: &mut Vec<Change>) {
+    changes.push(Change {
+        document: document.name.clone(),
+        scope: document.scope.clone(),
+        rule: String::new(),
+        effect,
+        message: what.to_string(),
+    });
+}
+
+fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
+    let before = rules(old);
+    let after = rules(new);
+    let mut change = |rule: &str, effect: Effect, message: String| {
+        changes.push(Change {
+            document: new.name.clone(),
+            scope: new.scope.clone(),
+            rule: rule.to_string(),
+            effect,
+            message,
+        });
+    };
+    let keys = before.keys().chain(after.keys());
+    let mut keys: Vec<&String> = keys.collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for rule in keys {
+        match (before.get(rule), after.get(rule)) {
+            (None, Some(now)) => change(rule, Effect::Narrows, format!("is new: {}", now.shown())),
+            (Some(was), None) => {
+                change(rule, Effect::Widens, format!("is gone: {}", was.shown()));
+            }
+            (Some(was), Some(now)) if was != now => was.becomes(now, rule, &mut change),
+            _ => {}
+        }
+    }
+    // With patterns and allow lists gone or come, the rules above have said so; what remains is for people.
+    if old.version != new.version || old.description != new.description {
+        change(
+            "metadata",
+            Effect::Alters,
+            "version or description".to_string(),
+        );
+    }
+}
+
+/// A field's value, by what makes it wider or narrower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    /// Only these pass.
+    Allowed(Vec<String>),
+    /// These do not pass.
+    Denied(Vec<String>),
+    /// At most this much.
+    Limit(u64, Option<Unit>),
+    /// Something that is there or not, or is different.
+    Text(String),
+}
+
+impl Rule {
+    fn shown(&self) -> String {
+        match self {
+            Rule::Allowed(names) | Rule::Denied(names) if names.is_empty() => "none".to_string(),
+            Rule::Allowed(names) | Rule::Denied(names) => names.join(", "),
+            Rule::Limit(amount, None) => amount.to_string(),
+            Rule::Limit(amount, Some(Unit::NanoUsd)) => price::usd(*amount),
+            Rule::Limit(amount, Some(Unit::Tokens)) => format!("{amount} tokens"),
+            Rule::Limit(amount, Some(Unit::Calls)) => format!("{amount} calls"),
+            Rule::Text(text) => text.clone(),
+        }
+    }
+
+    fn becomes(&self, now: &Rule, rule: &str, change: &mut impl FnMut(&str, Effect, String)) {
+        let (was, is, more, less) = match (self, now) {
+            (Rule::Allowed(was), Rule::Allowed(is)) => (was, is, Effect::Widens, Effect::Narrows),
+            (Rule::Denied(was), Rule::Denied(is)) => (was, is, Effect::Narrows, Effect::Widens),
+            (Rule::Limit(was, _), Rule::Limit(is, _)) => {
+                let effect = if is < was {
+                    Effect::Narrows
+                } else {
+                    Effect::Widens
+                };
+                let message = format!("from {} to {}", self.shown(), now.shown());
+                return change(rule, effect, message);
+            }
+            _ => {
+                let message = format!("from {} to {}", self.shown(), now.shown());
+                return change(rule, Effect::Alters, message);
+            }
+        };
+        let missing = |from: &[String], other: &[String]| -> Vec<String> {
+            let gone = from.iter().filter(|name| !other.contains(name));
+            gone.cloned().collect()
+        };
+        let (added, removed) = (missing(is, was), missing(was, is));
+        if !added.is_empty() {
+            change(rule, more, format!("adds {}", added.join(", ")));
+        }
+        if !removed.is_empty() {
+            change(rule, less, format!("removes {}", removed.join(", ")));
+        }
+        // Another order, or an entry twice, means the same.
+    }
+}
+
+/// Everything a document restricts, by field.
+fn rules(document: &Document) -> BTreeMap<String, Rule> {
+    let mut rules = BTreeMap::new();
+    let mut rule = |name: String, rule: Rule| {
+        rules.insert(name, rule);
+    };
+    if let Some(hours) = &document.active_hours {
+        rule(
+            "schedule.active_hours".to_string(),
+            Rule::Text(hours.to_string()),
+        );
+    }
+    if let Some(hosts) = &document.network {
+        let hosts = hosts.iter().map(ToString::to_string).collect();
+        rule("network.allowlist".to_string(), Rule::Allowed(hosts));
+    }
+    let kinds: [(&str, fn(&Capability) -> Option<&str>); 3] = [
+        ("model", |capability| match capability {
+            Capability::Model(name) => Some(name),
+            _ => None,
+        }),
+        ("mcp_tool", |capability| match capability {
+            Capability::McpTool(name) => Some(name),
+            _ => None,
+        }),
+        ("network_outbound", |capability| match capability {
+            Capability::NetworkOutbound => Some("all"),
+            _ => None,
+        }),
+    ];
+    for (kind, of_kind) in kinds {
+        let listed = |list: &[Capability]| -> Vec<String> {
+            let names = list.iter().filter_map(of_kind);
+            names.map(str::to_string).collect()
+        };
+        let allow = listed(&document.capabilities.allow);
+        let deny = listed(&document.capabilities.deny);
+        // Allowing `network_outbound` closes nothing.
+        if !allow.is_empty() && kind != "network_outbound" {
+            rule(format!("capabilities.allow ({kind})"), Rule::Allowed(allow));
+        }
+        if !deny.is_empty() {
+            rule(format!("capabilities.deny ({kind})"), Rule::Denied(deny));
+        }
+    }
+    for tool in &document.tools {
+        let name = &tool.name;
+        if !tool.allow {
+            rule(
+                format!("tools.{name}.allow"),
+                Rule::Text("false".to_string()),
+            );
+        }
+        if let Some(limit) = tool.limit_per_hour {
+            rule(
+                format!("tools.{name}.limit_per_hour"),
+                Rule::Limit(limit, Some(Unit::Calls)),
+            );
+        }
+        if let Some(condition) = &tool.requires_approval_if {
+            rule(
+                format!("tools.{name}.requires_approval_if"),
+                Rule::Text(condition.text.clone()),
+            );
+        }
+    }
+    let patterns = document.sensitive_patterns.iter();
+    let patterns: Vec<String> = patterns.map(|pattern| pattern.normal.clone()).collect();
+    if !patterns.is_empty() {
+        rule(
+            "data.sensitive_patterns".to_string(),
+            Rule::Denied(patterns),
+        );
+    }
+    if let Some(rate) = document.rate {
+        rule(
+            format!("rate.requests_per_minute (per {})", rate.per.name()),
+            Rule::Limit(rate.requests_per_minute, Some(Unit::Calls)),
+        );
+    }
+    if let Some(budget) = &document.budget {
+        for limit in &budget.limits {
+            rule(
+                format!(
+                    "budget.{} (per {}, {})",
+                    limit.field,
+                    budget.per.name(),
+                    budget.timezone
+                ),
+                Rule::Limit(limit.amount, Some(limit.unit)),
+            );
+        }
+        if budget.suspend {
+            rule(
+                "budget.action_on_exceed".to_string(),
+                Rule::Text("suspend".to_string()),
+            );
+        }
+        if let Some(price) = &budget.unknown_model {
+            rule(
+                "budget.unknown_model".to_string(),
+                Rule::Text(format!(
+                    "{} and {} pico-USD per token",
+                    price.input, price.output
+                )),
+            );
+        }
+    }
+    rules
+}
