@@ -197,6 +197,15 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 changes
             };
             self.apply_all(&open.holder, settlement).await;
+            return;
+        }
+        // Nothing is left to settle. What a refused call suspends stays so, however often it is said.
+        let suspends = |change: &&Change| matches!(change.op, Op::Suspend { .. });
+        let suspended: Vec<Change> = changes.iter().filter(suspends).cloned().collect();
+        if !suspended.is_empty()
+            && let Some(holder) = self.holder().await
+        {
+            self.apply_all(&holder.id, &suspended).await;
         }
     }
 
