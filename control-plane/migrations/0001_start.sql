@@ -2,9 +2,11 @@
 -- workspace leads every key, so that no query can cross it by leaving something out. Plain SQL: PostgreSQL reads it with few changes.
 
 CREATE TABLE workspaces (
-    id          TEXT    NOT NULL PRIMARY KEY,
-    name        TEXT    NOT NULL UNIQUE,
-    created_ms  INTEGER NOT NULL
+    id                TEXT    NOT NULL PRIMARY KEY,
+    name              TEXT    NOT NULL UNIQUE,
+    created_ms        INTEGER NOT NULL,
+    -- This database was put back to an earlier state: nothing is leased before.
+    learning_until_ms INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- API keys of people and their tools. `workspace` is null for the root key alone.
@@ -93,6 +95,7 @@ CREATE TABLE leases (
     window_end   INTEGER NOT NULL,
     seq          INTEGER NOT NULL,
     granted      INTEGER NOT NULL CHECK (granted >= 0),
+    returned     INTEGER NOT NULL CHECK (returned >= 0),
     settled      INTEGER NOT NULL CHECK (settled >= 0),
     reserved     INTEGER NOT NULL CHECK (reserved >= 0),
     expires_ms   INTEGER NOT NULL,

@@ -3,10 +3,14 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _,
+        PermissionsExt as _,
+    },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicI64, Ordering},
 };
-use tollgate_engine::bytes;
+use tollgate_engine::{bytes, time::Time};
 
 /// Where everything of an installation lies.
 #[derive(Debug)]
@@ -74,6 +78,68 @@ impl DataDir {
 
     pub(crate) fn root_key(&self) -> PathBuf {
         self.path.join("root.key")
+    }
+
+    /// The mark of the last lease.
+    pub(crate) fn mark(&self) -> io::Result<Mark> {
+        let path = self.path.join("leases.mark");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let file = private()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        let inode = file.metadata()?.ino();
+        let before = text.split_once(' ').and_then(|(of, millis)| {
+            let same = of.parse() == Ok(inode);
+            same.then(|| millis.trim().parse().ok()).flatten()
+        });
+        Ok(Mark {
+            file,
+            inode,
+            before,
+            newest_ms: AtomicI64::new(i64::MIN),
+        })
+    }
+}
+
+/// When the last lease was given, in a file beside the database. A database that is older has been put back from a backup, and a file that
+/// is not the one we wrote (it names its own inode) came with a backup itself. It is written after every commit and never synced: what
+/// a power cut takes from it makes it older, which accuses nobody.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    file: File,
+    inode: u64,
+    before: Option<i64>,
+    newest_ms: AtomicI64,
+}
+
+impl Mark {
+    /// What it said when we started, in milliseconds since the Unix epoch; `None` when it is new here.
+    pub(crate) fn before(&self) -> Option<i64> {
+        self.before
+    }
+
+    /// Begins to count from the state that the database is in.
+    pub(crate) fn start(&self, heard_ms: i64) {
+        self.newest_ms.store(heard_ms, Ordering::SeqCst);
+        self.write(heard_ms);
+    }
+
+    /// A lease was given and is in the database.
+    pub(crate) fn leased(&self, now: Time) {
+        let now_ms = now.millis();
+        if self.newest_ms.fetch_max(now_ms, Ordering::SeqCst) < now_ms {
+            self.write(now_ms);
+        }
+    }
+
+    fn write(&self, millis: i64) {
+        // As wide whatever the numbers are, so that nothing of an earlier one is left behind.
+        let text = format!("{} {millis:020}\n", self.inode);
+        if let Err(error) = self.file.write_all_at(text.as_bytes(), 0) {
+            tracing::warn!(cause = %error, "`leases.mark` cannot be written");
+        }
     }
 }
 

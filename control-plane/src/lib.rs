@@ -41,7 +41,7 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use files::DataDir;
+use files::{DataDir, Mark};
 use health::{Answered, Metrics};
 use problem::Problem;
 use signing::Signer;
@@ -141,6 +141,7 @@ pub struct ControlPlane(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     data: DataDir,
+    mark: Mark,
     settings: Settings,
     store: Store,
     signer: Signer,
@@ -164,8 +165,10 @@ impl ControlPlane {
         let pepper = Pepper::open(&dir).map_err(files)?;
         let database = dir.database().map_err(files)?;
         let store = Store::open(&database).await.map_err(OpenError::Database)?;
+        let mark = dir.mark().map_err(files)?;
         let state = ControlPlane(Arc::new(Inner {
             data: dir,
+            mark,
             settings,
             store,
             signer,
@@ -176,6 +179,9 @@ impl ControlPlane {
             stopping: watch::Sender::new(false),
         }));
         state.make_root_key().await?;
+        leases::look_back(&state)
+            .await
+            .map_err(OpenError::Database)?;
         bundles::refresh(&state)
             .await
             .map_err(OpenError::Database)?;
@@ -212,6 +218,10 @@ impl ControlPlane {
 
     fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.0.mark
     }
 
     fn signer(&self) -> &Signer {

@@ -588,6 +588,7 @@ impl World {
             window_end: want.span.end,
             seq: 1,
             granted: self.granted,
+            returned: 0,
             settled: 0,
             expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {

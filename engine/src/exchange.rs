@@ -494,7 +494,8 @@ impl Exchange {
                 let deadline = *self
                     .waiting_until
                     .get_or_insert(now.plus_millis(LEASE_WAIT_MS));
-                if now >= deadline {
+                // A clock that was put back meanwhile must not make the caller wait for it to come round again.
+                if now >= deadline || deadline.millis_since(now) > LEASE_WAIT_MS {
                     let reason = no_lease(charge);
                     return with_undo(self.deny(vec_of(reason), Some(1), now), undo);
                 }

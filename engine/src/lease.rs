@@ -7,7 +7,7 @@ use crate::{ledger::Account, time::Time};
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
-/// Accounts in one request; more wait for the next. 256 entries of about 250 bytes keep it below 64 KiB.
+/// Accounts in one request; more wait for the next. 256 entries of about 300 bytes keep it below 80 KiB.
 pub const MAX_ASKS: usize = 256;
 
 /// A holder reports what it has used and asks for more.
@@ -34,6 +34,15 @@ pub struct Ask {
     pub window_start: i64,
     /// Grows with every ask for this account and window by this holder; the same number again changes nothing.
     pub seq: u64,
+    /// The epoch under which what follows was leased and counted, 0 when nothing was. It is an earlier one than the request's until the
+    /// first grant after a new greeting, and counts for nothing then.
+    pub epoch: u64,
+    /// Leased to this holder in this window, as it knows. More than the control plane has down means that its database was put back.
+    #[serde(with = "amount")]
+    pub granted: u64,
+    /// Given back of that.
+    #[serde(with = "amount")]
+    pub returned: u64,
     /// Used so far in this window by this holder.
     #[serde(with = "amount")]
     pub settled: u64,
@@ -57,6 +66,9 @@ pub struct Answer {
     pub epoch: u64,
     /// Signed at; milliseconds since the Unix epoch.
     pub issued_ms: i64,
+    /// The control plane's database was put back to an earlier state. It grants nothing until it has heard what every holder has: tell it
+    /// of every account.
+    pub learning: bool,
     /// One per ask that named an account with a limit. An ask without a grant has no limit any more.
     pub grants: Vec<Grant>,
 }
@@ -76,6 +88,9 @@ pub struct Grant {
     /// Leased in this window in all.
     #[serde(with = "amount")]
     pub granted: u64,
+    /// What the control plane has down as given back.
+    #[serde(with = "amount")]
+    pub returned: u64,
     /// What the control plane has down as used.
     #[serde(with = "amount")]
     pub settled: u64,
@@ -83,6 +98,20 @@ pub struct Grant {
     pub expires_ms: i64,
     /// There is no more to be had before; milliseconds since the Unix epoch, 0 when there may be.
     pub retry_ms: i64,
+}
+
+impl Grant {
+    /// The same by a clock that shows `by_ms` more than the one it was written by.
+    pub(crate) fn shifted(self, by_ms: i64) -> Grant {
+        Grant {
+            expires_ms: self.expires_ms.saturating_add(by_ms),
+            retry_ms: match self.retry_ms {
+                0 => 0,
+                retry_ms => retry_ms.saturating_add(by_ms),
+            },
+            ..self
+        }
+    }
 }
 
 impl Answer {

@@ -6,11 +6,12 @@
 //!
 //! Everything in a cell counts from the start of a window and only grows, so a message that arrives twice or late changes nothing:
 //! - `granted`: what the control plane has leased to this holder in this window,
+//! - `returned`: what of that the holder has given back,
 //! - `settled`: what calls really used,
 //! - `reserved`: the worst case of calls that are under way.
 //!
-//! A call may reserve while `settled + reserved + amount <= granted` and the lease lives. The control plane counts `granted` as gone
-//! until the window ends, so what a lost holder had is never given twice, whatever the clocks say.
+//! A call may reserve while `settled + reserved + amount <= granted - returned` and the lease lives. The control plane counts
+//! `granted - returned` as gone until the window ends, so what a lost holder had is never given twice, whatever the clocks say.
 
 use crate::{
     bundle::Level,
@@ -215,6 +216,8 @@ pub struct Slot {
     pub end: i64,
     /// Leased to this holder in this window, ever growing.
     pub granted: u64,
+    /// Given back of that, ever growing. It is out of the cell before the control plane hears of it, and told until it has heard.
+    pub returned: u64,
     /// Really used, ever growing.
     pub settled: u64,
     /// Worst case of calls under way.
@@ -223,6 +226,8 @@ pub struct Slot {
     pub expires_ms: i64,
     /// Asking for more is pointless before; milliseconds since the Unix epoch. [`SUSPENDED`] once nothing more may be reserved at all.
     pub retry_ms: i64,
+    /// When that was said, by the clock of this gate; milliseconds since the Unix epoch.
+    pub heard_ms: i64,
     /// Number of the last request sent for this window.
     pub seq: u64,
     /// When that was sent; 0 when it has been answered. Milliseconds since the Unix epoch.
@@ -231,6 +236,10 @@ pub struct Slot {
     pub chunk: u64,
     /// What `settled` was when last reported.
     pub reported: u64,
+    /// What `returned` was when last reported.
+    pub told: u64,
+    /// When a call last reserved; milliseconds since the Unix epoch.
+    pub used_ms: i64,
     /// Epoch of the lease. A grant of a newer one starts the slot afresh, but for `reserved`: the calls under way still are.
     pub epoch: u64,
 }
@@ -242,10 +251,35 @@ impl Slot {
     /// What may still be reserved, lease permitting.
     pub fn available(&self) -> u64 {
         self.granted
+            .saturating_sub(self.returned)
             .saturating_sub(self.settled)
             .saturating_sub(self.reserved)
     }
+
+    /// Whether it has not been spent from for so long that somebody else should have what is left.
+    pub fn is_idle(&self, now: Time) -> bool {
+        now.millis().saturating_sub(self.used_ms).saturating_abs() >= IDLE_MS
+    }
+
+    /// Whether the control plane has said that asking is pointless for now; not by a clock that has been put back since.
+    pub fn is_exhausted(&self, now: Time) -> bool {
+        (self.heard_ms..self.retry_ms).contains(&now.millis())
+    }
+
+    /// Whether somebody has asked and the answer may still come.
+    pub fn is_asking(&self, now: Time) -> bool {
+        self.asked_ms != 0
+            && now.millis().saturating_sub(self.asked_ms).saturating_abs() < ASK_TIMEOUT_MS
+    }
+
+    /// Nothing was ever leased here, nor closed, so nothing is lost when it makes room.
+    fn is_blank(&self) -> bool {
+        self.granted == 0 && self.settled == 0 && self.reserved == 0 && self.retry_ms != SUSPENDED
+    }
 }
+
+/// After so long without a call, what is left is given back; milliseconds. Five reports: whoever calls every few seconds keeps what it has.
+pub const IDLE_MS: i64 = 5_000;
 
 /// What a holder has of one account: the running window and the one before, which late settlements still reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -254,9 +288,9 @@ pub struct Cell {
 }
 
 /// Version of the cell's byte form.
-const CELL_FORMAT: u8 = 1;
+const CELL_FORMAT: u8 = 2;
 /// Fields of a slot, eight bytes each, little-endian, in the order of the struct.
-const SLOT_FIELDS: usize = 12;
+const SLOT_FIELDS: usize = 16;
 const SLOT_BYTES: usize = SLOT_FIELDS * 8;
 /// The running window and the one before.
 const MAX_SLOTS: usize = 2;
@@ -281,28 +315,36 @@ impl Cell {
                     start,
                     end,
                     granted,
+                    returned,
                     settled,
                     reserved,
                     expires,
                     retry,
+                    heard,
                     seq,
                     asked,
                     chunk,
                     reported,
+                    told,
+                    used,
                     epoch,
                 ] = *<&[u64; SLOT_FIELDS]>::try_from(words).ok()?;
                 Some(Slot {
                     start: start.cast_signed(),
                     end: end.cast_signed(),
                     granted,
+                    returned,
                     settled,
                     reserved,
                     expires_ms: expires.cast_signed(),
                     retry_ms: retry.cast_signed(),
+                    heard_ms: heard.cast_signed(),
                     seq,
                     asked_ms: asked.cast_signed(),
                     chunk,
                     reported,
+                    told,
+                    used_ms: used.cast_signed(),
                     epoch,
                 })
             })
@@ -319,14 +361,18 @@ impl Cell {
                 slot.start.cast_unsigned(),
                 slot.end.cast_unsigned(),
                 slot.granted,
+                slot.returned,
                 slot.settled,
                 slot.reserved,
                 slot.expires_ms.cast_unsigned(),
                 slot.retry_ms.cast_unsigned(),
+                slot.heard_ms.cast_unsigned(),
                 slot.seq,
                 slot.asked_ms.cast_unsigned(),
                 slot.chunk,
                 slot.reported,
+                slot.told,
+                slot.used_ms.cast_unsigned(),
                 slot.epoch,
             ] {
                 out.extend_from_slice(&word.to_le_bytes());
@@ -349,15 +395,17 @@ impl Cell {
         self.slots.iter_mut().find(|slot| slot.start == start)
     }
 
-    /// The slot of `span`, made if absent; the oldest makes room. `None` for a window older than all that are held.
+    /// The slot of `span`, made if absent. One that was never leased anything makes room, such as a clock leaves behind that was ahead for a
+    /// while; else the oldest. `None` for a window older than all that were leased something: it may have been here before, and been spent.
     fn open(&mut self, span: Span) -> Option<&mut Slot> {
         if self.slot(span.start).is_none() {
-            let oldest = self.slots.first().map(|slot| slot.start);
             if self.slots.len() >= MAX_SLOTS {
-                if oldest.is_some_and(|oldest| span.start < oldest) {
+                let oldest = self.slots.iter().find(|slot| !slot.is_blank());
+                if oldest.is_some_and(|oldest| span.start < oldest.start) {
                     return None;
                 }
-                self.slots.remove(0);
+                let blank = self.slots.iter().position(Slot::is_blank);
+                self.slots.remove(blank.unwrap_or(0));
             }
             self.slots.push(Slot {
                 start: span.start,
@@ -409,7 +457,7 @@ pub enum Op {
         /// Start of the window.
         start: i64,
     },
-    /// Note that the control plane is about to be asked for more.
+    /// Note that the control plane is about to be told what was used and asked for more. What lies idle is given back with it.
     Ask {
         /// The window to ask for.
         span: Span,
@@ -463,7 +511,8 @@ impl Op {
                     });
                 } else if live && *amount <= slot.available() {
                     slot.reserved = slot.reserved.saturating_add(*amount);
-                } else if now.millis() < slot.retry_ms {
+                    slot.used_ms = now.millis();
+                } else if slot.is_exhausted(now) {
                     return Err(Refusal::Exhausted {
                         retry_ms: slot.retry_ms,
                     });
@@ -495,10 +544,11 @@ impl Op {
             }
             Op::Ask { span } => {
                 let slot = cell.open(*span).ok_or(Refusal::NoLease)?;
-                if slot.asked_ms != 0
-                    && now.millis().saturating_sub(slot.asked_ms).saturating_abs() < ASK_TIMEOUT_MS
-                {
+                if slot.is_asking(now) {
                     return Err(Refusal::AlreadyAsked);
+                }
+                if slot.is_idle(now) {
+                    slot.returned = slot.returned.saturating_add(slot.available());
                 }
                 slot.asked_ms = now.millis();
                 slot.seq = slot.seq.saturating_add(1);
@@ -526,17 +576,24 @@ impl Op {
                     let more = grant.granted.saturating_sub(slot.granted);
                     if more > 0 {
                         slot.chunk = more;
+                        // Asked for by a call that is about to use it.
+                        slot.used_ms = now.millis();
                     }
                     slot.seq = grant.seq;
                     slot.asked_ms = 0;
                     slot.granted = slot.granted.max(grant.granted);
                     slot.expires_ms = grant.expires_ms;
-                    slot.retry_ms = match suspended {
+                    let retry_ms = match suspended {
                         true => SUSPENDED,
                         // No grant suspends: that is for the gate to say.
                         false => grant.retry_ms.min(SUSPENDED - 1),
                     };
+                    if slot.retry_ms != retry_ms {
+                        slot.retry_ms = retry_ms;
+                        slot.heard_ms = now.millis();
+                    }
                     slot.reported = slot.reported.max(grant.settled);
+                    slot.told = slot.told.max(grant.returned);
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! Two small values outlive a host's crashed instance and are kept in its store: [`Holder`] and [`Journal`].
 
 use crate::{
+    bundle::CLOCK_SKEW_SECS,
     bytes, envelope,
     exchange::CellOp,
     gate::Gate,
@@ -251,6 +252,8 @@ pub struct Upkeep {
     bundle: Lane,
     /// Bundles refused one after the other: an answer that came is no success when the gate could not use it.
     bundles_refused: u32,
+    /// The control plane wants to be told of every account.
+    recounts: bool,
     leases: Lane,
     journal: Lane,
 }
@@ -346,7 +349,7 @@ impl Upkeep {
         self.bundles_refused = self.bundle.failures;
     }
 
-    /// Whether leases should be looked after now: for the greeting, or to report and renew. The host then collects asks with [`plan`] over
+    /// Whether leases should be looked after now: for the greeting, or to report and renew. The host then collects asks with [`Upkeep::plan`] over
     /// its cells and sends [`lease_request`]. `urgent` while calls wait.
     pub fn leases_due(&self, urgent: bool, now: Time) -> bool {
         if urgent && self.leases.failures == 0 {
@@ -365,7 +368,7 @@ impl Upkeep {
         self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
     }
 
-    /// The answer to a lease request: refills to apply, and the holder's epoch if it is new.
+    /// The answer to a lease request: refills to apply, and the holder's epoch if it is new; 0 when it has to greet again.
     pub fn leases_answered(
         &mut self,
         gate: &Gate,
@@ -379,22 +382,59 @@ impl Upkeep {
             .flatten();
         let Some(answer) = answer else {
             self.leases.failed(now, entropy);
-            return None;
+            // Somebody greeted in this holder's name: a greeting of its own that came twice, say. It has to greet again, or is never answered.
+            return (response.status == 409 && holder.epoch > 0).then(|| (Vec::new(), Some(0)));
         };
         self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
+        self.recounts = answer.learning;
         let epoch = (answer.epoch > holder.epoch).then_some(answer.epoch);
+        // The two clocks may differ by more than a lease lasts; how long it lasts is what was meant.
+        let shift_ms = now.millis().saturating_sub(answer.issued_ms);
         let refills = answer
             .grants
             .into_iter()
             .map(|grant| CellOp {
                 account: grant.account.clone(),
                 op: Op::Refill {
-                    grant,
+                    grant: grant.shifted(shift_ms),
                     epoch: answer.epoch,
                 },
             })
             .collect();
         Some((refills, epoch))
+    }
+
+    /// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
+    /// a running one that is running low or about to expire while in use; any whose spending was not reported, or of which something is left
+    /// that nobody uses (a finished one may still run by another gate's clock); all, while the control plane wants to hear of all.
+    pub fn plan(&self, cell: &Cell, now: Time) -> Vec<(Span, u64)> {
+        cell.slots()
+            .iter()
+            .filter_map(|slot| {
+                let span = Span {
+                    start: slot.start,
+                    end: slot.end,
+                };
+                let running = slot.start <= now.secs() && now.secs() < slot.end;
+                // The answer may be lost, and in it a grant that nobody here knows of.
+                let unanswered = slot.asked_ms != 0 && !slot.is_asking(now);
+                let unreported =
+                    slot.settled != slot.reported || slot.returned != slot.told || unanswered;
+                let idle = slot.is_idle(now) && slot.available() > 0;
+                let in_use = unreported || slot.reserved > 0;
+                let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
+                let low = slot.available() < slot.chunk / 2 && !slot.is_exhausted(now);
+                let recount = self.recounts && slot.granted > 0;
+                match running {
+                    true if low && in_use && !slot.is_idle(now) => Some((span, slot.chunk.max(1))),
+                    true if in_use && expiring => Some((span, 0)),
+                    _ if unreported || idle || recount => {
+                        (running || is_remembered(span, now)).then_some((span, 0))
+                    }
+                    _ => None,
+                }
+            })
+            .collect()
     }
 
     /// The pending batch, when due.
@@ -478,29 +518,10 @@ fn read_answer(gate: &Gate, holder: &Holder, body: &[u8], now: Time) -> Option<A
         .then_some(answer)
 }
 
-/// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
-/// a running one that was spent from, is running low or is about to expire while in use; a finished one whose last spending was never reported.
-pub fn plan(cell: &Cell, now: Time) -> Vec<(Span, u64)> {
-    cell.slots()
-        .iter()
-        .filter_map(|slot| {
-            let span = Span {
-                start: slot.start,
-                end: slot.end,
-            };
-            let running = slot.start <= now.secs() && now.secs() < slot.end;
-            let unreported = slot.settled != slot.reported;
-            let in_use = unreported || slot.reserved > 0;
-            let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
-            let low = slot.available() < slot.chunk / 2 && slot.retry_ms <= now.millis();
-            match running {
-                true if low && in_use => Some((span, slot.chunk.max(1))),
-                true if unreported || (in_use && expiring) => Some((span, 0)),
-                true => None,
-                false => unreported.then_some((span, 0)),
-            }
-        })
-        .collect()
+/// Whether the control plane still looks at this finished window: the one before its running one, by clocks that differ.
+fn is_remembered(span: Span, now: Time) -> bool {
+    let length = span.end.saturating_sub(span.start);
+    now.secs().saturating_sub(span.end) < length.saturating_add(CLOCK_SKEW_SECS)
 }
 
 /// The ask for one window of a cell, from what an [`Op::Ask`] left in it. `needed` is the total that calls wait for; 0 when none do.
@@ -509,6 +530,9 @@ pub fn ask_for(account: &Account, slot: &Slot, wanted: u64, needed: u64) -> Ask 
         account: account.clone(),
         window_start: slot.start,
         seq: slot.seq,
+        epoch: slot.epoch,
+        granted: slot.granted,
+        returned: slot.returned,
         settled: slot.settled,
         reserved: slot.reserved,
         want: wanted.max(needed.saturating_sub(slot.available())),

@@ -255,6 +255,7 @@ fn type_confusion() {
         holder: "h-1".to_string(),
         epoch: 1,
         issued_ms: NOW.millis(),
+        learning: false,
         grants: Vec::new(),
     };
     // Signed and labelled as something else.

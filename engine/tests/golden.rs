@@ -147,6 +147,9 @@ fn lease_request_and_answer() {
         account: account("team:platform|nano_usd|day@UTC"),
         window_start: 1_795_132_800,
         seq: 7,
+        epoch: 3,
+        granted: 4_000_000_000,
+        returned: 10,
         settled: 1_500,
         reserved: 250,
         want: u64::MAX,
@@ -164,12 +167,14 @@ fn lease_request_and_answer() {
         holder: HOLDER.to_string(),
         epoch: 3,
         issued_ms: NOW.millis(),
+        learning: false,
         grants: vec![Grant {
             account: account("team:platform|nano_usd|day@UTC"),
             window_start: 1_795_132_800,
             window_end: 1_795_219_200,
             seq: 7,
             granted: 5_000_000_000,
+            returned: 10,
             settled: 1_500,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
@@ -245,6 +250,7 @@ fn stored_values() {
             window_end: 120,
             seq: 1,
             granted: 1_000,
+            returned: 0,
             settled: 0,
             expires_ms: 100_000,
             retry_ms: 0,
@@ -263,9 +269,9 @@ fn stored_values() {
         .apply(Some(&cell), tollgate_engine::time::Time::from_secs(61))
         .unwrap();
     let kept = golden("cell.bin", &cell);
-    // Format 1, then twelve numbers of eight bytes: start, end, granted, settled, reserved (258 = 0x0102), …
-    assert_eq!(kept.len(), 97);
-    assert_eq!(kept[..9], [1, 60, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(kept[33..41], [2, 1, 0, 0, 0, 0, 0, 0]);
+    // Format 2, then sixteen numbers of eight bytes: start, end, granted, returned, settled, reserved (258 = 0x0102), …
+    assert_eq!(kept.len(), 129);
+    assert_eq!(kept[..9], [2, 60, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(kept[41..49], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
 }

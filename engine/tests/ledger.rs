@@ -44,6 +44,7 @@ fn grant(seq: u64, granted: u64) -> Grant {
         window_end: span(0).end,
         seq,
         granted,
+        returned: 0,
         settled: 0,
         expires_ms: millis(60_000),
         retry_ms: 0,
@@ -352,24 +353,43 @@ struct Model(BTreeMap<i64, Lease>);
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Lease {
     granted: u64,
+    returned: u64,
     settled: u64,
     reserved: u64,
     expires_ms: i64,
     retry_ms: i64,
+    heard_ms: i64,
     seq: u64,
     asked_ms: i64,
+    told: u64,
+    used_ms: i64,
     epoch: u64,
 }
 
+impl Lease {
+    fn is_blank(&self) -> bool {
+        (self.granted, self.settled, self.reserved) == (0, 0, 0) && self.retry_ms != SUSPENDED
+    }
+}
+
 impl Model {
-    /// The newest two windows are kept.
+    /// The newest two windows are kept, but those that were never leased anything make room first. None older than one that was leased
+    /// something is opened again.
     fn open(&mut self, start: i64) -> Option<&mut Lease> {
         if !self.0.contains_key(&start) && self.0.len() == 2 {
-            let oldest = *self.0.keys().next().unwrap();
-            if start < oldest {
+            let leased: Vec<i64> = (self.0.iter())
+                .filter(|(_, lease)| !lease.is_blank())
+                .map(|(start, _)| *start)
+                .collect();
+            if leased.first().is_some_and(|oldest| start < *oldest) {
                 return None;
             }
-            self.0.remove(&oldest);
+            let all: Vec<i64> = self.0.keys().copied().collect();
+            let leaves = match leased.len() {
+                2 => all[0],
+                _ => *all.iter().find(|start| !leased.contains(start)).unwrap(),
+            };
+            self.0.remove(&leaves);
         }
         Some(self.0.entry(start).or_default())
     }
@@ -380,7 +400,9 @@ impl Model {
                 let lease = self.0.get_mut(&span.start).ok_or(Refusal::NoLease)?;
                 let live = now_ms < lease.expires_ms;
                 // In numbers that cannot overflow.
-                let taken = u128::from(lease.settled) + u128::from(lease.reserved);
+                let taken = u128::from(lease.returned)
+                    + u128::from(lease.settled)
+                    + u128::from(lease.reserved);
                 let fits = taken + u128::from(*amount) <= u128::from(lease.granted)
                     // Nothing fits in less than nothing, but nothing is left to take from nothing.
                     || *amount == 0;
@@ -390,8 +412,9 @@ impl Model {
                     })
                 } else if live && fits {
                     lease.reserved += amount;
+                    lease.used_ms = now_ms;
                     Ok(())
-                } else if now_ms < lease.retry_ms {
+                } else if lease.heard_ms <= now_ms && now_ms < lease.retry_ms {
                     Err(Refusal::Exhausted {
                         retry_ms: lease.retry_ms,
                     })
@@ -429,6 +452,12 @@ impl Model {
                 if lease.asked_ms != 0 && (now_ms - lease.asked_ms).abs() < 1_000 {
                     return Err(Refusal::AlreadyAsked);
                 }
+                // Five seconds without a call: what is left is given back.
+                if (now_ms - lease.used_ms).abs() >= 5_000 {
+                    let taken = lease.returned.saturating_add(lease.settled);
+                    let taken = taken.saturating_add(lease.reserved);
+                    lease.returned += lease.granted.saturating_sub(taken);
+                }
                 lease.asked_ms = now_ms;
                 lease.seq += 1;
                 Ok(())
@@ -440,17 +469,26 @@ impl Model {
                 if grant.seq < lease.seq || *epoch < lease.epoch {
                     return Ok(());
                 }
+                let suspended = lease.retry_ms == SUSPENDED;
                 if *epoch > lease.epoch {
-                    lease.epoch = *epoch;
-                    lease.granted = 0;
-                    lease.settled = 0;
+                    *lease = Lease {
+                        epoch: *epoch,
+                        reserved: lease.reserved,
+                        ..Lease::default()
+                    };
                 }
                 lease.seq = grant.seq;
                 lease.asked_ms = 0;
-                lease.granted = lease.granted.max(grant.granted);
+                if grant.granted > lease.granted {
+                    lease.granted = grant.granted;
+                    lease.used_ms = now_ms;
+                }
+                lease.told = lease.told.max(grant.returned);
                 lease.expires_ms = grant.expires_ms;
-                if lease.retry_ms != SUSPENDED {
-                    lease.retry_ms = grant.retry_ms;
+                let retry_ms = if suspended { SUSPENDED } else { grant.retry_ms };
+                if lease.retry_ms != retry_ms {
+                    lease.retry_ms = retry_ms;
+                    lease.heard_ms = now_ms;
                 }
                 Ok(())
             }
@@ -495,6 +533,7 @@ fn some_op(random: &mut Random, now_ms: i64) -> Op {
                 window_end: span.end,
                 seq: random.below(12) as u64,
                 granted: some_amount(random).saturating_mul(8),
+                returned: some_amount(random),
                 settled: some_amount(random),
                 expires_ms: now_ms + random.below(120_000) as i64 - 20_000,
                 retry_ms: if random.one_in(4) {
@@ -533,12 +572,16 @@ fn a_cell_behaves_as_its_model() {
                 .map(|slot| {
                     let lease = Lease {
                         granted: slot.granted,
+                        returned: slot.returned,
                         settled: slot.settled,
                         reserved: slot.reserved,
                         expires_ms: slot.expires_ms,
                         retry_ms: slot.retry_ms,
+                        heard_ms: slot.heard_ms,
                         seq: slot.seq,
                         asked_ms: slot.asked_ms,
+                        told: slot.told,
+                        used_ms: slot.used_ms,
                         epoch: slot.epoch,
                     };
                     (slot.start, lease)
@@ -625,6 +668,7 @@ fn no_interleaving_spends_more_than_was_leased() {
                         window_end: span.end,
                         seq,
                         granted: *granted,
+                        returned: 0,
                         settled: 0,
                         expires_ms: now_ms + 20_000,
                         retry_ms: 0,
@@ -728,9 +772,9 @@ fn a_burst_admits_exactly_what_is_leased() {
 fn a_cell_is_read_as_it_was_written() {
     let mut random = Random::new(5);
     for _ in 0..500 {
-        // Any two slots whatever: the bytes are 1 and then twelve numbers each, little-endian.
-        let mut bytes = vec![1];
-        for _ in 0..random.below(3) * 12 {
+        // Any two slots whatever: the bytes are 2 and then sixteen numbers each, little-endian.
+        let mut bytes = vec![2];
+        for _ in 0..random.below(3) * 16 {
             let number = match random.below(4) {
                 0 => u64::MAX,
                 1 => random.below(3) as u64,
@@ -750,22 +794,22 @@ fn what_is_not_a_cell_is_an_empty_one() {
     let empty = Cell::default();
     for length in 0..400 {
         let mut bytes = random.bytes(length);
-        let whole = [1, 97, 193].contains(&length);
+        let whole = [1, 129, 257].contains(&length);
         if let Some(first) = bytes.first_mut() {
-            *first = 1;
+            *first = 2;
         }
         assert_eq!(Cell::decode(&bytes) == empty, !whole || length == 1);
         if let Some(first) = bytes.first_mut() {
-            *first = if random.one_in(2) { 0 } else { 2 };
+            *first = if random.one_in(2) { 1 } else { 3 };
         }
         assert_eq!(Cell::decode(&bytes), empty, "another version");
     }
     // And nothing is spent from it.
     assert_eq!(
-        reserve(1).apply(Some(&[1, 2, 3]), at(0)),
+        reserve(1).apply(Some(&[2, 2, 3]), at(0)),
         Err(Refusal::NoLease)
     );
-    assert_eq!(empty.encode(), [1]);
+    assert_eq!(empty.encode(), [2]);
 }
 
 #[test]

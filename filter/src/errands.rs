@@ -300,7 +300,8 @@ impl Worker {
             let cell = self.store.cell(holder, account);
             let lives = |until: i64| until > now.millis();
             live += i64::from(cell.slots().iter().any(|slot| lives(slot.expires_ms)));
-            for (span, wanted) in upkeep::plan(&cell, now) {
+            let plan = self.errands.upkeep.borrow().plan(&cell, now);
+            for (span, wanted) in plan {
                 if asks.len() < MAX_ASKS {
                     asks.extend(self.ask(holder, account, span, wanted, 0, now));
                     self.errands.account.set(number);

@@ -493,9 +493,11 @@ fn nothing_a_host_hands_in_traps() {
                 amount: u64::MAX,
             };
             assert!(upkeep.call_ask_op(&mut *store, &nobody)?.is_none());
+            let errands = upkeep.errands().call_constructor(&mut *store)?;
             assert!(
                 upkeep
-                    .call_plan(store, "nobody", &[0xff; 300], i64::MIN)?
+                    .errands()
+                    .call_plan(store, errands, "nobody", &[0xff; 300], i64::MIN)?
                     .is_empty()
             );
             Ok(())

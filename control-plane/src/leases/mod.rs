@@ -18,7 +18,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use rules::{Ask, Epoch, Lease, Others, window};
+use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use tollgate_engine::{
@@ -53,6 +53,7 @@ struct Row {
     epoch: i64,
     seq: i64,
     granted: i64,
+    returned: i64,
     settled: i64,
     reserved: i64,
     expires_ms: i64,
@@ -64,6 +65,7 @@ impl Row {
         Lease {
             seq: amount(self.seq),
             granted: amount(self.granted),
+            returned: amount(self.returned),
             settled: amount(self.settled),
             reserved: amount(self.reserved),
             expires_ms: self.expires_ms,
@@ -96,6 +98,39 @@ async fn lease(
         ));
     }
     let now = state.now();
+    let answer = match answer(&state, &gate, &request, now).await? {
+        Ok(answer) => answer,
+        Err(KnowsMore) => {
+            restored(&state, &gate.workspace, now).await?;
+            answer(&state, &gate, &request, now)
+                .await?
+                .map_err(|KnowsMore| Problem::internal("lease answer", &"still not learning"))?
+        }
+    };
+    let grants = &answer.grants;
+    let short = grants.iter().filter(|grant| grant.retry_ms != 0).count();
+    state
+        .metrics()
+        .leases_granted
+        .inc_by(count(grants.len() - short));
+    state.metrics().leases_short.inc_by(count(short));
+    let envelope = state
+        .signer()
+        .seal(LEASES_TYPE, &answer)
+        .map_err(|error| Problem::internal("lease answer", &error))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
+}
+
+/// The holder has what we never gave, so our database was put back to an earlier state. Nothing was committed.
+struct KnowsMore;
+
+/// One request, one transaction.
+async fn answer(
+    state: &ControlPlane,
+    gate: &Gate,
+    request: &lease::Request,
+    now: Time,
+) -> Result<Result<Answer, KnowsMore>, Problem> {
     let mut write = state.store().write().await?;
     let known = gates::heard_of(
         &mut write,
@@ -104,8 +139,14 @@ async fn lease(
         &request.holder,
         now,
     )
-    .await?;
-    let epoch = match rules::epoch(known.map(|known| amount(known.epoch)), request.epoch) {
+    .await?
+    .map(|known| amount(known.epoch));
+    let learning_until_ms = learning_until_ms(&mut write, &gate.workspace).await?;
+    let suspects = now.millis() >= learning_until_ms.saturating_add(LEARN_AGAIN_AFTER_MS);
+    let epoch = match rules::epoch(known, request.epoch) {
+        Epoch::Running(epoch) if suspects && known.unwrap_or(0) < epoch => {
+            return Ok(Err(KnowsMore));
+        }
         Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
         Epoch::Stale(running) => {
             state.metrics().leases_stale.inc();
@@ -127,48 +168,110 @@ async fn lease(
     .bind(&request.holder)
     .execute(&mut *write)
     .await?;
+    let holder = Holder {
+        name: &request.holder,
+        epoch: stored_epoch,
+        learning_until_ms,
+        suspects,
+    };
     let mut grants = Vec::with_capacity(request.asks.len());
-    if let Some(payload) = bundles::payload(&state, &gate.workspace, &mut write).await? {
+    if let Some(payload) = bundles::payload(state, &gate.workspace, &mut write).await? {
         for ask in &request.asks {
-            let holder = Holder {
-                name: &request.holder,
-                epoch: stored_epoch,
-            };
-            grants.extend(
-                grant(
-                    &state,
-                    &mut write,
-                    &gate.workspace,
-                    &payload,
-                    &holder,
-                    ask,
-                    now,
-                )
-                .await?,
+            let granted = grant(
+                state,
+                &mut write,
+                &gate.workspace,
+                &payload,
+                &holder,
+                ask,
+                now,
             );
+            match granted.await? {
+                Ok(grant) => grants.extend(grant),
+                Err(KnowsMore) => return Ok(Err(KnowsMore)),
+            }
         }
     }
     write.commit().await?;
-    let short = grants.iter().filter(|grant| grant.retry_ms != 0).count();
-    state
-        .metrics()
-        .leases_granted
-        .inc_by(count(grants.len() - short));
-    state.metrics().leases_short.inc_by(count(short));
-    let envelope = state
-        .signer()
-        .seal(
-            LEASES_TYPE,
-            &Answer {
-                workspace: gate.workspace.to_string(),
-                holder: request.holder,
-                epoch,
-                issued_ms: now.millis(),
-                grants,
-            },
-        )
-        .map_err(|error| Problem::internal("lease answer", &error))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
+    state.mark().leased(now);
+    Ok(Ok(Answer {
+        workspace: gate.workspace.to_string(),
+        holder: request.holder.clone(),
+        epoch,
+        issued_ms: now.millis(),
+        learning: now.millis() < learning_until_ms,
+        grants,
+    }))
+}
+
+/// A gate that says it was granted more than we know starts the learning time, but not again and again: one that is wrong about it must not
+/// keep its workspace from being granted anything.
+const LEARN_AGAIN_AFTER_MS: i64 = 600_000;
+
+/// Until when a workspace is granted nothing, because our database was put back; milliseconds since the Unix epoch.
+async fn learning_until_ms(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT learning_until_ms FROM workspaces WHERE id = $1")
+        .bind(workspace.as_str())
+        .fetch_one(connection)
+        .await
+}
+
+/// A gate has shown that our database was put back to an earlier state.
+async fn restored(
+    state: &ControlPlane,
+    workspace: &WorkspaceId,
+    now: Time,
+) -> Result<(), sqlx::Error> {
+    let until_ms = learn_until_ms(state, now);
+    let mut write = state.store().write().await?;
+    sqlx::query("UPDATE workspaces SET learning_until_ms = $1 WHERE id = $2")
+        .bind(until_ms)
+        .bind(workspace.as_str())
+        .execute(&mut *write)
+        .await?;
+    write.commit().await?;
+    tracing::warn!(
+        workspace = workspace.as_str(),
+        until_ms,
+        "a gate was leased more than this database knows: it was put back to an earlier state. Nothing new is leased for a while"
+    );
+    Ok(())
+}
+
+fn learn_until_ms(state: &ControlPlane, now: Time) -> i64 {
+    let term_ms = state.settings().lease_term_ms();
+    now.millis().saturating_add(learning_ms(term_ms))
+}
+
+/// At the start: has this database been put back to an earlier state since we last leased anything? Then the gates know better than we do,
+/// and nothing is leased until they had time to say so.
+pub(crate) async fn look_back(state: &ControlPlane) -> Result<(), sqlx::Error> {
+    let mut write = state.store().write().await?;
+    let heard_ms: Option<i64> = sqlx::query_scalar("SELECT MAX(last_seen_ms) FROM holders")
+        .fetch_one(&mut *write)
+        .await?;
+    let whole = match (state.mark().before(), heard_ms) {
+        (Some(marked_ms), Some(heard_ms)) => marked_ms <= heard_ms,
+        (Some(_), None) => false,
+        (None, heard_ms) => heard_ms.is_none(),
+    };
+    if !whole {
+        let until_ms = learn_until_ms(state, state.now());
+        sqlx::query("UPDATE workspaces SET learning_until_ms = $1")
+            .bind(until_ms)
+            .execute(&mut *write)
+            .await?;
+        tracing::warn!(
+            until_ms,
+            "this database is older than the last lease, or was copied here. Nothing new is leased for a while"
+        );
+    }
+    write.commit().await?;
+    state.mark().start(heard_ms.unwrap_or(0));
+    Ok(())
 }
 
 /// Whether every number in `request` is the one that was sent.
@@ -176,10 +279,11 @@ fn is_exact(request: &lease::Request) -> bool {
     let exact = |number: u64| stored(number).is_some_and(|number| number <= MAX_EXACT);
     exact(request.epoch)
         && exact(request.revision)
-        && request
-            .asks
-            .iter()
-            .all(|ask| exact(ask.seq) && (-MAX_EXACT..=MAX_EXACT).contains(&ask.window_start))
+        && request.asks.iter().all(|ask| {
+            exact(ask.seq)
+                && exact(ask.epoch)
+                && (-MAX_EXACT..=MAX_EXACT).contains(&ask.window_start)
+        })
 }
 
 fn count(count: usize) -> u64 {
@@ -193,6 +297,10 @@ fn out_of_range() -> Problem {
 struct Holder<'a> {
     name: &'a str,
     epoch: i64,
+    /// Of its workspace.
+    learning_until_ms: i64,
+    /// Whether what it says may show that our database was put back.
+    suspects: bool,
 }
 
 /// Answers one ask; `None` where there is no limit to lease from, or no such window about now.
@@ -204,16 +312,16 @@ async fn grant(
     holder: &Holder<'_>,
     ask: &lease::Ask,
     now: Time,
-) -> Result<Option<Grant>, Problem> {
+) -> Result<Result<Option<Grant>, KnowsMore>, Problem> {
     let Some(span) = window(payload, &ask.account, ask.window_start, now) else {
-        return Ok(None);
+        return Ok(Ok(None));
     };
     let Some(limit) = limit(write, workspace, payload, &ask.account).await? else {
-        return Ok(None);
+        return Ok(Ok(None));
     };
     let account = ask.account.to_string();
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT holder, epoch, seq, granted, settled, reserved, expires_ms, retry_ms FROM leases
+        "SELECT holder, epoch, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
          WHERE workspace = $1 AND account = $2 AND window_start = $3",
     )
     .bind(workspace.as_str())
@@ -226,23 +334,21 @@ async fn grant(
         .partition(|row| row.holder == holder.name && row.epoch == holder.epoch);
     let others: Vec<Lease> = others.into_iter().map(Row::lease).collect();
     let mine = mine.first().map(|row| row.lease());
-    let lease = rules::answer(
-        mine,
-        Ask {
-            seq: ask.seq,
-            settled: ask.settled,
-            reserved: ask.reserved,
-            want: ask.want,
-        },
+    let asked = Ask::of(ask, amount(holder.epoch));
+    if holder.suspects && asked.knows_more(mine) {
+        return Ok(Err(KnowsMore));
+    }
+    let terms = Terms {
         limit,
-        Others::of(&others, now.millis()),
-        Time::from_secs(span.end).millis(),
-        now.millis(),
-        state.settings().lease_term_ms(),
-    );
-    let (Some(seq), Some(granted), Some(settled), Some(reserved)) = (
+        now_ms: now.millis(),
+        term_ms: state.settings().lease_term_ms(),
+        learning_until_ms: holder.learning_until_ms,
+    };
+    let lease = rules::answer(mine, asked, Others::of(&others, now.millis()), terms);
+    let (Some(seq), Some(granted), Some(returned), Some(settled), Some(reserved)) = (
         stored(lease.seq),
         stored(lease.granted),
+        stored(lease.returned),
         stored(lease.settled),
         stored(lease.reserved),
     ) else {
@@ -250,11 +356,12 @@ async fn grant(
     };
     if mine != Some(lease) {
         sqlx::query(
-            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, settled, reserved, expires_ms, retry_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, returned, settled, reserved,
+               expires_ms, retry_ms)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
              ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
-               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, settled = excluded.settled,
-               reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
+               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, returned = excluded.returned,
+               settled = excluded.settled, reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
         )
         .bind(workspace.as_str())
         .bind(account)
@@ -264,6 +371,7 @@ async fn grant(
         .bind(span.end)
         .bind(seq)
         .bind(granted)
+        .bind(returned)
         .bind(settled)
         .bind(reserved)
         .bind(lease.expires_ms)
@@ -271,17 +379,18 @@ async fn grant(
         .execute(&mut **write)
         .await?;
     }
-    Ok(Some(Grant {
+    Ok(Ok(Some(Grant {
         account: ask.account.clone(),
         window_start: span.start,
         window_end: span.end,
         // An older ask is answered under its own number, so that the holder sees it is old.
         seq: ask.seq,
         granted: lease.granted,
+        returned: lease.returned,
         settled: lease.settled,
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
-    }))
+    })))
 }
 
 /// The limit on `account`: the smallest that is in force for anybody whose spending it counts.
@@ -395,6 +504,15 @@ struct LeaseAsk {
     /// Grows with every ask.
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     seq: i64,
+    /// The epoch under which the amounts were leased and counted; those of an earlier one count for nothing.
+    #[schema(minimum = 0, maximum = 9007199254740991i64)]
+    epoch: i64,
+    /// Leased to this holder in this window, as it knows, in decimal digits.
+    #[schema(pattern = "^[0-9]{1,18}$")]
+    granted: String,
+    /// Given back of that.
+    #[schema(pattern = "^[0-9]{1,18}$")]
+    returned: String,
     /// Used so far in this window by this holder, in decimal digits.
     #[schema(pattern = "^[0-9]{1,19}$")]
     settled: String,
@@ -440,6 +558,8 @@ struct BudgetHolder {
     epoch: i64,
     /// Leased in all.
     granted: String,
+    /// Given back of that.
+    returned: String,
     /// Really used, as reported.
     settled: String,
     /// Worst case of calls under way.
@@ -479,7 +599,7 @@ async fn budgets(
             _ => None,
         };
         let rows: Vec<HolderRow> = sqlx::query_as(
-            "SELECT l.holder, l.epoch, l.granted, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
+            "SELECT l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
              FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder
              WHERE l.workspace = $1 AND l.account = $2 AND l.window_start = $3 ORDER BY l.holder, l.epoch",
         )
@@ -496,6 +616,7 @@ async fn budgets(
                 sums.add(&row, lost);
                 BudgetHolder {
                     granted: row.granted.to_string(),
+                    returned: row.returned.to_string(),
                     settled: row.settled.to_string(),
                     reserved: if lost { 0 } else { row.reserved }.to_string(),
                     expires_ms: row.expires_ms,
@@ -526,6 +647,7 @@ struct HolderRow {
     holder: String,
     epoch: i64,
     granted: i64,
+    returned: i64,
     settled: i64,
     reserved: i64,
     expires_ms: i64,
@@ -546,6 +668,7 @@ impl Sums {
     fn add(&mut self, row: &HolderRow, lost: bool) {
         let lease = Lease {
             granted: amount(row.granted),
+            returned: amount(row.returned),
             settled: amount(row.settled),
             ..Lease::default()
         };

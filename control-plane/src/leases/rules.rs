@@ -1,11 +1,12 @@
 //! What a holder may have. Plain values in, plain values out: no database, no clock.
 //!
-//! The promise is kept here: Σ over holders of max(granted, settled) never grows beyond the limit by a grant. A holder that is lost
-//! keeps what it was granted until the window ends, so nobody else is given the same amount again.
+//! The promise is kept here: a grant never makes Σ over holders of max(granted − returned, settled) larger than the limit. A holder that
+//! is lost keeps what it was granted until the window ends, so nobody else is given the same amount again.
 
 use tollgate_engine::{
     bundle::{CLOCK_SKEW_SECS, Payload},
     decide::span_of,
+    lease,
     ledger::{Account, Span},
     time::Time,
 };
@@ -17,6 +18,8 @@ pub struct Lease {
     pub seq: u64,
     /// Leased in all; only grows.
     pub granted: u64,
+    /// Given back of that; only grows.
+    pub returned: u64,
     /// Used in all, as reported; only grows.
     pub settled: u64,
     /// Worst case of calls under way, as reported.
@@ -28,14 +31,19 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Leased and not given back.
+    fn held(&self) -> u64 {
+        self.granted.saturating_sub(self.returned)
+    }
+
     /// What of the limit is gone for everybody else.
     pub fn taken(&self) -> u64 {
-        self.granted.max(self.settled)
+        self.held().max(self.settled)
     }
 
     /// What was leased and not used: lost until the window ends when its holder is.
     pub fn unused(&self) -> u64 {
-        self.granted.saturating_sub(self.settled)
+        self.held().saturating_sub(self.settled)
     }
 
     /// Whether its holder may still spend from it.
@@ -45,16 +53,40 @@ impl Lease {
 }
 
 /// What a holder reports and asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
     /// Grows with every ask.
     pub seq: u64,
+    /// Leased to it, as it knows.
+    pub granted: u64,
+    /// Given back of that.
+    pub returned: u64,
     /// Used so far.
     pub settled: u64,
     /// Worst case of the calls under way.
     pub reserved: u64,
     /// Needed beyond what is granted; 0 only reports and renews.
     pub want: u64,
+}
+
+impl Ask {
+    /// Reads what a holder says in `epoch`. Amounts that it counted under an earlier one are down there already and count for nothing here.
+    pub fn of(ask: &lease::Ask, epoch: u64) -> Ask {
+        let told = |amount| if ask.epoch == epoch { amount } else { 0 };
+        Ask {
+            seq: ask.seq,
+            granted: told(ask.granted),
+            returned: told(ask.returned),
+            settled: told(ask.settled),
+            reserved: ask.reserved,
+            want: ask.want,
+        }
+    }
+
+    /// Whether the holder has what we never gave: our database was put back to an earlier state.
+    pub fn knows_more(&self, mine: Option<Lease>) -> bool {
+        self.granted > mine.unwrap_or_default().granted
+    }
 }
 
 /// What everybody else has of the same account and window.
@@ -73,56 +105,88 @@ impl Others {
             .into_iter()
             .fold(Others::default(), |sum, lease| Others {
                 taken: sum.taken.saturating_add(lease.taken()),
-                active: sum.active.saturating_add(u64::from(lease.is_live(now_ms))),
+                active: sum
+                    .active
+                    .saturating_add(u64::from(lease.is_live(now_ms) && lease.held() > 0)),
             })
     }
+}
+
+/// Under which circumstances an ask is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The limit now.
+    pub limit: u64,
+    /// It is now; milliseconds since the Unix epoch.
+    pub now_ms: i64,
+    /// How long a lease lasts; milliseconds.
+    pub term_ms: i64,
+    /// After a restore nothing is granted before; milliseconds since the Unix epoch.
+    pub learning_until_ms: i64,
 }
 
 /// How long an exhausted account is left alone: what others give back is seen after this at the latest.
 pub const RETRY_MS: i64 = 1_000;
 
+/// A holder gets so many times what it has used since its last ask or needs now: the first call of the day takes little, and a holder
+/// under load asks a few times in its first second and then once in some seconds.
+const AHEAD: u64 = 4;
+
+/// How long a restored control plane listens before it grants; milliseconds. A lease term, in which every holder that may still spend has to
+/// renew, and never less than two signs of life of a gate at rest (15 s each).
+pub fn learning_ms(term_ms: i64) -> i64 {
+    term_ms.max(30_000)
+}
+
 /// The holder's lease after `ask`.
 ///
-/// A number that is not newer than the last changes nothing. Otherwise the holder gets what it wants, or, when there is plenty, half
-/// of its even share of what is left, so that it need not ask for every call; the shares shrink as the limit comes near.
-pub fn answer(
-    mine: Option<Lease>,
-    ask: Ask,
-    limit: u64,
-    others: Others,
-    window_end_ms: i64,
-    now_ms: i64,
-    term_ms: i64,
-) -> Lease {
+/// A number that is not newer than the last changes nothing. Otherwise the holder gets what it wants, or, where there is plenty, some of
+/// what it will want next, so that it need not ask for every call; the shares shrink as the limit comes near. What a holder says it was
+/// granted is taken down as such: after a restore it knows better.
+pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Lease {
     if let Some(mine) = mine
         && ask.seq <= mine.seq
     {
         return mine;
     }
     let mine = mine.unwrap_or_default();
-    let settled = mine.settled.max(ask.settled);
-    let ceiling = limit.saturating_sub(others.taken);
-    let available = ceiling.saturating_sub(mine.granted.max(settled));
-    let share = available / others.active.saturating_add(1).saturating_mul(2).max(1);
-    let granted = if ask.want == 0 {
-        mine.granted
+    let had = Lease {
+        granted: mine.granted.max(ask.granted),
+        returned: mine.returned.max(ask.returned),
+        settled: mine.settled.max(ask.settled),
+        ..mine
+    };
+    let learning = terms.now_ms < terms.learning_until_ms;
+    let ceiling = terms.limit.saturating_sub(others.taken);
+    let left = ceiling.saturating_sub(had.taken());
+    let fair = left / others.active.saturating_add(1).saturating_mul(2).max(1);
+    let burn = had
+        .settled
+        .saturating_sub(mine.settled)
+        .saturating_add(ask.reserved)
+        .saturating_add(ask.want);
+    let share = fair.min(burn.saturating_mul(AHEAD));
+    let held = if ask.want == 0 || learning {
+        had.held()
     } else {
-        mine.granted
+        had.held()
             .saturating_add(ask.want.max(share))
             .min(ceiling)
-            .max(mine.granted)
+            .max(had.held())
     };
-    let met = granted.saturating_sub(mine.granted) >= ask.want;
+    // While learning there is no telling whether there is more: whoever needs it goes on asking.
+    let met = learning || held.saturating_sub(had.held()) >= ask.want;
     Lease {
         seq: ask.seq,
-        granted,
-        settled,
+        granted: held.saturating_add(had.returned),
+        returned: had.returned,
+        settled: had.settled,
         reserved: ask.reserved,
-        expires_ms: now_ms.saturating_add(term_ms),
+        expires_ms: terms.now_ms.saturating_add(terms.term_ms),
         retry_ms: if met {
             0
         } else {
-            window_end_ms.min(now_ms.saturating_add(RETRY_MS))
+            terms.now_ms.saturating_add(RETRY_MS)
         },
     }
 }
@@ -141,7 +205,7 @@ pub fn window(payload: &Payload, account: &Account, start: i64, now: Time) -> Op
 /// Which epoch a request is answered under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epoch {
-    /// The one the holder has.
+    /// The one the holder has; newer than ours, when our database was put back.
     Running(u64),
     /// A new one: the holder starts afresh, what it had stays gone.
     New(u64),
@@ -151,12 +215,14 @@ pub enum Epoch {
 
 /// Compares the epoch of a request with the one on record (`None`: a holder never heard of).
 ///
-/// A request with a newer epoch than we know comes after our database was put back to an earlier state; the holder is greeted anew.
+/// A newer epoch than we know was given by us before our database was put back to an earlier state. It stands: the holder's own count is
+/// what we have lost, and goes on.
 pub fn epoch(known: Option<u64>, requested: u64) -> Epoch {
-    match known {
-        Some(known) if requested == known && known != 0 => Epoch::Running(known),
-        Some(known) if requested != 0 && requested < known => Epoch::Stale(known),
-        known => Epoch::New(known.unwrap_or(0).max(requested).saturating_add(1)),
+    let known = known.unwrap_or(0);
+    match requested {
+        0 => Epoch::New(known.saturating_add(1)),
+        requested if requested < known => Epoch::Stale(known),
+        requested => Epoch::Running(requested),
     }
 }
 
@@ -170,8 +236,8 @@ mod tests {
         Ask {
             seq,
             settled,
-            reserved: 0,
             want,
+            ..Ask::default()
         }
     }
 
@@ -179,89 +245,103 @@ mod tests {
         Others { taken, active }
     }
 
+    fn terms(limit: u64) -> Terms {
+        Terms {
+            limit,
+            now_ms: 1_000,
+            term_ms: TERM,
+            learning_until_ms: 0,
+        }
+    }
+
     #[test]
-    fn the_first_holder_gets_half_of_what_is_there() {
-        // 1000 left, one holder: 1000 / (2 × 1).
-        let lease = answer(
-            None,
-            ask(1, 0, 3),
-            1_000,
-            others(0, 0),
-            9_000_000,
-            1_000,
-            TERM,
-        );
+    fn the_first_gets_some_ahead_of_its_need() {
+        // 3 are wanted: four times as much, as long as that is less than half of what is there.
+        let lease = answer(None, ask(1, 0, 3), others(0, 0), terms(1_000));
         assert_eq!(
             lease,
             Lease {
                 seq: 1,
-                granted: 500,
+                granted: 12,
+                returned: 0,
                 settled: 0,
                 reserved: 0,
                 expires_ms: 61_000,
                 retry_ms: 0
             }
         );
+        // 20 left, alone: half of them.
+        let lease = answer(None, ask(1, 0, 3), others(0, 0), terms(20));
+        assert_eq!(lease.granted, 10);
+    }
+
+    #[test]
+    fn whoever_uses_much_gets_much() {
+        // 40 used since the last ask, 8 under way, 2 wanted: (40 + 8 + 2) × 4 = 200 on top of the 60.
+        let mine = Lease {
+            seq: 1,
+            granted: 60,
+            settled: 10,
+            ..Lease::default()
+        };
+        let asked = Ask {
+            reserved: 8,
+            ..ask(2, 50, 2)
+        };
+        assert_eq!(
+            answer(Some(mine), asked, others(0, 3), terms(10_000)).granted,
+            260
+        );
     }
 
     #[test]
     fn the_share_shrinks_with_the_holders_and_the_rest() {
-        // 1000 − 700 = 300 left, two others and this one: 300 / (2 × 3) = 50.
-        let lease = answer(
-            None,
-            ask(1, 0, 3),
-            1_000,
-            others(700, 2),
-            9_000_000,
-            0,
-            TERM,
-        );
-        assert_eq!(lease.granted, 50);
+        // 1000 − 970 = 30 left, two others and this one: half an even share is 30 / 6 = 5.
+        let lease = answer(None, ask(1, 0, 3), others(970, 2), terms(1_000));
+        assert_eq!(lease.granted, 5);
         // 4 left: the share is 0, the wish counts.
-        let lease = answer(
-            None,
-            ask(1, 0, 3),
-            1_000,
-            others(996, 2),
-            9_000_000,
-            0,
-            TERM,
-        );
+        let lease = answer(None, ask(1, 0, 3), others(996, 2), terms(1_000));
         assert_eq!(lease.granted, 3);
     }
 
     #[test]
     fn nothing_left_says_when_to_ask_again() {
-        let lease = answer(
-            None,
-            ask(1, 0, 3),
-            1_000,
-            others(1_000, 1),
-            9_000_000,
-            500,
-            TERM,
-        );
-        assert_eq!((lease.granted, lease.retry_ms), (0, 1_500));
-        // Not beyond the window's end: then there is a new limit.
-        let lease = answer(None, ask(1, 0, 3), 1_000, others(1_000, 1), 900, 500, TERM);
-        assert_eq!(lease.retry_ms, 900);
+        let lease = answer(None, ask(1, 0, 3), others(1_000, 1), terms(1_000));
+        assert_eq!((lease.granted, lease.retry_ms), (0, 2_000));
     }
 
     #[test]
     fn a_replay_changes_nothing() {
-        let first = answer(None, ask(1, 0, 3), 1_000, others(0, 0), 9_000_000, 0, TERM);
+        let first = answer(None, ask(1, 0, 3), others(0, 0), terms(1_000));
+        let replayed = Ask {
+            returned: 12,
+            ..ask(1, 7, 3)
+        };
         assert_eq!(
-            answer(
-                Some(first),
-                ask(1, 7, 3),
-                1_000,
-                others(0, 0),
-                9_000_000,
-                5,
-                TERM
-            ),
+            answer(Some(first), replayed, others(0, 0), terms(1_000)),
             first
         );
+    }
+
+    #[test]
+    fn what_is_given_back_is_not_taken() {
+        let mine = Lease {
+            seq: 1,
+            granted: 100,
+            settled: 20,
+            ..Lease::default()
+        };
+        assert_eq!((mine.taken(), mine.unused()), (100, 80));
+        let back = Ask {
+            granted: 100,
+            returned: 80,
+            ..ask(2, 20, 0)
+        };
+        let after = answer(Some(mine), back, others(0, 0), terms(100));
+        assert_eq!((after.granted, after.taken(), after.unused()), (100, 20, 0));
+        // It may have it again, on top of what it ever had: 100 + 80.
+        let again = answer(Some(after), ask(3, 20, 80), others(0, 0), terms(100));
+        assert_eq!((again.granted, again.taken()), (180, 100));
     }
 
     #[test]
@@ -273,15 +353,7 @@ mod tests {
             granted: 100,
             ..Lease::default()
         };
-        let lease = answer(
-            Some(mine),
-            ask(2, 120, 30),
-            130,
-            others(0, 0),
-            9_000_000,
-            0,
-            TERM,
-        );
+        let lease = answer(Some(mine), ask(2, 120, 30), others(0, 0), terms(130));
         assert_eq!((lease.granted, lease.taken()), (130, 130));
     }
 
@@ -292,17 +364,68 @@ mod tests {
             granted: 100,
             ..Lease::default()
         };
-        let lease = answer(
-            Some(mine),
-            ask(2, 0, 1),
-            50,
-            others(0, 0),
-            9_000_000,
-            0,
-            TERM,
-        );
+        let lease = answer(Some(mine), ask(2, 0, 1), others(0, 0), terms(50));
         assert_eq!(lease.granted, 100);
-        assert_eq!(lease.retry_ms, RETRY_MS);
+        assert_eq!(lease.retry_ms, 1_000 + RETRY_MS);
+    }
+
+    #[test]
+    fn a_restored_control_plane_takes_down_what_it_hears_and_grants_nothing() {
+        let learning = Terms {
+            learning_until_ms: 1_001,
+            ..terms(1_000)
+        };
+        let told = Ask {
+            granted: 400,
+            returned: 50,
+            ..ask(7, 100, 30)
+        };
+        assert!(told.knows_more(None));
+        let lease = answer(None, told, others(0, 0), learning);
+        assert_eq!(
+            (lease.granted, lease.returned, lease.settled),
+            (400, 50, 100)
+        );
+        assert_eq!((lease.taken(), lease.retry_ms), (350, 0));
+        assert!(!told.knows_more(Some(lease)));
+        // The time is over: 350 are its own, 650 are left.
+        let over = Terms {
+            now_ms: 1_001,
+            ..learning
+        };
+        let lease = answer(Some(lease), ask(8, 100, 900), others(0, 0), over);
+        assert_eq!(lease.taken(), 1_000);
+    }
+
+    #[test]
+    fn amounts_of_an_earlier_epoch_count_for_nothing() {
+        let told = lease::Ask {
+            account: Account::parse("agent:a|calls|minute").unwrap(),
+            window_start: 60,
+            seq: 4,
+            epoch: 2,
+            granted: 10,
+            returned: 1,
+            settled: 5,
+            reserved: 2,
+            want: 3,
+        };
+        let same = Ask {
+            seq: 4,
+            granted: 10,
+            returned: 1,
+            settled: 5,
+            reserved: 2,
+            want: 3,
+        };
+        assert_eq!(Ask::of(&told, 2), same);
+        let other = Ask {
+            granted: 0,
+            returned: 0,
+            settled: 0,
+            ..same
+        };
+        assert_eq!(Ask::of(&told, 3), other);
     }
 
     #[test]
@@ -311,8 +434,9 @@ mod tests {
         assert_eq!(epoch(Some(4), 0), Epoch::New(5));
         assert_eq!(epoch(Some(4), 4), Epoch::Running(4));
         assert_eq!(epoch(Some(4), 3), Epoch::Stale(4));
-        assert_eq!(epoch(Some(4), 9), Epoch::New(10));
-        assert_eq!(epoch(None, 9), Epoch::New(10));
+        // Ours, from before the database was put back.
+        assert_eq!(epoch(Some(4), 9), Epoch::Running(9));
+        assert_eq!(epoch(None, 9), Epoch::Running(9));
         // A holder known from its journal alone has no epoch yet.
         assert_eq!(epoch(Some(0), 0), Epoch::New(1));
     }
@@ -352,14 +476,15 @@ mod tests {
                     .map(|(_, lease)| *lease)
                     .collect();
                 let before = leases[who];
+                let terms = Terms {
+                    now_ms,
+                    ..terms(limit)
+                };
                 let after = answer(
                     (before != Lease::default()).then_some(before),
                     ask,
-                    limit,
                     Others::of(&rest, now_ms),
-                    i64::MAX,
-                    now_ms,
-                    TERM,
+                    terms,
                 );
                 assert!(after.granted >= before.granted && after.settled >= before.settled);
                 leases[who] = after;

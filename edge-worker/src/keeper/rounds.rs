@@ -345,7 +345,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     async fn ask_routinely(&self, holder: &Holder, asks: &mut Vec<Ask>, now: Time) {
         for account in self.accounts(holder).await {
             let cell = self.cell(&holder.id, &account).await;
-            let plan = upkeep::plan(&cell, now);
+            let plan = self.upkeep.borrow().plan(&cell, now);
             let over = |slot: &tollgate_engine::ledger::Slot| {
                 slot.end.saturating_mul(1_000).saturating_add(KEEP_CELL_MS) < now.millis()
             };

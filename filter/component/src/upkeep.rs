@@ -31,17 +31,6 @@ impl wit::Guest for Component {
         upkeep::batch_has_room(size(records), usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
-    fn plan(account: String, cell: Vec<u8>, now: wit::Time) -> Vec<wit::Want> {
-        upkeep::plan(&Cell::decode(&cell), time(now))
-            .into_iter()
-            .map(|(window, amount)| wit::Want {
-                account: account.clone(),
-                span: span(window),
-                amount,
-            })
-            .collect()
-    }
-
     fn ask_op(want: wit::Want) -> Option<wit::CellOp> {
         let ask = CellOp {
             account: Account::parse(&want.account)?,
@@ -158,6 +147,19 @@ impl wit::GuestJournal for Journal {
 impl wit::GuestErrands for Errands {
     fn new() -> Errands {
         Errands(RefCell::default())
+    }
+
+    fn plan(&self, account: String, cell: Vec<u8>, now: wit::Time) -> Vec<wit::Want> {
+        self.0
+            .borrow()
+            .plan(&Cell::decode(&cell), time(now))
+            .into_iter()
+            .map(|(window, amount)| wit::Want {
+                account: account.clone(),
+                span: span(window),
+                amount,
+            })
+            .collect()
     }
 
     fn next_bundle(&self, gate: wit::GateBorrow<'_>, now: wit::Time) -> Option<wit::Errand> {

@@ -18,44 +18,57 @@ fn main() -> ExitCode {
     }
 }
 
+/// Lines of the history that are shown of a small version.
+const SHOWN_LINES: usize = 40;
+const USAGE: &str = "usage: simulate [--seeds N] [--from SEED] [--trace]";
+
 fn run() -> Result<u64> {
-    let (mut seeds, mut from) = (500, 1);
+    let (mut seeds, mut from, mut trace) = (500, 1, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        let value = arguments
-            .next()
-            .context("usage: simulate [--seeds N] [--from SEED]")?;
-        let number: u64 = value
-            .parse()
-            .with_context(|| format!("`{value}` is not a number"))?;
+        let mut number = || -> Result<u64> {
+            let value = arguments.next().context(USAGE)?;
+            value
+                .parse()
+                .with_context(|| format!("`{value}` is not a number"))
+        };
         match argument.as_str() {
-            "--seeds" => seeds = number,
-            "--from" => from = number,
-            _ => bail!("usage: simulate [--seeds N] [--from SEED]"),
+            "--seeds" => seeds = number()?,
+            "--from" => from = number()?,
+            "--trace" => trace = true,
+            _ => bail!(USAGE),
         }
     }
+    let options = Options {
+        trace,
+        ..Options::default()
+    };
     let mut summary = Summary::default();
     let mut shown = 0;
     for seed in from..from.saturating_add(seeds) {
         let scenario = Scenario::of(seed);
-        let outcome = simulate::run(&scenario, &Options::default());
+        let outcome = simulate::run(&scenario, &options);
         summary.add(&outcome);
+        for line in &outcome.trace {
+            println!("{line}");
+        }
         let Some(violation) = outcome.violations.first() else {
             continue;
         };
         println!("seed {seed}: {violation}");
-        if shown < MAX_SHOWN {
+        if shown < MAX_SHOWN && !trace {
             shown += 1;
-            let (small, outcome) = simulate::shrink(&scenario, &Options::default());
+            let (small, outcome) = simulate::shrink(&scenario, &options);
             println!("made small: {small:?}");
-            for line in &outcome.trace {
+            let skipped = outcome.trace.len().saturating_sub(SHOWN_LINES);
+            for line in outcome.trace.iter().skip(skipped) {
                 println!("{line}");
             }
             for violation in &outcome.violations {
                 println!("{violation}");
             }
         }
-        println!("again: cargo xtask simulate --seeds 1 --from {seed}");
+        println!("again: cargo xtask simulate --seeds 1 --from {seed} [--trace]");
     }
     println!(
         "{} calls let through, {} refused",

@@ -281,12 +281,14 @@ impl Node {
 
     /// Reports what was used.
     fn report(&mut self, now: i64) -> Result<()> {
+        let errands = self.errands;
         let mut planned = Vec::new();
         for (account, cell) in self.cells.values() {
-            planned.extend(
-                self.instance
-                    .upkeep(|upkeep, store| upkeep.call_plan(store, account, cell, now))?,
-            );
+            planned.extend(self.instance.upkeep(|upkeep, store| {
+                upkeep
+                    .errands()
+                    .call_plan(store, errands, account, cell, now)
+            })?);
         }
         let mut asks = Vec::new();
         for want in planned {

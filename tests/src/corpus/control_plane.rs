@@ -271,6 +271,7 @@ impl ControlPlane {
                 window_end: span.1,
                 seq: ask.seq,
                 granted: *granted,
+                returned: ask.returned,
                 settled: ask.settled,
                 expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
                 retry_ms: if unmet { span.1 * 1_000 } else { 0 },
@@ -282,6 +283,7 @@ impl ControlPlane {
             holder: request.holder,
             epoch: 1,
             issued_ms: now.millis(),
+            learning: false,
             grants,
         };
         self.seal(LEASES_TYPE, &serde_json::to_vec(&answer)?)

@@ -247,7 +247,7 @@ impl Node {
         let mut asks = Vec::new();
         for account in accounts {
             let cell = Cell::decode(self.cells.get(&account).context("a cell")?);
-            for (span, _) in upkeep::plan(&cell, now) {
+            for (span, _) in self.upkeep.plan(&cell, now) {
                 let ask = CellOp {
                     account: account.clone(),
                     op: Op::Ask { span },

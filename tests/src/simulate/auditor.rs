@@ -76,13 +76,29 @@ struct Truth {
 /// What a holder was signed in one epoch.
 #[derive(Clone, Copy, Debug, Default)]
 struct Right {
+    /// The most that was ever signed; the rest is cut to what a restored control plane has learned.
+    signed: u64,
     granted: u64,
     /// Given back, as the control plane has been told.
     returned: u64,
     settled: u64,
     seq: u64,
-    /// …and what the restored control plane knew of it; equal when it knows all.
-    known: u64,
+    /// What the control plane has down: the same, unless it was restored.
+    down: Amounts,
+}
+
+/// What was granted, given back and used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    granted: u64,
+    returned: u64,
+    settled: u64,
+}
+
+impl Amounts {
+    fn taken(&self) -> u64 {
+        self.granted.saturating_sub(self.returned).max(self.settled)
+    }
 }
 
 impl Right {
@@ -247,11 +263,23 @@ impl Auditor {
             let right = rights.entry(tenure).or_default();
             let before = *right;
             let fresh = ask.seq > before.seq;
-            let more = grant.granted.saturating_sub(before.granted);
+            // What the holder itself says it was granted is no grant: a restored control plane takes it down.
+            let told = if ask.epoch == answer.epoch {
+                ask.granted
+            } else {
+                0
+            };
+            let more = grant.granted.saturating_sub(before.granted.max(told));
+            right.signed = before.signed.max(grant.granted);
             right.granted = before.granted.max(grant.granted);
+            right.returned = before.returned.max(grant.returned);
             right.settled = before.settled.max(grant.settled);
             right.seq = before.seq.max(ask.seq);
-            right.known = grant.granted;
+            right.down = Amounts {
+                granted: grant.granted,
+                returned: grant.returned,
+                settled: grant.settled,
+            };
             if !fresh && grant.granted > before.granted {
                 self.broken(
                     Promise::ReplayChangesNothing,
@@ -266,10 +294,11 @@ impl Auditor {
                 let taken = self.taken(&window);
                 let limit = self.limits.on(&window.0).unwrap_or(0);
                 if taken > limit {
+                    let shares = self.shares(&window.0, window.1);
                     self.broken(
                         Promise::WithinLimit,
                         format!(
-                            "{} from {}: {more} more for {} makes {taken} leased, and the limit is {limit}",
+                            "{} from {}: {more} more for {} makes {taken} leased, and the limit is {limit}:{shares}",
                             window.0, window.1, answer.holder
                         ),
                     );
@@ -346,7 +375,7 @@ impl Auditor {
             .rights
             .get(&window)
             .and_then(|rights| rights.get(&(holder.to_owned(), slot.epoch)));
-        let granted = right.map_or(0, |right| right.granted);
+        let granted = right.map_or(0, |right| right.signed);
         if slot.granted > granted {
             self.broken(
                 Promise::BelievedIsGranted,
@@ -377,11 +406,11 @@ impl Auditor {
     pub(super) fn restored(&mut self) {
         for (window, rights) in &mut self.rights {
             for (tenure, right) in rights {
-                right.known = self
+                right.down = self
                     .backup
                     .get(window)
                     .and_then(|rights| rights.get(tenure))
-                    .map_or(0, |right| right.granted);
+                    .map_or(Amounts::default(), |right| right.down);
             }
         }
     }
@@ -392,9 +421,9 @@ impl Auditor {
         for (window, rights) in &mut self.rights {
             for right in rights.values_mut() {
                 let before = right.taken();
-                right.granted = right.granted.min(right.known);
-                right.settled = right.settled.min(right.known);
-                right.returned = right.returned.min(right.known);
+                right.granted = right.down.granted;
+                right.returned = right.down.returned;
+                right.settled = right.down.settled;
                 forgotten.push((window.clone(), before.saturating_sub(right.taken())));
             }
         }
@@ -459,6 +488,24 @@ impl Auditor {
         );
     }
 
+    /// Who has how much, for people to read.
+    pub(super) fn shares(&self, account: &Account, start: i64) -> String {
+        let rights = self.rights.get(&(account.clone(), start));
+        rights
+            .into_iter()
+            .flatten()
+            .map(|((holder, epoch), right)| {
+                format!(
+                    " [{} epoch {epoch}: {} granted, {} returned, {} settled]",
+                    holder.get(..8).unwrap_or_default(),
+                    right.granted,
+                    right.returned,
+                    right.settled
+                )
+            })
+            .collect()
+    }
+
     /// What is left of an account for holders that live: the limit without what lost ones had and living ones used.
     pub(super) fn left(&self, account: &Account, start: i64, living: &BTreeSet<Tenure>) -> u64 {
         let window = (account.clone(), start);
@@ -468,7 +515,7 @@ impl Auditor {
             .flatten()
             .map(|(tenure, right)| {
                 if !living.contains(tenure) {
-                    return right.taken();
+                    return right.down.taken();
                 }
                 let here = (tenure.0.clone(), window.clone());
                 let reserved = self

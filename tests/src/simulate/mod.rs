@@ -77,9 +77,6 @@ pub fn run(scenario: &Scenario, options: &Options) -> Outcome {
     world::World::run(scenario, options)
 }
 
-/// Makes a scenario smaller in one way.
-type Smaller = Box<dyn Fn(&Scenario) -> Scenario>;
-
 /// A failing run made small: the fewest faults and gates with which it still breaks the same promise.
 pub fn shrink(scenario: &Scenario, options: &Options) -> (Scenario, Outcome) {
     let traced = Options {
@@ -95,36 +92,25 @@ pub fn shrink(scenario: &Scenario, options: &Options) -> (Scenario, Outcome) {
     else {
         return (best, outcome);
     };
-    let mut smaller: Vec<Smaller> = Vec::new();
-    for fault in Fault::ALL {
-        smaller.push(Box::new(move |scenario| {
-            let mut scenario = scenario.clone();
-            scenario.faults.remove(&fault);
-            scenario
-        }));
-    }
-    for gates in [1, 2, 3, 5] {
-        smaller.push(Box::new(move |scenario| Scenario {
-            gates: scenario.gates.min(gates),
-            ..scenario.clone()
-        }));
-    }
-    for part in [8, 4, 2] {
-        smaller.push(Box::new(move |scenario| Scenario {
-            calls: (scenario.calls / part).max(1),
-            ..scenario.clone()
-        }));
-    }
-    for make_smaller in smaller {
-        let candidate = make_smaller(&best);
+    let mut attempt = |make_smaller: &dyn Fn(&mut Scenario)| {
+        let mut candidate = best.clone();
+        make_smaller(&mut candidate);
         let tried = run(&candidate, &traced);
-        if tried
-            .violations
-            .iter()
-            .any(|violation| violation.promise == promise)
-        {
+        let same = |violation: &Violation| violation.promise == promise;
+        if tried.violations.iter().any(same) {
             (best, outcome) = (candidate, tried);
         }
+    };
+    for fault in Fault::ALL {
+        attempt(&|scenario| {
+            scenario.faults.remove(&fault);
+        });
+    }
+    for gates in [1, 2, 3, 5] {
+        attempt(&|scenario| scenario.gates = scenario.gates.min(gates));
+    }
+    for part in [8, 4, 2] {
+        attempt(&|scenario| scenario.calls = (scenario.calls / part).max(1));
     }
     (best, outcome)
 }

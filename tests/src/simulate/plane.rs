@@ -4,7 +4,7 @@
 use super::{Mutation, scenario::Limits};
 use ed25519_dalek::{Signer as _, SigningKey};
 use std::collections::BTreeMap;
-use tollgate_control_plane::leases::rules::{self, Epoch, Lease, Others};
+use tollgate_control_plane::leases::rules::{self, Epoch, Lease, Others, Terms};
 use tollgate_engine::{
     bundle::{self, Payload, etag},
     bytes::{Digest, to_base64url},
@@ -57,19 +57,23 @@ pub(super) trait Plane {
     fn trust(&self) -> Vec<PublicKey>;
 }
 
-/// A holder in one of its epochs.
-type Life = (String, u64);
-
-/// The batches of a journal, each with where it ended.
-type Batches = Vec<(Position, Vec<u8>)>;
-
 /// What is committed.
 #[derive(Clone, Debug, Default)]
 struct Ledger {
     epochs: BTreeMap<String, u64>,
-    leases: BTreeMap<(Account, i64), BTreeMap<Life, Lease>>,
-    journals: BTreeMap<Life, Batches>,
+    leases: BTreeMap<(Account, i64), BTreeMap<(String, u64), Lease>>,
+    journals: BTreeMap<(String, u64), Vec<StoredBatch>>,
+    learning_until_ms: i64,
 }
+
+/// A batch, and where its journal stands behind it.
+type StoredBatch = (Position, Vec<u8>);
+
+/// The holder has what was never given, so far as is known.
+struct KnowsMore;
+
+/// As in the product.
+const LEARN_AGAIN_AFTER_MS: i64 = 600_000;
 
 /// A control plane in memory.
 #[derive(Debug)]
@@ -156,17 +160,40 @@ impl Memory {
             .min()
     }
 
-    fn lease(&mut self, request: Request, now: Time) -> (u16, Vec<u8>) {
+    fn lease(&mut self, request: &Request, now: Time) -> (u16, Vec<u8>) {
+        // A transaction works on a copy, which is kept or not.
+        let before = self.ledger.clone();
+        let (status, body) = match self.answer_leases(request, now) {
+            Err(KnowsMore) => {
+                self.ledger = before.clone();
+                self.ledger.learning_until_ms = now.millis() + rules::learning_ms(self.term_ms);
+                self.answer_leases(request, now)
+                    .unwrap_or((500, Vec::new()))
+            }
+            Ok(answer) => answer,
+        };
+        if status != 200 {
+            self.ledger = before;
+        }
+        (status, body)
+    }
+
+    fn answer_leases(&mut self, request: &Request, now: Time) -> Result<(u16, Vec<u8>), KnowsMore> {
         let known = self.ledger.epochs.get(&request.holder).copied();
+        let learning_until_ms = self.ledger.learning_until_ms;
+        let suspects = now.millis() >= learning_until_ms.saturating_add(LEARN_AGAIN_AFTER_MS);
         let epoch = match rules::epoch(known, request.epoch) {
+            Epoch::Running(epoch) if suspects && known.unwrap_or(0) < epoch => {
+                return Err(KnowsMore);
+            }
             Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
             Epoch::Stale(running) if self.mutation == Some(Mutation::NoEpochCheck) => running,
-            Epoch::Stale(_) => return (409, Vec::new()),
+            Epoch::Stale(_) => return Ok((409, Vec::new())),
         };
         self.ledger.epochs.insert(request.holder.clone(), epoch);
         let mut grants = Vec::new();
-        for ask in request.asks {
-            let (account, start) = (ask.account, ask.window_start);
+        for ask in &request.asks {
+            let (account, start) = (ask.account.clone(), ask.window_start);
             let (Some(span), Some(limit)) = (
                 rules::window(&self.payload, &account, start, now),
                 self.limit(&account),
@@ -184,24 +211,25 @@ impl Memory {
                 .iter()
                 .filter(|(other, _)| **other != holder)
                 .map(|(_, lease)| lease);
-            let mut asked = rules::Ask {
-                seq: ask.seq,
-                settled: ask.settled,
-                reserved: ask.reserved,
-                want: ask.want,
-            };
-            if let (Some(Mutation::NoSequenceCheck), Some(mine)) = (self.mutation, mine) {
-                asked.seq = mine.seq + 1;
+            let mut asked = rules::Ask::of(ask, epoch);
+            match (self.mutation, mine) {
+                (Some(Mutation::NoSequenceCheck), Some(mine)) => asked.seq = mine.seq + 1,
+                (Some(Mutation::NoEpochCheck), _) => asked = rules::Ask::of(ask, ask.epoch),
+                _ => {}
             }
-            let lease = rules::answer(
-                mine,
-                asked,
+            if suspects && asked.knows_more(mine) {
+                return Err(KnowsMore);
+            }
+            let terms = Terms {
                 limit,
-                Others::of(others, now.millis()),
-                Time::from_secs(span.end).millis(),
-                now.millis(),
-                self.term_ms,
-            );
+                now_ms: now.millis(),
+                term_ms: self.term_ms,
+                learning_until_ms: match self.mutation {
+                    Some(Mutation::NoLearning) => 0,
+                    _ => learning_until_ms,
+                },
+            };
+            let lease = rules::answer(mine, asked, Others::of(others, now.millis()), terms);
             leases.insert(holder, lease);
             grants.push(Grant {
                 account,
@@ -209,6 +237,7 @@ impl Memory {
                 window_end: span.end,
                 seq: ask.seq,
                 granted: lease.granted,
+                returned: lease.returned,
                 settled: lease.settled,
                 expires_ms: lease.expires_ms,
                 retry_ms: lease.retry_ms,
@@ -216,12 +245,13 @@ impl Memory {
         }
         let answer = Answer {
             workspace: WORKSPACE.to_owned(),
-            holder: request.holder,
+            holder: request.holder.clone(),
             epoch,
             issued_ms: now.millis(),
+            learning: now.millis() < learning_until_ms,
             grants,
         };
-        (200, self.seal(LEASES_TYPE, &json(&answer)))
+        Ok((200, self.seal(LEASES_TYPE, &json(&answer))))
     }
 
     fn take_in(&mut self, body: &[u8]) -> u16 {
@@ -280,7 +310,7 @@ impl Plane for Memory {
             Kind::Bundle => self.bundle(errand),
             Kind::Journal => (self.take_in(&errand.body), b"{}".to_vec()),
             Kind::Leases => match serde_json::from_slice(&errand.body) {
-                Ok(request) => self.lease(request, now),
+                Ok(request) => self.lease(&request, now),
                 Err(_) => (422, Vec::new()),
             },
         }
@@ -290,9 +320,11 @@ impl Plane for Memory {
         self.backup = Some(self.ledger.clone());
     }
 
-    fn restore(&mut self, _: Time) -> Option<i64> {
+    fn restore(&mut self, now: Time) -> Option<i64> {
         self.ledger = self.backup.clone()?;
-        Some(self.term_ms)
+        let learning_ms = rules::learning_ms(self.term_ms);
+        self.ledger.learning_until_ms = now.millis() + learning_ms;
+        Some(learning_ms)
     }
 
     fn restart(&mut self, _: Time) {}

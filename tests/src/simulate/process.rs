@@ -23,7 +23,7 @@ use tollgate_engine::{
 };
 
 /// How often a worker looks after its errands when nothing presses.
-const TICK_MS: i64 = 500;
+const TICK_MS: i64 = 1_000;
 /// …while calls wait for a lease.
 const WAITING_TICK_MS: i64 = 10;
 /// …when a call has just begun to wait.
@@ -98,6 +98,7 @@ pub(super) struct Process {
     pub(super) life: Place<u64>,
     /// How far its clock is off.
     pub(super) skew_us: Place<i64>,
+    pub(super) was_set_back: Place<bool>,
     /// The control plane is out of its reach until then.
     pub(super) cut_off_until_us: Place<i64>,
     pub(super) workers: RefCell<Vec<Rc<Worker>>>,
@@ -110,6 +111,7 @@ impl Process {
             number,
             life: Place::default(),
             skew_us: Place::default(),
+            was_set_back: Place::default(),
             cut_off_until_us: Place::default(),
             workers: RefCell::default(),
             shared: RefCell::default(),
@@ -128,6 +130,7 @@ impl Process {
     /// Starts it with nothing but its configuration.
     pub(super) fn start(self: &Rc<Self>, world: &Rc<World>, config: &Config) {
         self.life.set(self.life.get() + 1);
+        self.was_set_back.set(false);
         *self.shared.borrow_mut() = Rc::default();
         let workers = (0..2).map(|_| Worker::new(world, self, config)).collect();
         *self.workers.borrow_mut() = workers;
@@ -680,7 +683,8 @@ impl Worker {
             .take(accounts.len())
         {
             let cell = self.cell(holder, account);
-            for (span, wanted) in upkeep::plan(&cell, now) {
+            let plan = self.upkeep.borrow().plan(&cell, now);
+            for (span, wanted) in plan {
                 if asks.len() < MAX_ASKS {
                     asks.extend(self.ask(holder, account, span, wanted, 0, now).await);
                     self.account.set(number);
@@ -862,6 +866,7 @@ impl Worker {
             }
             Delivery::Later => {}
             Delivery::Refused => {
+                self.world.auditor.borrow_mut().refused(response.status);
                 let fresh = Holder::new(self.world.entropy());
                 let mut refused = sent;
                 refused.epoch = 0;

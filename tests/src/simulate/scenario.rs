@@ -214,7 +214,7 @@ impl Scenario {
             seed,
             faults,
             gates: usize::try_from(gates).unwrap_or(1),
-            term_secs: *dice.pick(&[20, 30, 60]),
+            term_secs: *dice.pick(&[15, 30, 30, 60]),
             start_secs: EVENING + dice.between(0, 330),
             storm_secs,
             calls,

@@ -232,6 +232,9 @@ pub(crate) fn ask(account: &str, window_start: i64, seq: u64, settled: u64, want
         account: tollgate_engine::ledger::Account::parse(account).unwrap(),
         window_start,
         seq,
+        epoch: 0,
+        granted: 0,
+        returned: 0,
         settled,
         reserved: 0,
         want,
@@ -249,7 +252,7 @@ impl Gate<'_> {
             holder: holder.to_owned(),
             epoch,
             revision: 1,
-            asks,
+            asks: asks.into_iter().map(|ask| Ask { epoch, ..ask }).collect(),
         };
         let workspace = self.workspace;
         let reply = workspace

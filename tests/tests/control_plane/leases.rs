@@ -1,7 +1,7 @@
 //! Leases through the API. The rules themselves have their tests beside them.
 
 use serde_json::{Value, json};
-use tollgate_engine::lease::{Answer, Grant};
+use tollgate_engine::lease::{self, Answer, Grant};
 
 use crate::harness::{Plane, START, Workspace, ask, holder};
 
@@ -48,8 +48,10 @@ async fn a_greeting_gives_an_epoch_and_every_greeting_a_newer_one() {
         (stale.status.as_u16(), stale.problem().as_str()),
         (409, "stale-epoch")
     );
-    // Newer than ours: our database was put back. The holder gets one newer still.
-    assert_eq!(gate.leased(&holder(1), 7, vec![]).await.epoch, 8);
+    // Newer than ours: we gave it, and our database was put back since. It stands.
+    let answer = gate.leased(&holder(1), 7, vec![]).await;
+    assert_eq!((answer.epoch, answer.learning), (7, true));
+    assert_eq!(gate.leased(&holder(1), 0, vec![]).await.epoch, 8);
 }
 
 #[tokio::test]
@@ -59,36 +61,107 @@ async fn two_holders_share_a_limit_and_get_no_more() {
     let agent = limited(&workspace).await;
     let gate = workspace.gate().await;
     let account = calls(&agent);
-    // 10 left, one holder: half of its share of 10 is 5.
+    // One call is needed: it gets four, which is less than half of the 10.
     let first = gate
         .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 1)])
         .await;
-    assert_eq!(only(&first).granted, 5);
+    assert_eq!(only(&first).granted, 4);
     assert_eq!(only(&first).window_end, MINUTE + 60);
     assert_eq!(only(&first).expires_ms, (START + TERM_SECS) * 1_000);
-    // 5 left, two holders: 5 / 4 = 1, and 2 are wanted.
+    // 6 left, two holders: half of a share is 6 / 4 = 1, and 2 are wanted.
     let second = gate
         .leased(&holder(2), 0, vec![ask(&account, MINUTE, 1, 0, 2)])
         .await;
     assert_eq!(only(&second).granted, 2);
-    // 3 left and 9 wanted: all 3, and word that there is no more for a second.
+    // 4 left and 9 wanted: all 4, and word that there is no more for a second.
     let rest = gate
         .leased(&holder(2), 1, vec![ask(&account, MINUTE, 2, 2, 9)])
         .await;
     assert_eq!(
         (only(&rest).granted, only(&rest).retry_ms),
-        (5, START * 1_000 + 1_000)
+        (6, START * 1_000 + 1_000)
     );
     let none = gate
-        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 5, 1)])
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 4, 1)])
         .await;
-    assert_eq!((only(&none).granted, only(&none).settled), (5, 5));
+    assert_eq!((only(&none).granted, only(&none).settled), (4, 4));
     // The next minute is another window.
     plane.advance(60);
     let fresh = gate
         .leased(&holder(1), 1, vec![ask(&account, MINUTE + 60, 3, 0, 1)])
         .await;
-    assert_eq!(only(&fresh).granted, 5);
+    assert_eq!(only(&fresh).granted, 4);
+}
+
+#[tokio::test]
+async fn what_a_holder_gives_back_is_there_for_others() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    let first = vec![ask(&account, MINUTE, 1, 0, 8)];
+    assert_eq!(only(&gate.leased(&holder(1), 0, first).await).granted, 8);
+    // It used 3 of its 8 and gives 4 back: 10 − (8 − 4) = 6 for others.
+    let back = lease::Ask {
+        granted: 8,
+        returned: 4,
+        ..ask(&account, MINUTE, 2, 3, 0)
+    };
+    let answer = gate.leased(&holder(1), 1, vec![back.clone()]).await;
+    assert_eq!((only(&answer).granted, only(&answer).returned), (8, 4));
+    let second = vec![ask(&account, MINUTE, 1, 0, 9)];
+    assert_eq!(only(&gate.leased(&holder(2), 0, second).await).granted, 6);
+    // Told again, late, it is given back once.
+    gate.leased(&holder(1), 1, vec![back]).await;
+    let row = workspace.get("/budgets").await[0].clone();
+    assert_eq!(
+        (&row["settled"], &row["leased"], &row["available"]),
+        (&json!("3"), &json!("7"), &json!("0"))
+    );
+    assert_eq!(row["holders"][0]["returned"], "4");
+}
+
+/// What a gate says it was granted beyond what we know shows that our database is an old one.
+#[tokio::test]
+async fn a_database_put_back_learns_from_its_gates_before_it_grants() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = calls(&agent);
+    gate.leased(&holder(1), 0, vec![]).await;
+    let told = |seq, want| lease::Ask {
+        granted: 7,
+        returned: 1,
+        ..ask(&account, MINUTE, seq, 2, want)
+    };
+    let answer = gate.leased(&holder(1), 1, vec![told(9, 2)]).await;
+    assert!(answer.learning);
+    // What it has stands, and it gets no more; nobody else gets anything.
+    assert_eq!((only(&answer).granted, only(&answer).retry_ms), (7, 0));
+    let other = gate
+        .leased(&holder(2), 0, vec![ask(&account, MINUTE, 1, 0, 1)])
+        .await;
+    assert_eq!((only(&other).granted, other.learning), (0, true));
+    // One term later, in the next minute: nothing is held back any more.
+    plane.advance(TERM_SECS);
+    let later = gate
+        .leased(&holder(2), 1, vec![ask(&account, MINUTE + 60, 1, 0, 1)])
+        .await;
+    assert_eq!((only(&later).granted, later.learning), (4, false));
+    // In the minute that was learned of, what the first one had is gone: 10 − (7 − 1) = 4.
+    let same = gate
+        .leased(&holder(2), 1, vec![ask(&account, MINUTE, 2, 0, 9)])
+        .await;
+    assert_eq!(only(&same).granted, 4);
+    // A gate that keeps saying so does not keep its workspace waiting.
+    let again = lease::Ask {
+        granted: 9,
+        ..told(10, 0)
+    };
+    let answer = gate.leased(&holder(1), 1, vec![again]).await;
+    assert!(!answer.learning);
 }
 
 #[tokio::test]
@@ -293,7 +366,10 @@ async fn requests_out_of_range_are_refused_whole() {
     let agent = limited(&workspace).await;
     let gate = workspace.gate().await;
     let account = calls(&agent);
-    let beyond = ask(&account, MINUTE, 1, u64::MAX, 1);
+    let beyond = lease::Ask {
+        reserved: u64::MAX,
+        ..ask(&account, MINUTE, 1, 0, 1)
+    };
     let refused = gate.lease(&holder(1), 0, vec![beyond]).await.unwrap_err();
     assert_eq!(refused.problem(), "invalid");
     let many = vec![ask(&account, MINUTE, 1, 0, 1); 257];
