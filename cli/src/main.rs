@@ -8,6 +8,7 @@ mod diff;
 mod meter;
 mod offline;
 mod operate;
+mod schema;
 mod serve;
 mod table;
 mod test;
@@ -40,6 +41,7 @@ enum Command {
     Explain(decide::Explain),
     Test(test::Args),
     Diff(diff::Args),
+    Schema(schema::Args),
     Meter(meter::Args),
 }
 
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => decide::explain(args),
         Command::Test(args) => test::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Schema(args) => schema::run(args),
         Command::Meter(args) => meter::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -24,7 +24,8 @@ spec: {scope: "team:finance", network: {}}
 
 fn explain(model: &str, more: &[&str]) -> String {
     let file = |name: &str, content: &str| {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{model}{}-{name}", more.concat()));
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{model}{}-{name}", more.concat()));
         std::fs::write(&path, content).unwrap();
         path
     };

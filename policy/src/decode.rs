@@ -22,7 +22,27 @@ pub(crate) struct Findings {
     errors: usize,
     /// Patterns of the file so far.
     pub(crate) patterns: usize,
+    /// What was asked for, by path: where the JSON Schema comes from.
+    pub(crate) shapes: Vec<(String, Shape)>,
 }
+
+/// What a field was asked to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Text,
+    /// Text, or nothing.
+    Remark,
+    Boolean,
+    /// From, to.
+    Integer(u64, u64),
+    Choice(Vec<&'static str>),
+    List,
+    /// Its known keys; none where they are the author's own.
+    Object(Vec<&'static str>),
+}
+
+/// Shapes kept: some hundred fields, and no more for a file of thousands of tools.
+const MAX_SHAPES: usize = 256;
 
 impl Findings {
     pub(crate) fn new(diagnostics: Vec<Diagnostic>, strict: bool) -> Findings {
@@ -33,6 +53,7 @@ impl Findings {
             strict,
             errors,
             patterns: 0,
+            shapes: Vec::new(),
         };
         all.dropped = all.diagnostics.len().saturating_sub(MAX_DIAGNOSTICS);
         all.diagnostics.truncate(MAX_DIAGNOSTICS);
@@ -42,6 +63,12 @@ impl Findings {
     /// Errors so far, kept or not.
     pub(crate) fn errors(&self) -> usize {
         self.errors
+    }
+
+    pub(crate) fn asked(&mut self, path: &str, shape: Shape) {
+        if self.shapes.len() < MAX_SHAPES {
+            self.shapes.push((path.to_string(), shape));
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -136,6 +163,7 @@ impl Findings {
 
     /// The items of a list.
     pub(crate) fn list<'n>(&mut self, field: &Field<'n>) -> Option<Vec<Field<'n>>> {
+        self.asked(&field.path, Shape::List);
         match &field.node.value {
             Value::List(nodes) => Some(
                 nodes
@@ -157,6 +185,12 @@ impl Findings {
 
     /// Any text. Unquoted numbers and words count as the text they are written as: a version may be `1.10`.
     pub(crate) fn text<'n>(&mut self, field: &Field<'n>) -> Option<&'n str> {
+        self.asked(&field.path, Shape::Text);
+        self.written(field)
+    }
+
+    /// Text, without saying that any would do.
+    pub(crate) fn written<'n>(&mut self, field: &Field<'n>) -> Option<&'n str> {
         match &field.node.value {
             Value::Scalar { text, .. } if !field.node.is_null() => Some(text),
             _ => {
@@ -180,6 +214,7 @@ impl Findings {
 
     /// `true` or `false`, without quotes.
     pub(crate) fn boolean(&mut self, field: &Field<'_>) -> Option<bool> {
+        self.asked(&field.path, Shape::Boolean);
         if let Value::Scalar { text, plain: true } = &field.node.value {
             match text.as_str() {
                 "true" | "True" | "TRUE" => return Some(true),
@@ -193,6 +228,7 @@ impl Findings {
 
     /// A whole number from `least` to `most`, in decimal digits without quotes.
     pub(crate) fn integer(&mut self, field: &Field<'_>, least: u64, most: u64) -> Option<u64> {
+        self.asked(&field.path, Shape::Integer(least, most));
         let Value::Scalar { text, plain: true } = &field.node.value else {
             self.wrong_type(field, "a whole number");
             return None;
@@ -226,7 +262,9 @@ impl Findings {
         field: &Field<'_>,
         choices: &[(&'static str, T)],
     ) -> Option<T> {
-        let text = self.text(field)?;
+        let words = choices.iter().map(|(word, _)| *word).collect();
+        self.asked(&field.path, Shape::Choice(words));
+        let text = self.written(field)?;
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
             return Some(*value);
         }
@@ -348,6 +386,7 @@ impl<'n> Table<'n> {
 
     /// Reports every key that nobody took.
     pub(crate) fn finish(self, findings: &mut Findings) {
+        findings.asked(&self.path, Shape::Object(self.known.clone()));
         let severity = if findings.strict {
             Severity::Error
         } else {

@@ -6,7 +6,7 @@
 
 use crate::{
     condition,
-    decode::{Field, Findings, Table, name_problem, nearest},
+    decode::{Field, Findings, Shape, Table, name_problem, nearest},
     diagnostic::{Position, codes},
     host::Host,
     money,
@@ -308,7 +308,9 @@ fn api_version(top: &mut Table<'_>, findings: &mut Findings) -> Language {
     // After an error the wider language is assumed, so that its fields are not reported on top.
     match top.take("apiVersion") {
         Some(field) => {
-            let Some(text) = findings.text(&field) else {
+            let names = versions.iter().map(|(name, _)| *name).collect();
+            findings.asked(&field.path, Shape::Choice(names));
+            let Some(text) = findings.written(&field) else {
                 return Language::TollgateV1;
             };
             match versions.iter().find(|(name, _)| *name == text) {
@@ -372,10 +374,11 @@ fn optional_text(
     findings: &mut Findings,
 ) -> Option<String> {
     let field = table.take(key)?;
+    findings.asked(&field.path, Shape::Remark);
     if field.node.is_null() {
         return None;
     }
-    findings.text(&field).map(str::to_string)
+    findings.written(&field).map(str::to_string)
 }
 
 fn missing(findings: &mut Findings, table: &Table<'_>, key: &'static str, advice: &str) {
@@ -884,6 +887,7 @@ fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool>
             requires_approval_if,
         });
     }
+    table.finish(findings);
     tools
 }
 

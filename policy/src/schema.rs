@@ -1,0 +1,141 @@
+//! The JSON Schema of policies, for editors: what the decoder asked for when it read documents that have everything.
+//!
+//! So there is one source. A field the decoder does not ask for is in no schema, and a test finds one that it asks for and the
+//! documents here do not have. The schema knows shapes; names, zones, patterns and conditions are for `tollgate check`.
+
+use crate::{
+    Severity,
+    decode::{Findings, Shape},
+    diagnostic::codes,
+    document, yaml,
+};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// A document with every field, and one with what a field may be instead.
+const WHOLE: [&str; 2] = [
+    r#"
+apiVersion: tollgate/v1
+kind: Policy
+metadata: {name: whole, version: "1", description: d}
+spec:
+  version: "1"
+  scope: global
+  network: {allowlist: [a.example]}
+  schedule: {active_hours: {start: "09:00", end: "18:00", timezone: UTC}}
+  budget:
+    {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,
+     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny,
+     unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
+  rate: {requests_per_minute: 1, per: agent}
+  data: {sensitive_patterns: [a]}
+  tools: {ANY: {allow: true, limit_per_hour: 1, requires_approval_if: "true"}}
+  capabilities: {allow: ["model:a"], deny: ["model:a"]}
+  approval_timeout_secs: 1
+  approval: {timeout_seconds: 1, escalation_role: r}
+"#,
+    r#"{apiVersion: tollgate/v1, kind: Policy, metadata: {name: other}, spec: {budget: {daily_limit_usd: 1, unknown_model: deny}}}"#,
+];
+
+/// Documents without anything they must have.
+const EMPTY: [&str; 2] = [
+    "{apiVersion: tollgate/v1}",
+    "{metadata: {}, spec: {schedule: {active_hours: {}}, budget: {daily_limit_usd: 1, unknown_model: {}}, rate: {}}}",
+];
+
+/// Stands for any key of a map whose keys are the author's.
+const ANY: &str = "ANY";
+
+/// The JSON Schema (draft 2020-12) of one policy document, in envelope or flat form. It takes unknown keys for errors, as `--strict` does.
+pub fn json_schema() -> Value {
+    let mut shapes: BTreeMap<String, Vec<Shape>> = BTreeMap::new();
+    for text in WHOLE {
+        for (path, shape) in read(text).shapes {
+            let known = shapes.entry(path).or_default();
+            if !known.contains(&shape) {
+                known.push(shape);
+            }
+        }
+    }
+    let required: Vec<String> = EMPTY
+        .iter()
+        .flat_map(|text| read(text).finish().0)
+        .filter(|finding| finding.severity == Severity::Error && finding.code == codes::MISSING)
+        .map(|finding| finding.path)
+        .collect();
+    let source = Source { shapes, required };
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Tollgate policy",
+        "anyOf": [source.of(""), source.of("spec")],
+    })
+}
+
+fn read(text: &str) -> Findings {
+    let mut findings = Findings::new(Vec::new(), true);
+    for node in yaml::read(text.as_bytes(), &mut Vec::new()) {
+        document::read(&node, "whole", &mut findings);
+    }
+    findings
+}
+
+/// Where the schema comes from.
+struct Source {
+    shapes: BTreeMap<String, Vec<Shape>>,
+    required: Vec<String>,
+}
+
+impl Source {
+    fn of(&self, path: &str) -> Value {
+        let shapes = self.shapes.get(path).map_or(&[][..], Vec::as_slice);
+        let mut schemas: Vec<Value> = shapes.iter().map(|shape| self.one(path, shape)).collect();
+        match (schemas.pop(), schemas.is_empty()) {
+            (Some(only), true) => only,
+            (Some(last), false) => {
+                schemas.push(last);
+                json!({"anyOf": schemas})
+            }
+            (None, _) => json!({}),
+        }
+    }
+
+    fn one(&self, path: &str, shape: &Shape) -> Value {
+        match shape {
+            // Unquoted numbers and words count as the text they are written as.
+            Shape::Text => json!({"type": ["string", "number", "boolean"]}),
+            Shape::Remark => json!({"type": ["string", "number", "boolean", "null"]}),
+            Shape::Boolean => json!({"type": "boolean"}),
+            Shape::Integer(least, most) => {
+                json!({"type": "integer", "minimum": least, "maximum": most})
+            }
+            Shape::Choice(words) => json!({"enum": words}),
+            Shape::List => json!({"type": "array", "items": self.of(&format!("{path}[0]"))}),
+            Shape::Object(keys) if keys.is_empty() => {
+                let any = yaml::child(path, ANY);
+                json!({"type": "object", "additionalProperties": self.of(&any)})
+            }
+            Shape::Object(keys) => self.object(path, keys),
+        }
+    }
+
+    fn object(&self, path: &str, keys: &[&'static str]) -> Value {
+        let child = |key: &str| yaml::child(path, key);
+        let properties: Map<String, Value> = keys
+            .iter()
+            .map(|key| ((*key).to_string(), self.of(&child(key))))
+            .collect();
+        let required: Vec<&&str> = keys
+            .iter()
+            .filter(|key| self.required.contains(&child(key)))
+            .collect();
+        let mut schema = json!({
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": false,
+        });
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+        schema
+    }
+}
