@@ -192,7 +192,8 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
         let hosts = hosts.iter().map(ToString::to_string).collect();
         rule("network.allowlist".to_string(), Rule::Allowed(hosts));
     }
-    let kinds: [(&str, fn(&Capability) -> Option<&str>); 3] = [
+    type Named = fn(&Capability) -> Option<&str>;
+    let kinds: [(&str, Named); 3] = [
         ("model", |capability| match capability {
             Capability::Model(name) => Some(name),
             _ => None,

@@ -128,14 +128,11 @@ impl Source {
             .iter()
             .filter(|key| self.required.contains(&child(key)))
             .collect();
-        let mut schema = json!({
+        json!({
             "type": "object",
             "properties": properties,
+            "required": required,
             "additionalProperties": false,
-        });
-        if !required.is_empty() {
-            schema["required"] = json!(required);
-        }
-        schema
+        })
     }
 }
