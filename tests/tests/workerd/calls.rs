@@ -1,6 +1,7 @@
 //! Calls as agents make them.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
@@ -210,10 +211,35 @@ fn a_stream_that_breaks_off_is_settled_on_an_estimate() {
 #[test]
 fn a_body_over_the_cap_is_refused_before_it_has_come() {
     let scene = Scene::start("cap", POLICY);
-    // 1 MiB is the cap. Declared, it is refused before anything of it is read…
-    let long = chat_body(&"x".repeat(1 << 20)).to_string();
-    let denied = scene.send("/v1/chat/completions", long.as_bytes(), &[]);
-    assert_eq!(denied.verdict(), (413, "request.body_too_large"));
+    // 1 MiB is the cap. Declared, it is refused before it comes: of this one not a byte is ever sent…
+    let request = scene
+        .request("/v1/chat/completions", &[])
+        .header("content-length", (1 << 20) + 1)
+        .body(())
+        .unwrap();
+    let authority = request.uri().authority().unwrap().as_str();
+    let mut head = format!(
+        "POST {} HTTP/1.1\r\nhost: {authority}\r\n",
+        request.uri().path()
+    );
+    for (name, value) in request.headers() {
+        head += &format!("{name}: {}\r\n", value.to_str().unwrap());
+    }
+    let mut connection = TcpStream::connect(authority).unwrap();
+    connection
+        .write_all(format!("{head}\r\n").as_bytes())
+        .unwrap();
+    let answer: Vec<String> = BufReader::new(connection)
+        .lines()
+        .map(Result::unwrap)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    assert!(answer[0].starts_with("HTTP/1.1 413"), "{answer:?}");
+    let reason = "x-tollgate-reason: request.body_too_large";
+    assert!(
+        answer.iter().any(|line| line.eq_ignore_ascii_case(reason)),
+        "{answer:?}"
+    );
     // …undeclared, as soon as it is passed. This one would be 4 GiB.
     let endless = std::io::Read::take(std::io::repeat(b' '), 4 << 30);
     let request = scene
