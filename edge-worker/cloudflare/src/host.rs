@@ -121,8 +121,8 @@ async fn fetch(request: Request<Body>) -> std::result::Result<Response<Body>, Js
 /// A request as the driver wants it.
 pub(crate) fn call(request: &worker::Request) -> Result<Call<Body>> {
     let request = request.inner();
-    let url = request.url();
-    // As it came over the wire; a path that an URL parser would change is what the engine has to see.
+    // As `fetch` will read it: dots and backslashes in a path are resolved before it is sent on, so they are before it is decided on.
+    let url = web_sys::Request::new_with_str(&request.url())?.url();
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", &url));
     let at = rest.find('/').unwrap_or(rest.len());
     let (authority, target) = rest.split_at(at);
@@ -372,8 +372,17 @@ fn pairs(headers: &web_sys::Headers) -> Headers {
         (!next.done()).then(|| Array::from(&next.value()))
     })
     .filter_map(|pair| Some((pair.get(0).as_string()?, pair.get(1).as_string()?)))
-    .map(|(name, value)| (name.to_ascii_lowercase(), value.into_bytes()))
+    .map(|(name, value)| (name.to_ascii_lowercase(), bytes(value)))
     .collect()
+}
+
+/// What is not UTF-8 comes with replacement characters; with a byte that is none in their place, the engine sees that.
+fn bytes(value: String) -> Vec<u8> {
+    if value.contains(char::REPLACEMENT_CHARACTER) {
+        vec![0xff]
+    } else {
+        value.into_bytes()
+    }
 }
 
 /// Header values are UTF-8 by the time they get here: the engine refuses others.
