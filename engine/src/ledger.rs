@@ -588,7 +588,8 @@ impl Op {
                         // No grant suspends: that is for the gate to say.
                         false => grant.retry_ms.min(SUSPENDED - 1),
                     };
-                    if slot.retry_ms != retry_ms {
+                    // Said again after the clock was set back, it holds by the clock there is now: else a call would ask for ever.
+                    if slot.retry_ms != retry_ms || now.millis() < slot.heard_ms {
                         slot.retry_ms = retry_ms;
                         slot.heard_ms = now.millis();
                     }

@@ -196,6 +196,32 @@ fn what_is_exhausted_says_until_when() {
 }
 
 #[test]
+fn what_is_exhausted_is_so_by_a_clock_set_back_too() {
+    let mut store = leased();
+    let none_left = |seq| {
+        refill(
+            Grant {
+                retry_ms: millis(60_000),
+                ..grant(seq, 10)
+            },
+            1,
+        )
+    };
+    store.apply(&none_left(2), at(5_000));
+    // Set back by five seconds, it asks once more, for the answer may be of another time…
+    assert_eq!(store.try_apply(&reserve(11), at(0)), Err(Refusal::Short));
+    store.apply(&Op::Ask { span: span(0) }, at(0));
+    store.apply(&none_left(3), at(1));
+    // …and takes the same answer for one.
+    assert_eq!(
+        store.try_apply(&reserve(11), at(1)),
+        Err(Refusal::Exhausted {
+            retry_ms: millis(60_000)
+        })
+    );
+}
+
+#[test]
 fn one_asks_at_a_time() {
     let ask = Op::Ask { span: span(0) };
     let mut store = Store::default();
@@ -486,7 +512,7 @@ impl Model {
                 lease.told = lease.told.max(grant.returned);
                 lease.expires_ms = grant.expires_ms;
                 let retry_ms = if suspended { SUSPENDED } else { grant.retry_ms };
-                if lease.retry_ms != retry_ms {
+                if lease.retry_ms != retry_ms || now_ms < lease.heard_ms {
                     lease.retry_ms = retry_ms;
                     lease.heard_ms = now_ms;
                 }

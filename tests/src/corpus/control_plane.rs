@@ -36,7 +36,8 @@ pub struct ControlPlane {
     caller: Caller,
     start: Time,
     granted: BTreeMap<(Account, i64), u64>,
-    settled: BTreeMap<Account, u64>,
+    /// In the latest window, by its start. One before may be told of later: what is left of it is given back.
+    settled: BTreeMap<Account, (i64, u64)>,
     reserved: BTreeMap<Account, u64>,
     records: Vec<Vec<u8>>,
 }
@@ -264,7 +265,8 @@ impl ControlPlane {
             let wanted = granted.saturating_add(ask.want);
             *granted = wanted.min(limit);
             let unmet = wanted > *granted;
-            self.settled.insert(ask.account.clone(), ask.settled);
+            let settled = self.settled.entry(ask.account.clone()).or_default();
+            *settled = (*settled).max((ask.window_start, ask.settled));
             self.reserved.insert(ask.account.clone(), ask.reserved);
             grants.push(Grant {
                 window_start: span.0,
@@ -308,7 +310,7 @@ impl ControlPlane {
         let spent = self
             .settled
             .iter()
-            .map(|(account, used)| {
+            .map(|(account, (_, used))| {
                 let entity = format!("{}:{}", account.level.name(), account.id);
                 let name = account
                     .to_string()
