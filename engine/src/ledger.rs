@@ -258,7 +258,9 @@ impl Slot {
 
     /// Whether it has not been spent from for so long that somebody else should have what is left.
     pub fn is_idle(&self, now: Time) -> bool {
-        now.millis().saturating_sub(self.used_ms).saturating_abs() >= IDLE_MS
+        let window_ms = self.end.saturating_sub(self.start).saturating_mul(1_000);
+        let idle_ms = (window_ms / IDLE_PARTS).clamp(MIN_IDLE_MS, MAX_IDLE_MS);
+        now.millis().saturating_sub(self.used_ms).saturating_abs() >= idle_ms
     }
 
     /// Whether the control plane has said that asking is pointless for now; not by a clock that has been put back since.
@@ -278,8 +280,12 @@ impl Slot {
     }
 }
 
-/// After so long without a call, what is left is given back; milliseconds. Five reports: whoever calls every few seconds keeps what it has.
-pub const IDLE_MS: i64 = 5_000;
+/// After this part of its window without a call, what is left is given back: of a minute five seconds.
+const IDLE_PARTS: i64 = 12;
+/// But not sooner than this; milliseconds. Whoever calls every few seconds keeps what it has.
+const MIN_IDLE_MS: i64 = 5_000;
+/// And not later than this; milliseconds. Half of the usual lease term: what nobody needs is back before it would run out.
+const MAX_IDLE_MS: i64 = 30_000;
 
 /// What a holder has of one account: the running window and the one before, which late settlements still reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

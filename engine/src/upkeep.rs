@@ -133,9 +133,13 @@ impl Journal {
         );
     }
 
-    /// Moves what is pending into a new epoch: the control plane has refused it where it stood (it was restored from a backup, or somebody
-    /// else used this holder's name). The records are kept; the old place stays on record as a fork.
+    /// Goes on in the epoch of `holder`. What is pending moves along only under a new name: then the control plane has refused it where it
+    /// stood (it was restored from a backup, or somebody else used this holder's name), and the old place stays on record as a fork. Under the
+    /// same name it may have been stored and its acknowledgement lost, so it goes out once more as it is, and this changes nothing until then.
     pub fn move_to(&mut self, gate: &Gate, holder: &Holder, now: Time) {
+        if Batch::read(&self.pending).is_ok_and(|batch| batch.header.holder == holder.id) {
+            return;
+        }
         let pending = core::mem::take(&mut self.pending);
         *self = Journal::start(&gate.config.workspace, holder);
         if let Ok(batch) = Batch::read(&pending) {

@@ -515,6 +515,25 @@ fn a_batch_refused_for_good_moves_to_a_new_epoch_with_its_records() {
     );
 }
 
+/// Its acknowledgement may be all that was lost: told again in another epoch, its records would count twice.
+#[test]
+fn a_batch_under_way_goes_out_as_it_is_before_its_holder_goes_on_in_a_new_epoch() {
+    let gate = closed();
+    let mut journal = Journal::start(WORKSPACE, &holder());
+    journal.seal(&gate, &holder(), &[b"{}".to_vec()], 0, NOW);
+    let under_way = journal.clone();
+    let greeted = Holder {
+        epoch: holder().epoch + 1,
+        ..holder()
+    };
+    journal.move_to(&gate, &greeted, NOW);
+    assert_eq!(journal, under_way);
+    // Acknowledged, there is nothing to take along.
+    journal.pending = Vec::new();
+    journal.move_to(&gate, &greeted, NOW);
+    assert_eq!(journal, Journal::start(WORKSPACE, &greeted));
+}
+
 /// A control plane's side of a journal: it stores what follows, takes the same bytes twice for once, and refuses anything else.
 #[derive(Default)]
 struct Stored {

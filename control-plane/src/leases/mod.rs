@@ -340,6 +340,7 @@ async fn grant(
     }
     let terms = Terms {
         limit,
+        window_ms: span.end.saturating_sub(span.start).saturating_mul(1_000),
         now_ms: now.millis(),
         term_ms: state.settings().lease_term_ms(),
         learning_until_ms: holder.learning_until_ms,

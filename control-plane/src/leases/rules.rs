@@ -117,6 +117,8 @@ impl Others {
 pub struct Terms {
     /// The limit now.
     pub limit: u64,
+    /// How long its window is; milliseconds.
+    pub window_ms: i64,
     /// It is now; milliseconds since the Unix epoch.
     pub now_ms: i64,
     /// How long a lease lasts; milliseconds.
@@ -128,9 +130,24 @@ pub struct Terms {
 /// How long an exhausted account is left alone: what others give back is seen after this at the latest.
 pub const RETRY_MS: i64 = 1_000;
 
-/// A holder gets so many times what it has used since its last ask or needs now: the first call of the day takes little, and a holder
-/// under load asks a few times in its first second and then once in some seconds.
-const AHEAD: u64 = 4;
+/// A holder gets what lasts it a lease term at its pace, so that it goes on as long without us, but at most this part of the window: of a
+/// minute's limit four seconds, or the few of the others would wait for what one holds.
+const WINDOW_PARTS: i64 = 16;
+
+/// Shorter stretches say nothing of a pace: a holder's first calls, and asks that follow each other closely.
+const PACE_OVER_MS: i64 = 1_000;
+
+/// What a holder that used `burn` in the last `elapsed_ms` will use until it is out of reach for a while.
+fn ahead(burn: u64, elapsed_ms: i64, terms: &Terms) -> u64 {
+    let horizon_ms = terms
+        .term_ms
+        .min(terms.window_ms / WINDOW_PARTS)
+        .max(PACE_OVER_MS);
+    let elapsed_ms = elapsed_ms.clamp(PACE_OVER_MS, horizon_ms);
+    let ratio = |ms: i64| u128::from(ms.unsigned_abs());
+    let ahead = u128::from(burn) * ratio(horizon_ms) / ratio(elapsed_ms);
+    u64::try_from(ahead).unwrap_or(u64::MAX)
+}
 
 /// How long a restored control plane listens before it grants; milliseconds. A lease term, in which every holder that may still spend has to
 /// renew, and never less than two signs of life of a gate at rest (15 s each).
@@ -165,7 +182,13 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
         .saturating_sub(mine.settled)
         .saturating_add(ask.reserved)
         .saturating_add(ask.want);
-    let share = fair.min(burn.saturating_mul(AHEAD));
+    let elapsed_ms = match mine.seq {
+        0 => 0,
+        _ => terms
+            .now_ms
+            .saturating_sub(mine.expires_ms.saturating_sub(terms.term_ms)),
+    };
+    let share = fair.min(ahead(burn, elapsed_ms, &terms));
     let held = if ask.want == 0 || learning {
         had.held()
     } else {
@@ -248,6 +271,7 @@ mod tests {
     fn terms(limit: u64) -> Terms {
         Terms {
             limit,
+            window_ms: 60_000,
             now_ms: 1_000,
             term_ms: TERM,
             learning_until_ms: 0,
@@ -256,13 +280,14 @@ mod tests {
 
     #[test]
     fn the_first_gets_some_ahead_of_its_need() {
-        // 3 are wanted: four times as much, as long as that is less than half of what is there.
+        // 3 are wanted at once: of a minute's limit 60 / 16 = 3.75 seconds at that pace, 3 × 3.75 = 11, rounded down, as long as that is less
+        // than half of what is there.
         let lease = answer(None, ask(1, 0, 3), others(0, 0), terms(1_000));
         assert_eq!(
             lease,
             Lease {
                 seq: 1,
-                granted: 12,
+                granted: 11,
                 returned: 0,
                 settled: 0,
                 reserved: 0,
@@ -277,11 +302,12 @@ mod tests {
 
     #[test]
     fn whoever_uses_much_gets_much() {
-        // 40 used since the last ask, 8 under way, 2 wanted: (40 + 8 + 2) × 4 = 200 on top of the 60.
+        // 40 used in the second since the last ask, 8 under way, 2 wanted: (40 + 8 + 2) × 3.75 = 187 on top of the 60.
         let mine = Lease {
             seq: 1,
             granted: 60,
             settled: 10,
+            expires_ms: TERM,
             ..Lease::default()
         };
         let asked = Ask {
@@ -290,8 +316,31 @@ mod tests {
         };
         assert_eq!(
             answer(Some(mine), asked, others(0, 3), terms(10_000)).granted,
-            260
+            247
         );
+    }
+
+    #[test]
+    fn of_a_long_window_it_gets_what_lasts_a_term() {
+        let day = Terms {
+            window_ms: 86_400_000,
+            ..terms(100_000)
+        };
+        // 60 seconds of 3 a second.
+        assert_eq!(answer(None, ask(1, 0, 3), others(0, 0), day).granted, 180);
+        // 50 in ten seconds are 5 a second: 60 × 5 = 300 on top of 180.
+        let mine = Lease {
+            seq: 1,
+            granted: 180,
+            expires_ms: TERM,
+            ..Lease::default()
+        };
+        let later = Terms {
+            now_ms: 10_000,
+            ..day
+        };
+        let lease = answer(Some(mine), ask(2, 49, 1), others(0, 0), later);
+        assert_eq!(lease.granted, 480);
     }
 
     #[test]

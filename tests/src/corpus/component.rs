@@ -145,7 +145,7 @@ impl Node {
                 }
                 Step::AwaitLease(wait) => {
                     self.apply_all(&wait.undo, time)?;
-                    if !(script.control_plane && self.lease(&wait.wants, time)?) {
+                    if !self.lease(&wait.wants, script.control_plane, time)? {
                         time = wait.deadline;
                     }
                     self.instance
@@ -271,12 +271,12 @@ impl Node {
     }
 
     /// Asks for what a call waits for; whether an answer came.
-    fn lease(&mut self, wants: &[Want], now: i64) -> Result<bool> {
+    fn lease(&mut self, wants: &[Want], answered: bool, now: i64) -> Result<bool> {
         let mut asks = Vec::new();
         for want in wants {
             asks.extend(self.ask(&want.account, want.span, want.amount, now)?);
         }
-        self.exchange_leases(&asks, now)
+        Ok(answered && self.exchange_leases(&asks, now)?)
     }
 
     /// Reports what was used.

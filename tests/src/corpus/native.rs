@@ -117,7 +117,7 @@ impl Node {
                     deadline,
                 } => {
                     self.undo(&undo, time);
-                    if !(script.control_plane && self.lease(&wants, time)?) {
+                    if !self.lease(&wants, script.control_plane, time)? {
                         time = deadline;
                     }
                     exchange.retry()
@@ -224,8 +224,8 @@ impl Node {
         }
     }
 
-    /// Asks for what a call waits for; whether an answer came.
-    fn lease(&mut self, wants: &[Want], now: Time) -> Result<bool> {
+    /// Asks for what a call waits for; whether an answer came, if one is to come.
+    fn lease(&mut self, wants: &[Want], answered: bool, now: Time) -> Result<bool> {
         let mut asks = Vec::new();
         for want in wants {
             let ask = CellOp {
@@ -238,7 +238,7 @@ impl Node {
                 asks.push(upkeep::ask_for(&want.account, slot, 0, want.amount));
             }
         }
-        self.exchange_leases(asks, now)
+        Ok(answered && self.exchange_leases(asks, now)?)
     }
 
     /// Reports what was used.

@@ -222,6 +222,7 @@ impl Memory {
             }
             let terms = Terms {
                 limit,
+                window_ms: span.end.saturating_sub(span.start).saturating_mul(1_000),
                 now_ms: now.millis(),
                 term_ms: self.term_ms,
                 learning_until_ms: match self.mutation {

@@ -61,36 +61,36 @@ async fn two_holders_share_a_limit_and_get_no_more() {
     let agent = limited(&workspace).await;
     let gate = workspace.gate().await;
     let account = calls(&agent);
-    // One call is needed: it gets four, which is less than half of the 10.
+    // One call is needed: it gets 60 / 16 = 3.75 seconds of one a second, 3 in whole calls, less than half of the 10.
     let first = gate
         .leased(&holder(1), 0, vec![ask(&account, MINUTE, 1, 0, 1)])
         .await;
-    assert_eq!(only(&first).granted, 4);
+    assert_eq!(only(&first).granted, 3);
     assert_eq!(only(&first).window_end, MINUTE + 60);
     assert_eq!(only(&first).expires_ms, (START + TERM_SECS) * 1_000);
-    // 6 left, two holders: half of a share is 6 / 4 = 1, and 2 are wanted.
+    // 7 left, two holders: half of a share is 7 / 4 = 1, and 2 are wanted.
     let second = gate
         .leased(&holder(2), 0, vec![ask(&account, MINUTE, 1, 0, 2)])
         .await;
     assert_eq!(only(&second).granted, 2);
-    // 4 left and 9 wanted: all 4, and word that there is no more for a second.
+    // 5 left and 9 wanted: all 5, and word that there is no more for a second.
     let rest = gate
         .leased(&holder(2), 1, vec![ask(&account, MINUTE, 2, 2, 9)])
         .await;
     assert_eq!(
         (only(&rest).granted, only(&rest).retry_ms),
-        (6, START * 1_000 + 1_000)
+        (7, START * 1_000 + 1_000)
     );
     let none = gate
-        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 4, 1)])
+        .leased(&holder(1), 1, vec![ask(&account, MINUTE, 2, 3, 1)])
         .await;
-    assert_eq!((only(&none).granted, only(&none).settled), (4, 4));
+    assert_eq!((only(&none).granted, only(&none).settled), (3, 3));
     // The next minute is another window.
     plane.advance(60);
     let fresh = gate
         .leased(&holder(1), 1, vec![ask(&account, MINUTE + 60, 3, 0, 1)])
         .await;
-    assert_eq!(only(&fresh).granted, 4);
+    assert_eq!(only(&fresh).granted, 3);
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn a_database_put_back_learns_from_its_gates_before_it_grants() {
     let later = gate
         .leased(&holder(2), 1, vec![ask(&account, MINUTE + 60, 1, 0, 1)])
         .await;
-    assert_eq!((only(&later).granted, later.learning), (4, false));
+    assert_eq!((only(&later).granted, later.learning), (3, false));
     // In the minute that was learned of, what the first one had is gone: 10 − (7 − 1) = 4.
     let same = gate
         .leased(&holder(2), 1, vec![ask(&account, MINUTE, 2, 0, 9)])

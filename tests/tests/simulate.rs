@@ -1,0 +1,166 @@
+//! Five hundred simulated installations, and the proof that the auditor would notice.
+//!
+//! A seed that fails here fails again with `cargo xtask simulate --seeds 1 --from SEED`.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use tollgate_tests::simulate::{
+    self, Fault, Mutation, Options, Outcome, Promise, Scenario, Summary,
+};
+
+/// Runs seeds on all processors until `stop` says of an outcome that it is enough.
+fn run_seeds(
+    seeds: RangeInclusive<u64>,
+    options: Options,
+    stop: impl Fn(&Outcome) -> bool + Sync,
+) -> Vec<(u64, Outcome)> {
+    let next = AtomicU64::new(*seeds.start());
+    let enough = AtomicU64::new(0);
+    let work = || {
+        let mut outcomes = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::SeqCst);
+            if !seeds.contains(&seed) || enough.load(Ordering::SeqCst) > 0 {
+                return outcomes;
+            }
+            let outcome = simulate::run(&Scenario::of(seed), &options);
+            if stop(&outcome) {
+                enough.store(1, Ordering::SeqCst);
+            }
+            outcomes.push((seed, outcome));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut outcomes: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
+    });
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    outcomes
+}
+
+#[test]
+fn five_hundred_installations_keep_every_promise() {
+    let outcomes = run_seeds(1..=500, Options::default(), |_| false);
+    let mut summary = Summary::default();
+    for (seed, outcome) in &outcomes {
+        summary.add(outcome);
+        for violation in &outcome.violations {
+            println!("seed {seed}: {violation}");
+        }
+    }
+    println!("{summary}");
+    assert_eq!((summary.seeds, summary.violations), (500, 0));
+    // A quiet run would prove nothing: calls were let through and refused, leases granted, and a great deal went wrong.
+    let busy = [
+        summary.allowed,
+        summary.denied,
+        summary.grants,
+        summary.faults,
+    ];
+    assert!(busy.iter().all(|count| *count > 10_000), "{summary:?}");
+}
+
+#[test]
+fn a_seed_is_one_history() {
+    let options = Options {
+        trace: true,
+        ..Options::default()
+    };
+    for seed in [3, 44, 500] {
+        let scenario = Scenario::of(seed);
+        let first = simulate::run(&scenario, &options);
+        let second = simulate::run(&scenario, &options);
+        assert!(first.trace.len() > 50, "{}", first.trace.len());
+        assert_eq!(first.trace, second.trace);
+        assert_eq!(
+            (first.steps, first.faults, first.grants),
+            (second.steps, second.faults, second.grants)
+        );
+    }
+}
+
+/// Takes a safeguard out, and gives the first seed by which the auditor names one of `promises`.
+#[track_caller]
+fn noticed_by(mutation: Mutation, within: u64, promises: &[Promise]) -> u64 {
+    let named = |outcome: &Outcome| {
+        let mut violations = outcome.violations.iter();
+        violations.any(|violation| promises.contains(&violation.promise))
+    };
+    let options = Options {
+        mutation: Some(mutation),
+        ..Options::default()
+    };
+    let outcomes = run_seeds(1..=within, options, named);
+    let broken: BTreeSet<Promise> = outcomes
+        .iter()
+        .flat_map(|(_, outcome)| &outcome.violations)
+        .map(|violation| violation.promise)
+        .collect();
+    let Some((seed, _)) = outcomes.iter().find(|(_, outcome)| named(outcome)) else {
+        panic!("{mutation:?} was not noticed in {within} seeds; broken: {broken:?}");
+    };
+    println!("{mutation:?} is noticed by seed {seed}: {broken:?}");
+    *seed
+}
+
+#[test]
+fn without_reservations_too_much_is_spent() {
+    let promises = [Promise::NoOverspend, Promise::WithinLeases];
+    noticed_by(Mutation::NoReservation, 50, &promises);
+}
+
+#[test]
+fn without_the_check_of_epochs_gates_believe_what_is_gone() {
+    let promises = [
+        Promise::NoOverspend,
+        Promise::WithinLeases,
+        Promise::WithinLimit,
+        Promise::BelievedIsGranted,
+    ];
+    noticed_by(Mutation::NoEpochCheck, 300, &promises);
+}
+
+#[test]
+fn without_the_check_of_numbers_a_replay_counts() {
+    noticed_by(
+        Mutation::NoSequenceCheck,
+        50,
+        &[Promise::ReplayChangesNothing],
+    );
+}
+
+#[test]
+fn without_the_void_reservations_leak() {
+    noticed_by(Mutation::NoVoid, 50, &[Promise::ResolvedOnce]);
+}
+
+#[test]
+fn without_the_learning_time_a_restored_control_plane_grants_twice() {
+    let promises = [Promise::NoOverspend, Promise::WithinLimit];
+    noticed_by(Mutation::NoLearning, 300, &promises);
+}
+
+#[test]
+fn a_failing_seed_is_made_small() {
+    let options = Options {
+        mutation: Some(Mutation::NoVoid),
+        ..Options::default()
+    };
+    let seed = noticed_by(Mutation::NoVoid, 50, &[Promise::ResolvedOnce]);
+    let scenario = Scenario::of(seed);
+    let (small, outcome) = simulate::shrink(&scenario, &options);
+    assert!(small.faults.is_subset(&scenario.faults));
+    assert!(
+        small.faults.len() < Fault::ALL.len() / 2,
+        "{:?}",
+        small.faults
+    );
+    assert!(small.gates <= scenario.gates && small.calls <= scenario.calls);
+    assert!(!outcome.violations.is_empty() && !outcome.trace.is_empty());
+}
