@@ -158,6 +158,27 @@ pub fn batch_has_room(records: usize, bytes: usize) -> bool {
     records < MAX_BATCH_RECORDS && bytes <= MAX_BATCH_BYTES - MAX_RECORD_BYTES - FRAME_BYTES
 }
 
+/// The record of a worker that ended without a word: its VM crashed. What it had gathered or had under way since `heard` is in no journal; what
+/// those calls had reserved stays reserved until their windows end. One line of JSON, without a newline.
+pub fn worker_lost(worker: u64, heard: Time, gate: &Gate, now: Time) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Record {
+        id: String,
+        at_ms: i64,
+        kind: &'static str,
+        revision: u64,
+        heard_ms: i64,
+    }
+    let record = Record {
+        id: format!("w-{worker:016x}"),
+        at_ms: now.millis(),
+        kind: "worker_lost",
+        revision: gate.bundle().revision(),
+        heard_ms: heard.millis(),
+    };
+    serde_json::to_vec(&record).unwrap_or_default()
+}
+
 /// What an errand is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

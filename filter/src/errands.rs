@@ -7,7 +7,7 @@
 use crate::{
     host,
     metrics::errand_name,
-    store,
+    store::{self, Beat},
     worker::{GATHERED_BYTES, GATHERED_RECORDS, Worker},
 };
 use proxy_wasm::types::{BufferType, LogLevel, MapType};
@@ -35,6 +35,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// After so long without a lease request the control plane gets an empty one, to know that this holder lives.
 const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(15);
 
+/// A VM that was not heard of for so long has crashed. A hundred ticks: a thread that merely had no processor for a while is back before.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
 /// The errands of one VM. Lost with it, at no cost but a repeated request.
 pub(crate) struct Errands {
     /// Names this VM in the election.
@@ -44,6 +47,8 @@ pub(crate) struct Errands {
     upkeep: RefCell<Upkeep>,
     in_flight: RefCell<BTreeMap<u32, Sent>>,
     leads: Cell<bool>,
+    /// The last sign of life of each VM, and when it was first seen here; of a leader.
+    beats: RefCell<BTreeMap<u64, (Beat, Instant)>>,
     /// The batch that is to be delivered, when one is.
     batch: RefCell<Option<Rc<Batch>>>,
     sealed: Cell<Option<Instant>>,
@@ -75,6 +80,7 @@ impl Errands {
             upkeep: RefCell::default(),
             in_flight: RefCell::default(),
             leads: Cell::default(),
+            beats: RefCell::default(),
             batch: RefCell::default(),
             sealed: Cell::default(),
             reported: Cell::default(),
@@ -92,11 +98,14 @@ impl Worker {
         self.follow_bundle(now);
         let holder = self.look_up_holder();
         let leads = self.store.lead(self.errands.id, now);
+        let beats = self.store.beat(self.errands.id, now);
         if self.errands.leads.replace(leads) != leads {
             *self.errands.batch.borrow_mut() = None;
+            self.errands.beats.borrow_mut().clear();
             self.metrics.leader_changes.add(i64::from(leads));
         }
         if leads {
+            self.miss_workers(&beats, now);
             self.fetch_bundle(now);
             self.deliver_journal(now);
         }
@@ -104,6 +113,33 @@ impl Worker {
             self.ask_for_leases(&holder, now);
         }
         self.resume_waiting(now);
+    }
+
+    /// Puts on record which VMs have fallen silent: what such a one had under way is in no journal, and that is said.
+    fn miss_workers(&self, beats: &[Beat], now: Time) {
+        let mut known = self.errands.beats.borrow_mut();
+        known.retain(|worker, _| beats.iter().any(|beat| beat.worker == *worker));
+        for beat in beats {
+            let (last, since) = known
+                .entry(beat.worker)
+                .or_insert_with(|| (*beat, Instant::now()));
+            if *last != *beat {
+                (*last, *since) = (*beat, Instant::now());
+            } else if since.elapsed() >= LOST_AFTER && self.store.strike_off(*beat) {
+                let record =
+                    self.with_gate(|gate| upkeep::worker_lost(beat.worker, beat.at, gate, now));
+                self.record(&record);
+                self.metrics.workers_lost.add(1);
+                let line = format!("worker {:016x} was lost", beat.worker);
+                host::log(LogLevel::Error, &line);
+            }
+        }
+    }
+
+    /// This VM ends in good order.
+    pub(crate) fn leave(&self) {
+        self.hand_over_records();
+        self.store.leave(self.errands.id);
     }
 
     /// An answer has come, or the errand's time is over.

@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     /// Dropped and not yet told to the control plane.
     pub(crate) journal_unreported: Metric,
     pub(crate) leader_changes: Metric,
+    pub(crate) workers_lost: Metric,
 }
 
 impl Metrics {
@@ -86,6 +87,7 @@ impl Metrics {
             journal_backlog_bytes: gauge("tollgate_journal_backlog_bytes"),
             journal_unreported: gauge("tollgate_journal_unreported_drops"),
             leader_changes: counter("tollgate_leader_changes"),
+            workers_lost: counter("tollgate_workers_lost"),
         }
     }
 

@@ -78,7 +78,7 @@ impl Context for Root {
     /// Envoy has taken in another configuration, or ends.
     fn on_done(&mut self) -> bool {
         if let Some(worker) = &self.worker {
-            worker.hand_over_records();
+            worker.leave();
         }
         true
     }

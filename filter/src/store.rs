@@ -60,6 +60,50 @@ pub(crate) struct Store {
     pub(crate) records: String,
     holder: String,
     leader: String,
+    workers: String,
+}
+
+/// A sign of life of one VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Beat {
+    pub(crate) worker: u64,
+    /// Goes up with every one, whatever the clock does.
+    pub(crate) number: u64,
+    /// When it was.
+    pub(crate) at: Time,
+}
+
+impl Beat {
+    const BYTES: usize = 24;
+
+    fn read(bytes: &[u8; Beat::BYTES]) -> Beat {
+        let (words, _) = bytes.as_chunks::<8>();
+        let word = |index: usize| words.get(index).map_or(0, |word| u64::from_le_bytes(*word));
+        Beat {
+            worker: word(0),
+            number: word(1),
+            at: Time::from_micros(word(2).cast_signed()),
+        }
+    }
+
+    fn write(self, out: &mut Vec<u8>) {
+        for word in [self.worker, self.number, self.at.micros().cast_unsigned()] {
+            out.extend(word.to_le_bytes());
+        }
+    }
+
+    fn all(stored: Option<&[u8]>) -> Vec<Beat> {
+        let (beats, _) = stored.unwrap_or_default().as_chunks::<{ Beat::BYTES }>();
+        beats.iter().map(Beat::read).collect()
+    }
+
+    fn store(beats: &[Beat]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(beats.len() * Beat::BYTES);
+        for beat in beats {
+            beat.write(&mut out);
+        }
+        out
+    }
 }
 
 impl Store {
@@ -71,6 +115,7 @@ impl Store {
             records: key("records"),
             holder: key("holder"),
             leader: key("leader"),
+            workers: key("workers"),
             prefix,
         }
     }
@@ -119,6 +164,49 @@ impl Store {
             _ => Ok([me.to_le_bytes(), now.millis().to_le_bytes()].concat()),
         })
         .is_ok()
+    }
+
+    /// Gives a sign of life of the VM called `me`, and gets the last of every VM.
+    pub(crate) fn beat(&self, me: u64, now: Time) -> Vec<Beat> {
+        let stored = update(&self.workers, |old| {
+            let mut beats = Beat::all(old);
+            match beats.iter_mut().find(|beat| beat.worker == me) {
+                Some(beat) => {
+                    beat.number = beat.number.saturating_add(1);
+                    beat.at = now;
+                }
+                None => beats.push(Beat {
+                    worker: me,
+                    number: 0,
+                    at: now,
+                }),
+            }
+            Ok::<_, ()>(Beat::store(&beats))
+        });
+        Beat::all(stored.ok().as_deref())
+    }
+
+    /// Strikes a VM off that gives no sign of life any more. Whether it was there, and has given none since `last`: of several who do this, one succeeds.
+    pub(crate) fn strike_off(&self, last: Beat) -> bool {
+        update(&self.workers, |old| {
+            let mut beats = Beat::all(old);
+            let before = beats.len();
+            beats.retain(|beat| *beat != last);
+            match beats.len() < before {
+                true => Ok(Beat::store(&beats)),
+                false => Err(()),
+            }
+        })
+        .is_ok()
+    }
+
+    /// Strikes the VM called `me` off, which ends in good order.
+    pub(crate) fn leave(&self, me: u64) {
+        let _ = update(&self.workers, |old| {
+            let mut beats = Beat::all(old);
+            beats.retain(|beat| beat.worker != me);
+            Ok::<_, ()>(Beat::store(&beats))
+        });
     }
 
     /// Where a holder's journal is.

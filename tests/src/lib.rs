@@ -7,6 +7,7 @@ pub mod corpus;
 mod scratch;
 pub mod simulate;
 pub mod spin_host;
+pub mod trap;
 
 pub use scratch::Scratch;
 pub use tollgate_stand_in as stand_in;

@@ -2,14 +2,15 @@
 
 use std::fs;
 
-use axum::body::Bytes;
 use serde_json::{Value, json};
 use tollgate_tests::built;
-use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request};
+use ureq::http::HeaderValue;
 use xtask::envoy::{self, Envoy, Run};
 use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
 
-use crate::scene::{self, MODEL, PROVIDER_KEY, Scene, answer, chat_body, wait_for};
+use crate::scene::{
+    self, MODEL, PROVIDER_KEY, Scene, answer, chat_body, over_http2, wait_for,
+};
 
 /// Everything that the reading of one call can meet.
 const POLICY: &str = "
@@ -204,7 +205,7 @@ fn over_http2_a_body_is_judged_whole_with_and_without_trailers() {
     let scene = Scene::start("http2", POLICY);
     let allowed = chat_body(&"word ".repeat(180_000)).to_string();
     for trailers in [false, true] {
-        let (status, answer) = over_http2(&scene, &allowed, trailers);
+        let (status, answer) = over_http2(&scene, &allowed, trailers).unwrap();
         assert_eq!(status, 200, "{answer}");
     }
     let reached = scene.reached();
@@ -216,50 +217,12 @@ fn over_http2_a_body_is_judged_whole_with_and_without_trailers() {
     let secret = ["sk", "abc", "12345678"].join("-");
     let body = chat_body(&format!("{}{secret}", "word ".repeat(180_000))).to_string();
     for trailers in [false, true] {
-        let (status, answer) = over_http2(&scene, &body, trailers);
+        let (status, answer) = over_http2(&scene, &body, trailers).unwrap();
         assert_eq!(status, 403, "{answer}");
     }
-    let (status, answer) = over_http2(&scene, &chat_body(&"x".repeat(1 << 20)).to_string(), false);
+    let (status, answer) = over_http2(&scene, &chat_body(&"x".repeat(1 << 20)).to_string(), false).unwrap();
     assert_eq!(status, 413, "{answer}");
     assert_eq!(scene.reached().len(), 2);
-}
-
-/// A chat completion over HTTP/2 without a `content-length`.
-fn over_http2(scene: &Scene, body: &str, with_trailers: bool) -> (u16, String) {
-    let call = async {
-        let connection = tokio::net::TcpStream::connect(scene.stack.envoy.listen).await?;
-        let (client, connection) = h2::client::handshake(connection).await?;
-        tokio::spawn(connection);
-        let request = Request::post("http://gate/v1/chat/completions")
-            .header("authorization", format!("Bearer {}", scene.token))
-            .header("content-type", "application/json")
-            .body(())?;
-        let (response, mut stream) = client.ready().await?.send_request(request, false)?;
-        // An answer may come, and end the stream, before all of the body has gone.
-        let _ = stream.send_data(Bytes::copy_from_slice(body.as_bytes()), !with_trailers);
-        if with_trailers {
-            let trailers = HeaderMap::from_iter([(
-                HeaderName::from_static("x-checksum"),
-                HeaderValue::from_static("0"),
-            )]);
-            let _ = stream.send_trailers(trailers);
-        }
-        let (head, mut body) = response.await?.into_parts();
-        let mut answer = Vec::new();
-        while let Some(chunk) = body.data().await {
-            let chunk = chunk?;
-            body.flow_control().release_capacity(chunk.len())?;
-            answer.extend_from_slice(&chunk);
-        }
-        anyhow::Ok((head.status.as_u16(), String::from_utf8(answer)?))
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime
-        .unwrap()
-        .block_on(call)
-        .unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 #[test]

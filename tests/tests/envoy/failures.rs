@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate_tests::{built, trap};
 use xtask::process;
 use xtask::stack::LOOPBACK;
 
-use crate::scene::{Scene, chat_body, wait_for};
+use crate::scene::{Http2, Scene, chat_body, next_chunk, runtime, wait_for};
 
 fn budget(per_day_usd: &str) -> String {
     format!(
@@ -124,6 +125,91 @@ fn an_envoy_that_was_killed_comes_back_as_another_and_overspends_nothing() {
         (lost["lost"] == true && budget["forfeited"] == forfeited).then_some(settled)
     });
     assert!(settled <= 3 * 16_250, "{settled}");
+}
+
+#[test]
+fn a_filter_that_crashes_lets_nothing_pass_and_goes_on_where_it_was() {
+    // The real filter, but for one callback: a request's trailers crash its VM.
+    let scene = Scene::start_as("crash", &budget("0.005"), |plan| {
+        let whole = fs::read(built::filter()).unwrap();
+        let trapping = trap::trapping(&whole, "proxy_on_request_trailers").unwrap();
+        plan.programs.filter = plan.folder.join("trapping.wasm");
+        fs::create_dir_all(&plan.folder).unwrap();
+        fs::write(&plan.programs.filter, trapping).unwrap();
+    });
+    let body = chat_body("hello").to_string();
+    let cut = runtime().unwrap().block_on(async {
+        let mut connection = Http2::open(&scene).await.unwrap();
+        let mut stream = chat_body("hello");
+        stream["stream"] = true.into();
+        let slow = [
+            ("x-stand-in-delay-ms", "100"),
+            ("x-stand-in-completion-tokens", "100"),
+        ];
+        let mut under_way = connection
+            .call(&stream.to_string(), &slow, false)
+            .await
+            .unwrap();
+        assert_eq!(under_way.status(), 200);
+        next_chunk(&mut under_way).await.unwrap().unwrap();
+
+        let crashed = connection.call(&body, &[], true).await.unwrap();
+        assert_eq!(crashed.status(), 503);
+        assert!(crashed.headers().get("x-tollgate-decision").is_none());
+        // What the same worker had under way is cut off, not passed on unmetered.
+        loop {
+            match next_chunk(&mut under_way).await {
+                Some(Ok(_)) => {}
+                Some(Err(why)) => break why.is_reset(),
+                None => break false,
+            }
+        }
+    });
+    assert!(cut);
+    assert_eq!(scene.reached().len(), 1, "the crashed call went out");
+
+    wait_for("its VM to be there again", || {
+        assert!(matches!(scene.chat("hello", &[]).status, 200 | 503));
+        let reloads = "wasm.tollgate.vm_reload_success";
+        (scene.stack.envoy.stat(reloads).ok()?? > 0).then_some(())
+    });
+    // All that is lost to the budget is what the call under way had set aside.
+    let denied = loop {
+        let answer = scene.chat("hello", &[]);
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(
+        denied.verdict(),
+        (429, "budget.daily_limit_usd"),
+        "{}",
+        denied.body
+    );
+    let served = u64::try_from(scene.reached().len() - 1).unwrap();
+    let budget = wait_for("everything to be reported", || {
+        let budget = scene.budget("|nano_usd|day@UTC")?;
+        (budget["settled"] == (served * 16_250).to_string()).then_some(budget)
+    });
+    assert_eq!(budget["holders"].as_array().unwrap().len(), 1, "{budget}");
+    let reserved: u64 = budget["reserved"].as_str().unwrap().parse().unwrap();
+    let worst_case = 100 * 2_000 + 250 * u64::try_from(body.len()).unwrap();
+    assert!(reserved >= worst_case, "{budget}");
+    let used = served * 16_250 + reserved;
+    assert!(
+        used <= 5_000_000 && used + worst_case > 5_000_000,
+        "{budget}"
+    );
+
+    // And it is on record that a worker was lost, with what it had under way.
+    let lost = wait_for("the record of it", || {
+        let records = scene.records(1);
+        records
+            .into_iter()
+            .find(|record| record["kind"] == "worker_lost")
+    });
+    assert!(lost["heard_ms"].as_i64() < lost["at_ms"].as_i64(), "{lost}");
+    assert_eq!(scene.ask("audit/gaps"), json!([]));
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use serde_json::{Value, json};
 use tollgate_tests::stand_in::StandIn;
 use tollgate_tests::stand_in::requests::Received;
 use tollgate_tests::{Scratch, built, process};
 use ureq::Agent;
-use ureq::http::{HeaderMap, Request, Response};
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use xtask::stack::{LOOPBACK, Plan, Programs, Stack, Upstream};
 
 /// How long anything may take that happens by itself.
@@ -233,6 +234,87 @@ pub(crate) fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Syn
             .collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     })
+}
+
+/// A chat completion over HTTP/2 without a `content-length`: status and body.
+pub(crate) fn over_http2(
+    scene: &Scene,
+    body: &str,
+    with_trailers: bool,
+) -> anyhow::Result<(u16, String)> {
+    let call = async {
+        let mut connection = Http2::open(scene).await?;
+        let mut response = connection.call(body, &[], with_trailers).await?;
+        let mut answer = Vec::new();
+        while let Some(chunk) = next_chunk(&mut response).await {
+            answer.extend_from_slice(&chunk?);
+        }
+        anyhow::Ok((response.status().as_u16(), String::from_utf8(answer)?))
+    };
+    runtime()?.block_on(call)
+}
+
+/// For tests that hold several streams at once.
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// One connection, all of whose streams go to one of Envoy's workers.
+pub(crate) struct Http2 {
+    client: h2::client::SendRequest<Bytes>,
+    token: String,
+}
+
+impl Http2 {
+    pub(crate) async fn open(scene: &Scene) -> anyhow::Result<Http2> {
+        let connection = tokio::net::TcpStream::connect(scene.stack.envoy.listen).await?;
+        let (client, connection) = h2::client::handshake(connection).await?;
+        tokio::spawn(connection);
+        Ok(Http2 {
+            client: client.ready().await?,
+            token: scene.token.clone(),
+        })
+    }
+
+    /// A chat completion; gives its head.
+    pub(crate) async fn call(
+        &mut self,
+        body: &str,
+        headers: &[(&str, &str)],
+        with_trailers: bool,
+    ) -> anyhow::Result<Response<h2::RecvStream>> {
+        let mut request = Request::post("http://gate/v1/chat/completions")
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (response, mut stream) = self.client.send_request(request.body(())?, false)?;
+        // An answer may come, and end the stream, before all of the body has gone.
+        let _ = stream.send_data(Bytes::copy_from_slice(body.as_bytes()), !with_trailers);
+        if with_trailers {
+            let trailers = HeaderMap::from_iter([(
+                HeaderName::from_static("x-checksum"),
+                HeaderValue::from_static("0"),
+            )]);
+            let _ = stream.send_trailers(trailers);
+        }
+        Ok(response.await?)
+    }
+}
+
+/// What comes next of an answer; `None` at its end.
+pub(crate) async fn next_chunk(
+    response: &mut Response<h2::RecvStream>,
+) -> Option<Result<Bytes, h2::Error>> {
+    let body = response.body_mut();
+    let chunk = body.data().await?;
+    if let Ok(chunk) = &chunk {
+        let _ = body.flow_control().release_capacity(chunk.len());
+    }
+    Some(chunk)
 }
 
 /// Looks until there is something.
