@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use tollgate_engine::upkeep::PROBLEM_TYPE;
 use utoipa::{
     IntoResponses, ToSchema,
     openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder, response},
@@ -181,7 +182,7 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, name, title) = self.kind.parts();
         let body = ProblemBody {
-            kind: format!("urn:tollgate:problem:{name}"),
+            kind: format!("{PROBLEM_TYPE}{name}"),
             title,
             status: status.as_u16(),
             detail: &self.detail,

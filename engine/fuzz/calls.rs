@@ -622,7 +622,8 @@ impl World {
     fn check_forward(&self, call: &Call, forward: &Forward) {
         for (name, value) in &call.headers {
             let name = String::from_utf8_lossy(name).to_ascii_lowercase();
-            let goes_on = !forward.remove.contains(&name.as_str());
+            let replaced = forward.set.iter().any(|(set, _)| *set == name);
+            let goes_on = !replaced && !forward.remove.contains(&name.as_str());
             assert!(
                 !goes_on || !has(value, &call.token) || !is_credential(&name),
                 "the agent's token goes on in {name}"

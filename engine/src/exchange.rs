@@ -37,6 +37,14 @@ use serde::Serialize;
 /// How long a call waits for a lease that nobody here has: one second. A round trip takes milliseconds; whoever needs longer is down.
 pub const LEASE_WAIT_MS: i64 = 1_000;
 
+/// Headers that may not reach the upstream.
+const REMOVABLE: [&str; 4] = [
+    TOKEN_HEADER,
+    "authorization",
+    "x-api-key",
+    "accept-encoding",
+];
+
 /// What the host must do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -91,7 +99,7 @@ pub struct Want {
 /// How to change a request before it is sent on.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// Header names to take out, lower case, before setting.
+    /// Header names to take out, lower case. Each is there, and none of them is among those to set.
     pub remove: Vec<&'static str>,
     /// Headers to set, replacing what was there.
     pub set: Vec<(&'static str, String)>,
@@ -181,6 +189,8 @@ pub struct Exchange {
     caller: Option<Rc<Caller>>,
     /// Headers that carry the agent's token.
     token_in: Vec<&'static str>,
+    /// Which of [`REMOVABLE`] the request has.
+    removable: Vec<&'static str>,
     awaiting: Awaiting,
     decision: Decision,
     price: Option<Price>,
@@ -251,6 +261,7 @@ impl Exchange {
             dialect: Dialect::Problem,
             caller: None,
             token_in: Vec::new(),
+            removable: Vec::new(),
             awaiting: Awaiting::Body,
             decision: Decision::default(),
             price: None,
@@ -302,6 +313,10 @@ impl Exchange {
         now: Time,
     ) -> Step {
         self.revision = gate.bundle().revision();
+        self.removable = REMOVABLE
+            .into_iter()
+            .filter(|name| headers.has(name))
+            .collect();
         let head = match Head::read(headers, &gate.config.upstream) {
             Ok(head) => head,
             Err(why) => return self.malformed(why, now),
@@ -532,12 +547,12 @@ impl Exchange {
         self.awaiting = Awaiting::Nothing;
         self.sent = true;
         let mut forward = core::mem::take(&mut self.forward);
-        forward.remove.push(TOKEN_HEADER);
-        forward.remove.append(&mut self.token_in);
+        let mut unwanted = core::mem::take(&mut self.token_in);
+        unwanted.push(TOKEN_HEADER);
         let route = self.facts.as_ref().map(|facts| facts.route);
         if matches!(route, Some(Route::Llm(_))) {
             // What the meter must read must not come compressed.
-            forward.remove.push("accept-encoding");
+            unwanted.push("accept-encoding");
         }
         if let (Some(head), true) = (&self.head, gate.config.upstream.llm) {
             let provider = match head.dialect {
@@ -546,11 +561,16 @@ impl Exchange {
             };
             if let Some(credential) = gate.config.credential(provider) {
                 // The caller's own credentials, whatever they are, do not go along with the gate's.
-                forward.remove.push("authorization");
-                forward.remove.push("x-api-key");
+                unwanted.extend(["authorization", "x-api-key"]);
                 forward.set.push(credential);
             }
         }
+        // For a host each is a call of its own.
+        forward.remove = core::mem::take(&mut self.removable);
+        let replaced = |name: &str| forward.set.iter().any(|(set, _)| *set == name);
+        forward
+            .remove
+            .retain(|name| unwanted.contains(name) && !replaced(name));
         Step::Forward(forward)
     }
 

@@ -14,6 +14,9 @@
 //! - `seal` = HMAC-SHA256 of `head` under the holder's seal key ([`SealKey`]): only the gate and the control plane can make one.
 //!
 //! The same bytes sent twice are one batch; other bytes for a sequence already taken are a fork.
+//!
+//! The control plane answers with a [`Receipt`] under the same key: what merely answers in its place, such as a proxy with a page of its own, does
+//! not make a gate forget its records.
 
 use crate::{
     bytes::{Digest, from_hex, sha256},
@@ -59,6 +62,13 @@ pub struct BatchHeader {
     pub sealed_ms: i64,
 }
 
+impl BatchHeader {
+    /// The header of a batch, nothing else of which is looked at.
+    pub fn read(batch: &[u8]) -> Option<BatchHeader> {
+        serde_json::from_slice(batch.split(|byte| *byte == b'\n').next()?).ok()
+    }
+}
+
 /// Last line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +104,40 @@ impl SealKey {
     pub fn verifies(&self, head: Digest, seal: Digest) -> bool {
         keyed(&self.0, &[&head.0]).is_some_and(|mac| mac.verify_slice(&seal.0).is_ok())
     }
+}
+
+/// What the control plane answers once a batch is stored for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// Number of the record it expects next.
+    pub next_seq: u64,
+    /// Head of the batch.
+    pub head: Digest,
+    /// HMAC that only the two who know the seal key can make.
+    pub receipt: Digest,
+}
+
+impl Receipt {
+    /// The receipt for `batch`.
+    pub fn of(batch: &Batch<'_>, key: &SealKey) -> Receipt {
+        let Position { next_seq, head } = batch.position_after();
+        Receipt {
+            next_seq,
+            head,
+            receipt: Digest(hmac(&key.0, &[Receipt::CONTEXT, &head.0])),
+        }
+    }
+
+    /// Whether this is the receipt for the batch with this head; takes the same time whatever differs.
+    pub fn is_for(&self, head: Digest, key: &SealKey) -> bool {
+        self.head == head
+            && keyed(&key.0, &[Receipt::CONTEXT, &self.head.0])
+                .is_some_and(|mac| mac.verify_slice(&self.receipt.0).is_ok())
+    }
+
+    /// A seal, which whoever sees the batch has, is no receipt.
+    const CONTEXT: &[u8] = b"tollgate receipt 1\n";
 }
 
 impl fmt::Debug for SealKey {

@@ -8,11 +8,13 @@
 
 use crate::{
     bundle::CLOCK_SKEW_SECS,
-    bytes, envelope,
+    bytes::Digest,
+    envelope,
     exchange::CellOp,
     gate::Gate,
     journal::{
-        self, Batch, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_RECORD_BYTES, Position, SealKey,
+        self, Batch, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_RECORD_BYTES, Position,
+        Receipt, SealKey,
     },
     lease::{Answer, Ask, MAX_ASKS, Request},
     ledger::{Account, Cell, Op, Slot, Span},
@@ -73,17 +75,19 @@ impl Holder {
 
 /// Where the journal stands, and the batch that is on its way. Sealed bytes are kept until acknowledged and sent again unchanged:
 /// other bytes for the same sequence would be a fork.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journal {
     /// Epoch it belongs to.
     pub epoch: u64,
     /// Behind the last sealed batch.
     pub position: Position,
     /// The sealed batch that is not acknowledged yet; empty when there is none.
-    #[serde(with = "bytes::base64")]
     pub pending: Vec<u8>,
 }
+
+/// Version of the journal's byte form: this, epoch and next sequence (eight bytes each, little-endian), head, pending batch. Not JSON: it is
+/// written and read for every batch, which may have a megabyte.
+const JOURNAL_FORMAT: u8 = 1;
 
 impl Journal {
     /// The empty journal of a greeted holder.
@@ -97,12 +101,32 @@ impl Journal {
 
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        [
+            &[JOURNAL_FORMAT][..],
+            &self.epoch.to_le_bytes(),
+            &self.position.next_seq.to_le_bytes(),
+            &self.position.head.0,
+            &self.pending,
+        ]
+        .concat()
     }
 
     /// Reads the stored form.
     pub fn decode(stored: &[u8]) -> Option<Journal> {
-        serde_json::from_slice(stored).ok()
+        let (&[JOURNAL_FORMAT], rest) = stored.split_first_chunk()? else {
+            return None;
+        };
+        let (epoch, rest) = rest.split_first_chunk()?;
+        let (next_seq, rest) = rest.split_first_chunk()?;
+        let (head, pending) = rest.split_first_chunk()?;
+        Some(Journal {
+            epoch: u64::from_le_bytes(*epoch),
+            position: Position {
+                next_seq: u64::from_le_bytes(*next_seq),
+                head: Digest(*head),
+            },
+            pending: pending.to_vec(),
+        })
     }
 
     /// Whether a new batch may be sealed.
@@ -137,7 +161,7 @@ impl Journal {
     /// stood (it was restored from a backup, or somebody else used this holder's name), and the old place stays on record as a fork. Under the
     /// same name it may have been stored and its acknowledgement lost, so it goes out once more as it is, and this changes nothing until then.
     pub fn move_to(&mut self, gate: &Gate, holder: &Holder, now: Time) {
-        if Batch::read(&self.pending).is_ok_and(|batch| batch.header.holder == holder.id) {
+        if BatchHeader::read(&self.pending).is_some_and(|header| header.holder == holder.id) {
             return;
         }
         let pending = core::mem::take(&mut self.pending);
@@ -407,8 +431,9 @@ impl Upkeep {
             .flatten();
         let Some(answer) = answer else {
             self.leases.failed(now, entropy);
+            let refused = response.status == 409 && is_refusal(response.body);
             // Somebody greeted in this holder's name: a greeting of its own that came twice, say. It has to greet again, or is never answered.
-            return (response.status == 409 && holder.epoch > 0).then(|| (Vec::new(), Some(0)));
+            return (refused && holder.epoch > 0).then(|| (Vec::new(), Some(0)));
         };
         self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
         self.recounts = answer.learning;
@@ -480,22 +505,23 @@ impl Upkeep {
         })
     }
 
-    /// The answer to a batch.
+    /// The answer to a batch. Only the control plane's own is one: its receipt, or its refusal.
     pub fn journal_answered(
         &mut self,
+        gate: &Gate,
         journal: &mut Journal,
         response: Response<'_>,
         now: Time,
         entropy: u64,
     ) -> Delivery {
         match response.status {
-            200 => {
+            200 if is_receipt(gate, journal, response.body) => {
                 self.journal.succeeded(now);
                 journal.pending = Vec::new();
                 Delivery::Acknowledged
             }
             // The bytes themselves are refused; sending them again changes nothing. (401 and 404 are about the key: an operator may mend them.)
-            400 | 403 | 409 | 413 | 422 => {
+            400 | 403 | 409 | 413 | 422 if is_refusal(response.body) => {
                 self.journal.failed(now, entropy);
                 Delivery::Refused
             }
@@ -504,6 +530,35 @@ impl Upkeep {
                 Delivery::Later
             }
         }
+    }
+}
+
+/// What the control plane's problems are called before their own name (RFC 9457 `type`).
+pub const PROBLEM_TYPE: &str = "urn:tollgate:problem:";
+
+/// Whether the control plane itself refuses, and not something that stands in its place.
+fn is_refusal(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Problem {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    serde_json::from_slice::<Problem>(body)
+        .is_ok_and(|problem| problem.kind.starts_with(PROBLEM_TYPE))
+}
+
+fn is_receipt(gate: &Gate, journal: &Journal, body: &[u8]) -> bool {
+    let root = SealKey::root(gate.config.enrolment_key.expose());
+    match (
+        BatchHeader::read(&journal.pending),
+        serde_json::from_slice::<Receipt>(body),
+    ) {
+        // The journal stands behind the batch that is pending.
+        (Some(header), Ok(receipt)) => receipt.is_for(
+            journal.position.head,
+            &SealKey::derive(&root, &header.holder),
+        ),
+        _ => false,
     }
 }
 

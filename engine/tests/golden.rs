@@ -240,7 +240,7 @@ fn stored_values() {
     let mut journal = Journal::start(WORKSPACE, &holder);
     let gate = gate(Towards::Llm, &payload(42));
     journal.seal(&gate, &holder, &[br#"{"id":"d-1"}"#.to_vec()], 0, NOW);
-    let kept = golden("journal.json", &journal.encode());
+    let kept = golden("journal.bin", &journal.encode());
     assert_eq!(Journal::decode(&kept), Some(journal));
 
     let refill = Op::Refill {

@@ -14,7 +14,7 @@ use tollgate_engine::{
     envelope::{BUNDLE_TYPE, LEASES_TYPE},
     exchange::CellOp,
     gate::Gate,
-    journal::{Batch, Position, SealKey},
+    journal::{Batch, Position, Receipt, SealKey},
     lease::{Answer, Grant, MAX_ASKS, Request},
     ledger::{Account, Cell, Op, Slot, Span},
     time::Time,
@@ -43,6 +43,21 @@ const LOST: Response<'static> = Response {
 
 fn status(status: u16) -> Response<'static> {
     Response { status, body: &[] }
+}
+
+/// As the control plane refuses.
+fn refused(status: u16) -> Response<'static> {
+    Response {
+        status,
+        body: br#"{"type":"urn:tollgate:problem:fork","status":409,"detail":"no"}"#,
+    }
+}
+
+/// The receipt for a sealed batch, as bytes.
+fn receipt(batch: &[u8]) -> Vec<u8> {
+    let batch = Batch::read(batch).unwrap();
+    let key = SealKey::derive(&SealKey::root(ENROLMENT_KEY), &batch.header.holder);
+    serde_json::to_vec(&Receipt::of(&batch, &key)).unwrap()
 }
 
 /// The first millisecond after `from` at which a copy of `upkeep` asks for a bundle.
@@ -441,14 +456,18 @@ fn a_batch_goes_again_as_it_was() {
         now += 5_000;
         let errand = upkeep.next_journal(&gate, &journal, at(now)).unwrap();
         assert_eq!(errand.body, sealed);
-        let delivery = upkeep.journal_answered(&mut journal, status(later), at(now), 0);
+        let delivery = upkeep.journal_answered(&gate, &mut journal, status(later), at(now), 0);
         assert_eq!(delivery, Delivery::Later, "{later}");
         // The instance dies and another one reads what was stored.
         journal = Journal::decode(&journal.encode()).unwrap();
         assert_eq!(journal.pending, sealed);
     }
     let position = journal.position.clone();
-    let delivery = upkeep.journal_answered(&mut journal, status(200), at(now), 0);
+    let stored = Response {
+        status: 200,
+        body: &receipt(&sealed),
+    };
+    let delivery = upkeep.journal_answered(&gate, &mut journal, stored, at(now), 0);
     assert_eq!(delivery, Delivery::Acknowledged);
     assert!(journal.is_idle());
     assert_eq!(journal.position, position);
@@ -458,6 +477,55 @@ fn a_batch_goes_again_as_it_was() {
     let before = Batch::read(&sealed).unwrap();
     assert_eq!(next.header.previous, before.seal.head);
     assert_eq!(next.header.first_seq, 2);
+}
+
+/// A proxy's page, a portal's login, somebody else's receipt: nothing of the kind makes a gate forget its records, or its name.
+#[test]
+fn only_the_control_planes_own_answer_counts_for_a_batch() {
+    let gate = closed();
+    let mut journal = Journal::start(WORKSPACE, &holder());
+    journal.seal(&gate, &holder(), &[b"{\"id\":1}".to_vec()], 0, NOW);
+    let sealed = journal.pending.clone();
+    let batch = Batch::read(&sealed).unwrap();
+    let right: Receipt = serde_json::from_slice(&receipt(&sealed)).unwrap();
+    let json = |receipt: &Receipt| serde_json::to_vec(receipt).unwrap();
+    let another = {
+        let mut other = Journal::start(WORKSPACE, &holder());
+        other.seal(&gate, &holder(), &[b"{\"id\":2}".to_vec()], 0, NOW);
+        receipt(&other.pending)
+    };
+    let foreign_key = SealKey::derive(&SealKey::root("another-key"), &holder().id);
+    let answers: Vec<(u16, Vec<u8>)> = Vec::from([
+        (200, Vec::new()),
+        (200, b"<html>sign in to this network</html>".to_vec()),
+        (200, b"{}".to_vec()),
+        (200, [0xff; 4096].to_vec()),
+        (200, another),
+        (200, json(&Receipt::of(&batch, &foreign_key))),
+        // What whoever carried the batch could put together from it.
+        (
+            200,
+            json(&Receipt {
+                receipt: batch.seal.seal,
+                ..right.clone()
+            }),
+        ),
+        (200, sealed.clone()),
+        (201, json(&right)),
+        (403, b"<html>forbidden by the proxy</html>".to_vec()),
+        (409, b"{}".to_vec()),
+        (413, br#"{"type":"about:blank"}"#.to_vec()),
+        (422, br#"{"type":7}"#.to_vec()),
+    ]);
+    for (status, body) in &answers {
+        let response = Response {
+            status: *status,
+            body,
+        };
+        let delivery = Upkeep::default().journal_answered(&gate, &mut journal, response, NOW, 0);
+        assert_eq!(delivery, Delivery::Later, "{status} {body:?}");
+        assert_eq!(journal.pending, sealed);
+    }
 }
 
 fn seal_key(holder: &Holder) -> SealKey {
@@ -470,14 +538,15 @@ fn a_batch_refused_for_good_moves_to_a_new_epoch_with_its_records() {
     let records: Vec<Vec<u8>> = (0..3)
         .map(|id| format!("{{\"id\":{id}}}").into_bytes())
         .collect();
-    for refused in [400, 403, 409, 413, 422] {
+    for status in [400, 403, 409, 413, 422] {
         let mut journal = Journal::start(WORKSPACE, &holder());
         journal.seal(&gate, &holder(), &[b"{}".to_vec()], 0, NOW);
         journal.pending.clear();
         journal.seal(&gate, &holder(), &records, 4, NOW);
         let sealed = journal.pending.clone();
-        let delivery = Upkeep::default().journal_answered(&mut journal, status(refused), NOW, 0);
-        assert_eq!(delivery, Delivery::Refused, "{refused}");
+        let answer = refused(status);
+        let delivery = Upkeep::default().journal_answered(&gate, &mut journal, answer, NOW, 0);
+        assert_eq!(delivery, Delivery::Refused, "{status}");
         assert_eq!(journal.pending, sealed, "kept until it has moved");
 
         let fresh = Holder {
@@ -613,9 +682,16 @@ fn a_journal_arrives_whole_over_a_bad_line() {
                 // No word at all comes back, not even that none will come.
                 continue;
             }
-            let answered = if answer_lost { 503 } else { arrived };
+            let receipt = receipt(&errand.body);
+            let answer = match if answer_lost { 503 } else { arrived } {
+                200 => Response {
+                    status: 200,
+                    body: &receipt,
+                },
+                other => refused(other),
+            };
             let delivery =
-                upkeep.journal_answered(&mut journal, status(answered), at(now), random.next());
+                upkeep.journal_answered(&gate, &mut journal, answer, at(now), random.next());
             assert_ne!(delivery, Delivery::Refused, "seed {seed}, step {step}");
             kept = journal.encode();
         }
@@ -806,15 +882,15 @@ fn a_lease_lasts_as_long_as_was_meant_whatever_the_clocks_say() {
 
 #[test]
 fn whoever_was_greeted_in_its_name_greets_again() {
-    let stale = Response {
-        status: 409,
-        body: b"{}",
+    let answered = |holder: &Holder, answer: Response<'_>| {
+        Upkeep::default().leases_answered(&closed(), holder, answer, NOW, 0)
     };
-    let answered =
-        |holder: &Holder| Upkeep::default().leases_answered(&closed(), holder, stale, NOW, 0);
-    assert_eq!(answered(&holder()), Some((Vec::new(), Some(0))));
+    let stale = refused(409);
+    assert_eq!(answered(&holder(), stale), Some((Vec::new(), Some(0))));
     // A greeting is never stale.
-    assert_eq!(answered(&Holder::new(1)), None);
+    assert_eq!(answered(&Holder::new(1), stale), None);
+    // And nobody but the control plane says so.
+    assert_eq!(answered(&holder(), status(409)), None);
 }
 
 #[test]

@@ -507,11 +507,10 @@ impl Worker {
     ) {
         let key = self.store.journal(holder);
         let mut after = sent.journal.clone();
-        let delivery = self
-            .errands
-            .upkeep
-            .borrow_mut()
-            .journal_answered(&mut after, response, now, entropy);
+        let delivery = self.with_gate(|gate| {
+            let mut upkeep = self.errands.upkeep.borrow_mut();
+            upkeep.journal_answered(gate, &mut after, response, now, entropy)
+        });
         match delivery {
             Delivery::Acknowledged => {
                 // Another leader may be one batch further already; what is in the store then is not ours to clear.

@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use tollgate_engine::{
     bundle::CLOCK_SKEW_SECS,
     bytes::Digest,
-    journal::{Batch, BatchFault, MAX_BATCH_BYTES, Position, SealKey},
+    journal::{Batch, BatchFault, MAX_BATCH_BYTES, Position, Receipt, SealKey},
     time::Time,
 };
 use utoipa::{IntoParams, ToSchema};
@@ -127,21 +127,23 @@ impl RecordFields {
     }
 }
 
-/// Where a holder's journal stands. (Describes `engine::journal::Position` in the API document.)
+/// That a batch is stored for good. (Describes `engine::journal::Receipt` in the API document.)
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a type of the engine")]
-struct JournalPosition {
-    /// Number of the next record.
+struct BatchReceipt {
+    /// Number of the record expected next.
     next_seq: i64,
-    /// Head so far, 64 hex digits.
+    /// Head of the batch, 64 hex digits.
     head: String,
+    /// HMAC-SHA256 of the head under the holder's seal key, 64 hex digits.
+    receipt: String,
 }
 
 /// Takes in one sealed batch; answers when it is stored for good.
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/gate/audit", tag = "gate", security(("gate" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
     request_body(description = "The batch, lines of JSON", content_type = "application/x-ndjson"),
-    responses((status = 200, description = "Stored", body = JournalPosition),
+    responses((status = 200, description = "Stored", body = BatchReceipt),
         (status = 409, description = "Does not follow what is stored: a fork", body = ProblemBody, content_type = "application/problem+json"),
         (status = 413, description = "Larger than a batch may be", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A number or name in the header is out of range", body = ProblemBody, content_type = "application/problem+json"), WorkspaceProblems))]
@@ -149,7 +151,7 @@ async fn submit(
     gate: Gate,
     State(state): State<ControlPlane>,
     RawBody(body): RawBody,
-) -> Result<Json<Position>, Problem> {
+) -> Result<Json<Receipt>, Problem> {
     let taken = take_in(&state, &gate, &body).await;
     if taken.is_err() {
         state.metrics().batches_refused.inc();
@@ -157,7 +159,7 @@ async fn submit(
     taken.map(Json)
 }
 
-async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Position, Problem> {
+async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Receipt, Problem> {
     let batch =
         Batch::read(body).map_err(|fault| Problem::new(Kind::Malformed, fault.to_string()))?;
     if batch.len != body.len() {
@@ -173,8 +175,9 @@ async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Posit
             "the batch is of another workspace",
         ));
     }
+    let key = SealKey::derive(&gate.seal_root, &header.holder);
     batch
-        .verify(&SealKey::derive(&gate.seal_root, &header.holder))
+        .verify(&key)
         .map_err(|fault: BatchFault| Problem::new(Kind::Forbidden, fault.to_string()))?;
     let entry = BatchEntry::of(&batch).ok_or_else(|| {
         Problem::new(
@@ -189,7 +192,7 @@ async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Posit
     if entry.is_stored(&mut write, &gate.workspace, body).await? {
         write.commit().await?;
         state.metrics().batches_repeated.inc();
-        return Ok(batch.position_after());
+        return Ok(Receipt::of(&batch, &key));
     }
     let expected = entry.expected(&mut write, &gate.workspace).await?;
     let follows = header.first_seq == expected.next_seq && header.previous == expected.head;
@@ -251,7 +254,7 @@ async fn take_in(state: &ControlPlane, gate: &Gate, body: &[u8]) -> Result<Posit
     write.commit().await?;
     state.metrics().batches_accepted.inc();
     state.metrics().records.inc_by(header.count);
-    Ok(batch.position_after())
+    Ok(Receipt::of(&batch, &key))
 }
 
 /// A batch as the database names it.

@@ -452,10 +452,13 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             body: &body,
         };
         let mut after = batch.clone();
-        let delivery = self
-            .upkeep
-            .borrow_mut()
-            .journal_answered(&mut after, response, now, entropy);
+        let delivery = self.upkeep.borrow_mut().journal_answered(
+            &self.gate.borrow(),
+            &mut after,
+            response,
+            now,
+            entropy,
+        );
         let key = journal_key(&holder);
         match delivery {
             Delivery::Acknowledged => {

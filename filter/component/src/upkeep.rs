@@ -226,12 +226,14 @@ impl wit::GuestErrands for Errands {
 
     fn journal_answered(
         &self,
+        gate: wit::GateBorrow<'_>,
         journal: wit::JournalBorrow<'_>,
         response: wit::Response,
         now: wit::Time,
         entropy: u64,
     ) -> wit::Delivery {
         let delivery = self.0.borrow_mut().journal_answered(
+            &gate.get::<Gate>().0.borrow(),
             &mut journal.get::<Journal>().0.borrow_mut(),
             self::response(&response),
             time(now),

@@ -375,7 +375,7 @@ impl Node {
         self.instance.upkeep(|upkeep, store| {
             upkeep
                 .errands()
-                .call_journal_answered(store, errands, journal, &response, now, 0)
+                .call_journal_answered(store, errands, gate, journal, &response, now, 0)
         })?;
         Ok(())
     }

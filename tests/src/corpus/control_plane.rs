@@ -16,7 +16,7 @@ use tollgate_engine::{
         pre_authentication_encoding,
     },
     identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
-    journal::{Batch, hmac},
+    journal::{Batch, Receipt, SealKey, hmac},
     lease::{Answer, Grant, Request},
     ledger::Account,
     time::Time,
@@ -24,6 +24,8 @@ use tollgate_engine::{
 
 /// How long its leases live.
 const LEASE_TERM_SECS: i64 = 60;
+/// The gates' key.
+const ENROLMENT_KEY: &str = "enrolment-key-of-the-corpus";
 /// Names the signing key.
 const KEY_ID: &str = "corpus";
 
@@ -71,10 +73,7 @@ pub fn settings(upstream: Upstream) -> (String, Vec<(&'static str, String)>) {
         "upstream": upstream,
     });
     let secrets = vec![
-        (
-            "TOLLGATE_ENROLMENT_KEY",
-            "enrolment-key-of-the-corpus".to_string(),
-        ),
+        ("TOLLGATE_ENROLMENT_KEY", ENROLMENT_KEY.to_string()),
         ("OPENAI_API_KEY", PROVIDER_KEY.to_string()),
         ("ANTHROPIC_API_KEY", PROVIDER_KEY.to_string()),
     ];
@@ -243,7 +242,9 @@ impl ControlPlane {
                     Batch::read(body).map_err(|fault| anyhow::anyhow!("bad batch: {fault}"))?;
                 self.records
                     .extend(batch.records.iter().map(|record| record.to_vec()));
-                Ok((200, b"{}".to_vec()))
+                let root = SealKey::root(ENROLMENT_KEY);
+                let key = SealKey::derive(&root, &batch.header.holder);
+                Ok((200, serde_json::to_vec(&Receipt::of(&batch, &key))?))
             }
             _ => bail!("unexpected errand {path}"),
         }

@@ -308,7 +308,8 @@ impl Node {
             status,
             body: &body,
         };
-        self.upkeep.journal_answered(&mut journal, response, now, 0);
+        self.upkeep
+            .journal_answered(&self.gate, &mut journal, response, now, 0);
         self.journal = Some(journal);
         Ok(())
     }

@@ -14,12 +14,12 @@ use tollgate_engine::{
         pre_authentication_encoding,
     },
     identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
-    journal::{Batch, Position, SealKey},
+    journal::{Batch, Position, Receipt, SealKey},
     lease::{Answer, Grant, Request},
     ledger::Account,
     price::{Price, PriceTable},
     time::Time,
-    upkeep::{Errand, Kind},
+    upkeep::{Errand, Kind, PROBLEM_TYPE},
 };
 
 /// The workspace of every run.
@@ -188,7 +188,7 @@ impl Memory {
             }
             Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
             Epoch::Stale(running) if self.mutation == Some(Mutation::NoEpochCheck) => running,
-            Epoch::Stale(_) => return Ok((409, Vec::new())),
+            Epoch::Stale(_) => return Ok(refusal(409)),
         };
         self.ledger.epochs.insert(request.holder.clone(), epoch);
         let mut grants = Vec::new();
@@ -255,22 +255,23 @@ impl Memory {
         Ok((200, self.seal(LEASES_TYPE, &json(&answer))))
     }
 
-    fn take_in(&mut self, body: &[u8]) -> u16 {
+    fn take_in(&mut self, body: &[u8]) -> (u16, Vec<u8>) {
         let Ok(batch) = Batch::read(body) else {
-            return 400;
+            return refusal(400);
         };
         let header = &batch.header;
         let key = SealKey::derive(&SealKey::root(ENROLMENT_KEY), &header.holder);
         if header.workspace != WORKSPACE || batch.verify(&key).is_err() {
-            return 403;
+            return refusal(403);
         }
+        let receipt = (200, json(&Receipt::of(&batch, &key)));
         let stored = self
             .ledger
             .journals
             .entry((header.holder.clone(), header.epoch))
             .or_default();
         if stored.iter().any(|(_, bytes)| bytes == body) {
-            return 200;
+            return receipt;
         }
         let expected = stored.last().map_or_else(
             || Position::start(WORKSPACE, &header.holder, header.epoch),
@@ -278,10 +279,10 @@ impl Memory {
         );
         let follows = header.first_seq == expected.next_seq && header.previous == expected.head;
         if !follows && header.first_seq <= expected.next_seq {
-            return 409;
+            return refusal(409);
         }
         stored.push((batch.position_after(), body.to_vec()));
-        200
+        receipt
     }
 }
 
@@ -309,7 +310,7 @@ impl Plane for Memory {
     fn answer(&mut self, errand: &Errand, now: Time) -> (u16, Vec<u8>) {
         match errand.kind {
             Kind::Bundle => self.bundle(errand),
-            Kind::Journal => (self.take_in(&errand.body), b"{}".to_vec()),
+            Kind::Journal => self.take_in(&errand.body),
             Kind::Leases => match serde_json::from_slice(&errand.body) {
                 Ok(request) => self.lease(&request, now),
                 Err(_) => (422, Vec::new()),
@@ -369,6 +370,12 @@ fn public(key: &SigningKey) -> PublicKey {
         key_id: KEY_ID.to_owned(),
         public_key: key.verifying_key().to_bytes().to_vec(),
     }
+}
+
+/// As the real one refuses.
+fn refusal(status: u16) -> (u16, Vec<u8>) {
+    let kind = format!("{PROBLEM_TYPE}simulated");
+    (status, json(&serde_json::json!({ "type": kind })))
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {

@@ -837,10 +837,13 @@ impl Worker {
     ) {
         let mut after = sent.clone();
         let entropy = self.world.bits();
-        let delivery = self
-            .upkeep
-            .borrow_mut()
-            .journal_answered(&mut after, response, now, entropy);
+        let delivery = self.upkeep.borrow_mut().journal_answered(
+            &self.gate.borrow(),
+            &mut after,
+            response,
+            now,
+            entropy,
+        );
         match delivery {
             Delivery::Acknowledged => {
                 let before = sent.encode();

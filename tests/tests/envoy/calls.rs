@@ -1,15 +1,12 @@
 //! One call at a time: what reaches the provider, what the caller sees, what is on record.
 
-use std::fs;
-
-use serde_json::{Value, json};
-use tollgate_tests::built;
+use serde_json::json;
 use ureq::http::HeaderValue;
 use xtask::envoy::{self, Envoy, Run};
-use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
+use xtask::stack::{gate_secrets, gate_settings};
 
 use crate::scene::{
-    self, MODEL, PROVIDER_KEY, Scene, answer, chat_body, over_http2, wait_for,
+    self, MODEL, PROVIDER_KEY, Scene, alone, answer, chat_body, over_http2, wait_for,
 };
 
 /// Everything that the reading of one call can meet.
@@ -220,7 +217,8 @@ fn over_http2_a_body_is_judged_whole_with_and_without_trailers() {
         let (status, answer) = over_http2(&scene, &body, trailers).unwrap();
         assert_eq!(status, 403, "{answer}");
     }
-    let (status, answer) = over_http2(&scene, &chat_body(&"x".repeat(1 << 20)).to_string(), false).unwrap();
+    let (status, answer) =
+        over_http2(&scene, &chat_body(&"x".repeat(1 << 20)).to_string(), false).unwrap();
     assert_eq!(status, 413, "{answer}");
     assert_eq!(scene.reached().len(), 2);
 }
@@ -266,26 +264,4 @@ fn a_configuration_that_cannot_work_keeps_envoy_from_starting() {
     let refused = Envoy::start(&run, &settings.render().unwrap());
     let why = format!("{:#}", refused.unwrap_err());
     assert!(why.contains("`trust` is empty"), "{why}");
-}
-
-/// Another Envoy in a scene, with this gate.
-fn alone(scene: &Scene, gate: Value) -> (envoy::Settings, Run) {
-    let folder = scene.file("alone");
-    fs::create_dir_all(&folder).unwrap();
-    let settings = envoy::Settings {
-        listen: LOOPBACK,
-        admin: LOOPBACK,
-        filter: built::filter().to_owned(),
-        configuration: gate,
-        upstream: scene.provider.address().into(),
-        control_plane: scene.stack.control_plane.address.into(),
-        access_log: folder.join("access.log"),
-    };
-    let run = Run {
-        binary: built::envoy().to_owned(),
-        folder,
-        concurrency: 2,
-        environment: Vec::new(),
-    };
-    (settings, run)
 }

@@ -2,19 +2,24 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate_tests::corpus::wire;
 use tollgate_tests::{built, trap};
+use xtask::envoy::Envoy;
 use xtask::process;
-use xtask::stack::LOOPBACK;
+use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
 
-use crate::scene::{Http2, Scene, chat_body, next_chunk, runtime, wait_for};
+use crate::scene::{
+    self, DEADLINE, Http2, Scene, alone, answer, chat_body, next_chunk, runtime, wait_for,
+};
 
 fn budget(per_day_usd: &str) -> String {
     format!(
@@ -329,6 +334,121 @@ fn a_control_plane_that_does_not_answer_holds_calls_for_a_second() {
     wait_for("nothing to be held back", || {
         (scene.budget("|nano_usd|day@UTC")?["reserved"] == "0").then_some(())
     });
+}
+
+/// What may stand where the control plane should be: a portal's page, a proxy's, a broken server, somebody else's bytes.
+const GARBAGE: [&[u8]; 9] = [
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 20\r\n\r\n<html>sign in</html>",
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 86\r\n\r\n{\"payload\":\"e30\",\"payloadType\":\"application/vnd.tollgate.bundle+json\",\"signatures\":[]}",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n\xff\xfe\x00\x80",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\ncut off",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nlocation: http://portal.invalid/\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.1 409 Conflict\r\ncontent-type: text/html\r\ncontent-length: 11\r\n\r\n<p>busy</p>",
+    b"not HTTP at all\r\n\r\n",
+];
+
+#[test]
+fn a_control_plane_that_talks_nonsense_changes_nothing() {
+    let scene = Scene::start("nonsense", &budget("0.005"));
+    // A second gate, which reaches the control plane through something that can put itself in its place.
+    let mangles = Arc::new(AtomicBool::new(false));
+    let mangled = Arc::new(AtomicUsize::new(0));
+    let relay = {
+        let (mangles, mangled) = (Arc::clone(&mangles), Arc::clone(&mangled));
+        let control_plane = scene.stack.control_plane.address;
+        wire::Server::start(move |request, stream| {
+            let answer = (!mangles.load(Ordering::SeqCst))
+                .then(|| relayed(control_plane, &request))
+                .flatten()
+                // Also what was held open until now.
+                .filter(|_| !mangles.load(Ordering::SeqCst))
+                .unwrap_or_else(|| {
+                    let turn = mangled.fetch_add(1, Ordering::SeqCst);
+                    GARBAGE[turn % GARBAGE.len()].to_vec()
+                });
+            // The gate may have left.
+            let _ = stream.write_all(&answer);
+        })
+        .unwrap()
+    };
+    let upstream = scene::upstream(&scene.provider);
+    let (mut settings, mut run) = alone(&scene, gate_settings(&scene.stack.workspace, &upstream));
+    settings.control_plane = relay.address.into();
+    run.environment = gate_secrets(&scene.stack.workspace, &upstream);
+    let mut envoy = Envoy::start(&run, &settings.render().unwrap()).unwrap();
+    envoy.wait_for_bundle(DEADLINE).unwrap();
+    let chat = || {
+        let path = "/v1/chat/completions";
+        let body = chat_body("hello").to_string().into_bytes();
+        let mut request = scene.request(path, &[]).body(body).unwrap();
+        *request.uri_mut() = envoy.url(path).parse().unwrap();
+        answer(request)
+    };
+    assert_eq!(chat().status, 200);
+    let revision = envoy.prometheus().unwrap();
+    let revision = revision
+        .lines()
+        .find(|line| line.starts_with("tollgate_bundle_revision"))
+        .unwrap()
+        .to_owned();
+
+    // It goes on with what it has, as if nobody answered.
+    mangles.store(true, Ordering::SeqCst);
+    let mut served = 1;
+    let denied = loop {
+        let answer = chat();
+        if answer.status != 200 {
+            break answer;
+        }
+        served += 1;
+        // 0.005 USD over 16,250 nano-USD each is 307.
+        assert!(served <= 307, "more than the whole limit was spent");
+    };
+    assert_eq!(
+        denied.verdict(),
+        (503, "budget.daily_limit_usd"),
+        "{}",
+        denied.body
+    );
+    wait_for("all of the nonsense to have been said twice", || {
+        (mangled.load(Ordering::SeqCst) >= 2 * GARBAGE.len()).then_some(())
+    });
+    let metrics = envoy.prometheus().unwrap();
+    assert!(metrics.contains(&revision), "{revision}");
+    for errand in ["bundle", "leases", "journal"] {
+        let counted = format!("tollgate_control_plane_errors{{errand=\"{errand}\"}}");
+        assert!(metrics.contains(&counted), "{counted}");
+    }
+    let crashes = envoy.stat("wasm.tollgate.vm_reload").unwrap();
+    assert!(matches!(crashes, None | Some(0)), "{crashes:?}");
+
+    // And when it is itself again, as if nothing had been.
+    mangles.store(false, Ordering::SeqCst);
+    wait_for("a call to be served", || {
+        (chat().status == 200).then_some(())
+    });
+    let records = scene.records(served + 2);
+    assert!(records.iter().any(|record| record["status"] == 503));
+    assert_eq!(scene.ask("audit/gaps"), json!([]));
+    let budget = scene.budget("|nano_usd|day@UTC").unwrap();
+    assert_eq!(budget["holders"].as_array().unwrap().len(), 1, "{budget}");
+}
+
+/// The control plane's answer to a request that came by way of us.
+fn relayed(control_plane: SocketAddr, request: &wire::Message) -> Option<Vec<u8>> {
+    // What is held open is held for a second only.
+    let line = request.start.replace("wait=25", "wait=1");
+    let headers: Vec<_> = request
+        .headers
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
+        .collect();
+    let answer = wire::send(control_plane, &line, &headers, &request.body, usize::MAX).ok()?;
+    let etag = answer.header("etag").unwrap_or_default();
+    let status = answer.word(1).parse().ok()?;
+    Some(wire::response(status, &[("etag", &etag)], &answer.body))
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One whole: control plane, workspace, agent, gate, provider.
 
+use std::fs;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tollgate_tests::stand_in::requests::Received;
 use tollgate_tests::{Scratch, built, process};
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use xtask::envoy::{self, Run};
 use xtask::stack::{LOOPBACK, Plan, Programs, Stack, Upstream};
 
 /// How long anything may take that happens by itself.
@@ -342,4 +344,26 @@ pub(crate) fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
             "never within one minute"
         );
     }
+}
+
+/// Another Envoy in a scene, with this gate.
+pub(crate) fn alone(scene: &Scene, gate: Value) -> (envoy::Settings, Run) {
+    let folder = scene.file("alone");
+    fs::create_dir_all(&folder).unwrap();
+    let settings = envoy::Settings {
+        listen: LOOPBACK,
+        admin: LOOPBACK,
+        filter: built::filter().to_owned(),
+        configuration: gate,
+        upstream: scene.provider.address().into(),
+        control_plane: scene.stack.control_plane.address.into(),
+        access_log: folder.join("access.log"),
+    };
+    let run = Run {
+        binary: built::envoy().to_owned(),
+        folder,
+        concurrency: 2,
+        environment: Vec::new(),
+    };
+    (settings, run)
 }
