@@ -5,6 +5,7 @@ use crate::{
     envelope::PublicKey,
     facts::{self, Upstream, normal_host},
     identity::{Caller, IdentityError, TokenCache},
+    journal::hmac,
     meter::Provider,
     scan::{self, Scanner},
     time::Time,
@@ -224,10 +225,13 @@ pub struct Gate {
 impl Gate {
     /// A gate that denies everything until a bundle is installed.
     pub fn new(config: Config) -> Gate {
+        let secret = config.enrolment_key.expose().as_bytes();
+        let key = hmac(secret, &[b"tollgate token cache 1"]);
+        let tokens = TokenCache::new(key.first_chunk().unwrap_or(&[0; 16]));
         Gate {
             config,
             bundle: Bundle::closed(),
-            tokens: TokenCache::default(),
+            tokens,
             patterns: Vec::new(),
             scanner: None,
             bodies_matter: false,

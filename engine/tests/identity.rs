@@ -635,7 +635,7 @@ fn the_cache_forgets_and_is_never_wrong() {
             })
         })
         .collect();
-    let mut cache = TokenCache::default();
+    let mut cache = TokenCache::new(&[7; 16]);
     for (number, token) in tokens.iter().enumerate() {
         let caller = cache
             .verify(token.as_bytes(), &keys(), WORKSPACE, NOW)
@@ -681,7 +681,7 @@ fn the_cache_forgets_and_is_never_wrong() {
 /// All expire at once: there is no half that expires first, and room is made all the same.
 #[test]
 fn the_cache_makes_room_among_equals() {
-    let mut cache = TokenCache::default();
+    let mut cache = TokenCache::new(&[7; 16]);
     for number in 0..4_200 {
         let token = with(|claims| claims.sub = agent(number));
         let caller = cache.verify(token.as_bytes(), &keys(), WORKSPACE, NOW);
@@ -692,7 +692,7 @@ fn the_cache_makes_room_among_equals() {
 #[test]
 fn a_remembered_token_expires_on_the_second() {
     let token = token(&claims());
-    let mut cache = TokenCache::default();
+    let mut cache = TokenCache::new(&[7; 16]);
     let mut at = |now: Time| {
         cache
             .verify(token.as_bytes(), &keys(), WORKSPACE, now)

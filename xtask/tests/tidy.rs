@@ -54,6 +54,8 @@ const ENGINE_DEPENDENCIES: &[&str] = &[
     "serde",
     "serde_json",
     "sha2",
+    "siphasher",
+    "subtle",
     "hmac",
     "ed25519-dalek",
     "base64ct",
