@@ -62,6 +62,9 @@ pub(crate) struct Problem {
 /// One finding about a policy.
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct Finding {
+    /// The file, where several were sent.
+    #[serde(default)]
+    pub(crate) file: Option<String>,
     pub(crate) severity: String,
     pub(crate) code: String,
     pub(crate) path: String,
@@ -165,11 +168,6 @@ impl Api {
     /// `POST path` with JSON.
     pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         Api::read(self.send("POST", path, "application/json", &serde_json::to_vec(body)?)?)
-    }
-
-    /// `PUT path` with YAML.
-    pub(crate) fn put(&self, path: &str, body: &[u8]) -> anyhow::Result<Value> {
-        Api::read(self.send("PUT", path, "application/yaml", body)?)
     }
 
     /// `DELETE path`.

@@ -3,7 +3,6 @@
 mod formats;
 
 use anyhow::Context;
-use serde::Serialize;
 use std::{
     fmt::Write as _,
     fs::File,
@@ -11,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
 };
-use tollgate_policy::{Diagnostic, MAX_FILE_BYTES, Parsed, Severity};
+use tollgate_policy::{Diagnostic, MAX_FILE_BYTES, Parsed, Report, Severity};
 
 /// Characters of a source line that are shown; a JSON policy may be one long line.
 const SHOWN_CHARS: usize = 100;
@@ -79,56 +78,12 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-#[derive(Serialize)]
-struct Report<'r> {
-    files: Vec<FileReport<'r>>,
-}
-
-#[derive(Serialize)]
-struct FileReport<'r> {
-    path: String,
-    errors: Vec<Finding<'r>>,
-    warnings: Vec<Finding<'r>>,
-}
-
-#[derive(Serialize)]
-struct Finding<'r> {
-    code: &'r str,
-    path: &'r str,
-    message: &'r str,
-    line: usize,
-    column: usize,
-}
-
 fn json(paths: &[PathBuf], files: &[Parsed]) -> anyhow::Result<String> {
-    let report = Report {
-        files: paths
-            .iter()
-            .zip(files)
-            .map(|(path, file)| FileReport {
-                path: path.to_string_lossy().into_owned(),
-                errors: findings(file, Severity::Error),
-                warnings: findings(file, Severity::Warning),
-            })
-            .collect(),
-    };
-    let mut text = serde_json::to_string_pretty(&report)?;
+    let names: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+    let named = names.iter().map(AsRef::as_ref).zip(files);
+    let mut text = serde_json::to_string_pretty(&Report::of(named))?;
     text.push('\n');
     Ok(text)
-}
-
-fn findings(file: &Parsed, severity: Severity) -> Vec<Finding<'_>> {
-    file.diagnostics
-        .iter()
-        .filter(|diagnostic| diagnostic.severity == severity)
-        .map(|diagnostic| Finding {
-            code: diagnostic.code,
-            path: &diagnostic.path,
-            message: &diagnostic.message,
-            line: diagnostic.line,
-            column: diagnostic.column,
-        })
-        .collect()
 }
 
 fn human(paths: &[PathBuf], sources: &[Vec<u8>], files: &[Parsed]) -> String {

@@ -8,6 +8,7 @@ mod diff;
 mod meter;
 mod offline;
 mod operate;
+mod policy;
 mod schema;
 mod serve;
 mod table;
@@ -32,7 +33,7 @@ enum Command {
     Operator(operate::Operator),
     Agent(operate::Agent),
     Gate(operate::Gate),
-    Policy(operate::Policy),
+    Policy(policy::Policy),
     Budget(operate::Budget),
     Usage(operate::Usage),
     Audit(audit::Audit),

@@ -181,11 +181,13 @@ pub(crate) fn decide(
 ) -> Result<Decided> {
     let mut payload = payload(documents, now)?;
     if who.is_anybody() {
-        for document in &mut payload.documents {
-            if !matches!(document.scope, Scope::Tool(_)) {
-                document.scope = Scope::Global;
+        payload.documents.change(|documents| {
+            for document in documents {
+                if !matches!(document.scope, Scope::Tool(_)) {
+                    document.scope = Scope::Global;
+                }
             }
-        }
+        });
     }
     let mut gate = Gate::new(Config {
         workspace: WORKSPACE.to_string(),

@@ -1,14 +1,13 @@
 //! The commands that look after a workspace: each is one or two calls of the API and a table.
 
 use crate::{
-    api::{self, Connection, Problem, query, segment},
+    api::{self, Connection, query, segment},
     table::{self, amount, printable, text, usd, when_ms, when_secs},
 };
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode};
 use tollgate_engine::{bytes::from_base64, ledger::Account};
-use tollgate_policy::MAX_FILE_BYTES;
 
 /// The answer as JSON, for programs.
 #[derive(Debug, Args)]
@@ -19,7 +18,7 @@ pub(crate) struct Output {
 }
 
 /// Prints `value` as JSON when asked for, else lets `human` do it.
-fn show(
+pub(crate) fn show(
     output: &Output,
     value: &Value,
     human: impl FnOnce() -> anyhow::Result<()>,
@@ -435,230 +434,6 @@ impl Operator {
             }
         }
     }
-}
-
-/// Put policies into service and take them out.
-#[derive(Debug, Args)]
-pub(crate) struct Policy {
-    #[command(subcommand)]
-    command: PolicyCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum PolicyCommand {
-    /// Apply policy files; each document takes the place of the one of its name. The files are checked as one set first, and nothing is
-    /// sent when anything is wrong with it. Exit code 1: refused.
-    Apply {
-        /// YAML or JSON, one or more documents each.
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-        /// Take unknown keys for errors.
-        #[arg(long)]
-        strict: bool,
-        #[command(flatten)]
-        connection: Connection,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// List the policies in service.
-    List {
-        #[command(flatten)]
-        connection: Connection,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Print a policy as it was applied.
-    Show {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        connection: Connection,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// List every version of a policy, newest first.
-    Versions {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        connection: Connection,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Take a policy out of service.
-    Delete {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        connection: Connection,
-    },
-}
-
-impl Policy {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        match self.command {
-            PolicyCommand::Apply {
-                files,
-                strict,
-                connection,
-                output,
-            } => apply(files, strict, connection, &output),
-            PolicyCommand::List { connection, output } => {
-                let api = connection.open()?;
-                let policies = api.get(&api.at("/policies")?)?;
-                show(&output, &policies, || {
-                    Ok(table::print(
-                        &policies,
-                        &[
-                            ("NAME", &|row| text(row, "name")),
-                            ("VERSION", &|row| text(row, "version")),
-                            ("APPLIED", &|row| when_ms(row, "applied_ms")),
-                            ("BY", &|row| text(row, "author")),
-                        ],
-                        "no policies, so every call is denied; `tollgate policy apply FILE` applies one",
-                    )?)
-                })
-            }
-            PolicyCommand::Show {
-                name,
-                connection,
-                output,
-            } => {
-                let api = connection.open()?;
-                let policy = api.get(&api.at(&format!("/policies/{}", segment(&name)))?)?;
-                show(&output, &policy, || {
-                    print!("{}", text(&policy, "text"));
-                    Ok(())
-                })
-            }
-            PolicyCommand::Versions {
-                name,
-                connection,
-                output,
-            } => {
-                let api = connection.open()?;
-                let versions =
-                    api.get(&api.at(&format!("/policies/{}/versions", segment(&name)))?)?;
-                show(&output, &versions, || {
-                    Ok(table::print(
-                        &versions,
-                        &[
-                            ("VERSION", &|row| text(row, "version")),
-                            ("APPLIED", &|row| when_ms(row, "applied_ms")),
-                            ("BY", &|row| text(row, "author")),
-                            ("WHAT", &|row| {
-                                let deleted = row["text"].is_null();
-                                if deleted { "deleted" } else { "applied" }.to_owned()
-                            }),
-                        ],
-                        "no versions",
-                    )?)
-                })
-            }
-            PolicyCommand::Delete { name, connection } => {
-                let api = connection.open()?;
-                api.delete(&api.at(&format!("/policies/{}", segment(&name)))?)?;
-                println!("deleted {}", printable(&name));
-                Ok(ExitCode::SUCCESS)
-            }
-        }
-    }
-}
-
-fn apply(
-    files: Vec<PathBuf>,
-    strict: bool,
-    connection: Connection,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
-    let bodies = files
-        .iter()
-        .map(|path| api::file(path, MAX_FILE_BYTES))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut parsed: Vec<tollgate_policy::Parsed> = files
-        .iter()
-        .zip(&bodies)
-        .map(|(path, body)| tollgate_policy::parse(&path.to_string_lossy(), body, strict))
-        .collect();
-    tollgate_policy::check_together(&mut parsed);
-    if parsed.iter().any(tollgate_policy::Parsed::has_errors) {
-        for (path, parsed) in files.iter().zip(&parsed) {
-            for diagnostic in &parsed.diagnostics {
-                eprintln!("{}:{}", path.display(), printable(&diagnostic.to_string()));
-            }
-        }
-        eprintln!("error: nothing was applied; mend what is listed and apply again");
-        return Ok(ExitCode::from(1));
-    }
-    let api = connection.open()?;
-    let mut answers = Vec::new();
-    for (path, body) in files.iter().zip(&bodies) {
-        // A document that does not name itself has its file's name, here as in `tollgate check`.
-        let stem = path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned());
-        let target = api.at(&format!(
-            "/policies{}",
-            query(&[("name", stem), ("strict", strict.then(|| "true".into()))])
-        ))?;
-        match api.put(&target, body) {
-            Ok(applied) => {
-                for warning in applied["warnings"].as_array().into_iter().flatten() {
-                    if let Ok(warning) = serde_json::from_value(warning.clone()) {
-                        print_finding(path, &warning);
-                    }
-                }
-                if !output.json {
-                    for policy in applied["applied"].as_array().into_iter().flatten() {
-                        let changed = policy["changed"] == Value::Bool(true);
-                        println!(
-                            "{} version {}{}",
-                            printable(&text(policy, "name")),
-                            text(policy, "version"),
-                            if changed { "" } else { " (unchanged)" }
-                        );
-                    }
-                    println!("live in revision {}", text(&applied, "revision"));
-                }
-                answers.push(applied);
-            }
-            Err(error) => {
-                let Some(problem) = error
-                    .downcast_ref::<Problem>()
-                    .filter(|problem| !problem.diagnostics.is_empty())
-                else {
-                    return Err(error);
-                };
-                for finding in &problem.diagnostics {
-                    print_finding(path, finding);
-                }
-                eprintln!("error: {problem}");
-                return Ok(ExitCode::from(1));
-            }
-        }
-    }
-    if output.json {
-        table::json(&Value::Array(answers))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print_finding(path: &std::path::Path, finding: &api::Finding) {
-    let field = if finding.path.is_empty() {
-        String::new()
-    } else {
-        format!(" {}", finding.path)
-    };
-    eprintln!(
-        "{}:{}:{}: {}[{}]{}: {}",
-        path.display(),
-        finding.line,
-        finding.column,
-        finding.severity,
-        finding.code,
-        printable(&field),
-        printable(&finding.message)
-    );
 }
 
 /// See what is left.

@@ -26,7 +26,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tollgate_engine::{
-    bundle::{FORMAT, Payload, etag},
+    bundle::{FORMAT, MAX_ENVELOPE_BYTES, Payload, etag},
     bytes::Digest,
     envelope::BUNDLE_TYPE,
     price::PriceTable,
@@ -186,17 +186,7 @@ pub(crate) async fn publish(
     let revoked_agents = agents::revoked(write, workspace).await?;
     let compose = |revision: i64, issued: Time, expires: Time| -> Result<Vec<u8>, Problem> {
         let compiled = tollgate_policy::compile(&documents, issued.secs(), expires.secs())
-            .map_err(|error| {
-                Problem::policy_refused(vec![Diagnostic {
-                    severity: "error",
-                    code: "bundle",
-                    path: String::new(),
-                    message: error.to_string(),
-                    line: 1,
-                    column: 1,
-                    suggestion: None,
-                }])
-            })?;
+            .map_err(|error| refused(error.to_string()))?;
         serde_json::to_vec(&Payload {
             format: FORMAT,
             workspace: workspace.to_string(),
@@ -251,6 +241,13 @@ pub(crate) async fn publish(
         .signer()
         .envelope(BUNDLE_TYPE, &payload)
         .map_err(|error| Problem::internal("bundle", &error))?;
+    if envelope.len() > MAX_ENVELOPE_BYTES {
+        // Every gate would refuse it and go on with the last one.
+        return Err(refused(format!(
+            "all policies together make a bundle of {} bytes, more than the {MAX_ENVELOPE_BYTES} that gates take; remove or shorten some",
+            envelope.len()
+        )));
+    }
     sqlx::query(
         "INSERT INTO bundles (workspace, channel, revision, etag, payload, envelope, issued_ms, expires_ms)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -276,6 +273,20 @@ pub(crate) async fn publish(
         revision,
         new: true,
     })
+}
+
+/// Policies that are each fine and do not make a bundle.
+fn refused(message: String) -> Problem {
+    Problem::policy_refused(vec![Diagnostic {
+        file: None,
+        severity: "error",
+        code: "bundle",
+        path: String::new(),
+        message,
+        line: 1,
+        column: 1,
+        suggestion: None,
+    }])
 }
 
 /// Re-signs what is due in every workspace, and publishes what a newer version of this program compiles differently.

@@ -1,10 +1,15 @@
 //! Policies: documents as people wrote them, every version of each, and who applied it.
 
+mod history;
+
 use crate::{
     ControlPlane,
     access::Operator,
     bundles,
-    problem::{Diagnostic, Kind, Path, Problem, ProblemBody, Query, RawBody, WorkspaceProblems},
+    problem::{
+        BodyProblems, Diagnostic, JsonBody, Kind, Path, Problem, ProblemBody, Query, RawBody,
+        WorkspaceProblems,
+    },
     store::Write,
     text,
     workspaces::WorkspaceId,
@@ -19,13 +24,28 @@ use tollgate_policy::{Document, MAX_FILE_BYTES, Parsed, Severity};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+/// Bytes of a set of files: what makes a bundle of 4 MiB, and as much again for comments and JSON's escapes.
+const MAX_SET_BYTES: usize = 8 << 20;
+
+/// Characters of a file's path.
+const MAX_PATH_CHARS: usize = 1_024;
+
+/// Files of a set.
+const MAX_SET_FILES: usize = 1_024;
+
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
-    OpenApiRouter::new()
+    let one_file = OpenApiRouter::new()
         // One byte more than the reader takes, so that its own diagnostic says how long a file may be.
         .routes(routes!(list, apply))
-        .layer(DefaultBodyLimit::max(MAX_FILE_BYTES + 1))
+        .layer(DefaultBodyLimit::max(MAX_FILE_BYTES + 1));
+    let set = OpenApiRouter::new()
+        .routes(routes!(apply_set))
+        .layer(DefaultBodyLimit::max(MAX_SET_BYTES));
+    OpenApiRouter::new()
+        .merge(one_file)
+        .merge(set)
         .routes(routes!(show, delete))
-        .routes(routes!(versions))
+        .merge(history::routes())
 }
 
 /// How a set of policies is applied.
@@ -83,13 +103,68 @@ struct Policy {
     applied_ms: i64,
 }
 
-fn parse(name: &str, text: &[u8], strict: bool) -> Parsed {
-    tollgate_policy::parse(&format!("{name}.yaml"), text, strict)
+/// Several files, to be applied as one set.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewSet {
+    /// The files.
+    #[schema(min_items = 1, max_items = 1024)]
+    files: Vec<NewFile>,
+    /// Unknown keys are errors, not warnings.
+    #[serde(default)]
+    strict: bool,
 }
 
-fn finding(diagnostic: &tollgate_policy::Diagnostic) -> Diagnostic {
+/// A file of one or more documents.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewFile {
+    /// What findings call it; its last part, without the ending, names a document that does not name itself.
+    #[schema(
+        min_length = 1,
+        max_length = 1024,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )]
+    path: String,
+    /// YAML or JSON.
+    text: String,
+}
+
+/// Where a text comes from.
+struct Source {
+    /// What the reader takes it for: a document that does not name itself is named as the file.
+    file: String,
+    /// What findings call it; `None` where there is only one.
+    shown: Option<String>,
+}
+
+impl Source {
+    fn named(name: &str) -> Source {
+        Source {
+            file: format!("{name}.yaml"),
+            shown: None,
+        }
+    }
+
+    /// The text of a policy that has been applied.
+    fn stored(name: &str) -> Source {
+        Source::named(name)
+    }
+}
+
+fn parse(source: &Source, text: &[u8], strict: bool) -> Parsed {
+    tollgate_policy::parse(&source.file, text, strict)
+}
+
+fn findings(parsed: &Parsed, source: &Source) -> Vec<Diagnostic> {
+    let findings = parsed.diagnostics.iter();
+    findings.map(|found| finding(found, source)).collect()
+}
+
+fn finding(diagnostic: &tollgate_policy::Diagnostic, source: &Source) -> Diagnostic {
     let narrow = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     Diagnostic {
+        file: source.shown.clone(),
         severity: match diagnostic.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",
@@ -126,17 +201,18 @@ fn split(text: &str) -> Vec<String> {
 
 /// The text of each document of `parsed`, such that reading it alone gives the same document. `None` when the file cannot be taken
 /// apart that way.
-fn texts(file: &str, parsed: &Parsed) -> Option<Vec<String>> {
+fn texts(file: &File, parsed: &Parsed) -> Option<Vec<String>> {
     if let [_] = parsed.documents.as_slice() {
-        return Some(vec![file.to_owned()]);
+        return Some(vec![file.text.clone()]);
     }
-    let mut parts = split(file).into_iter();
+    let mut parts = split(&file.text).into_iter();
     parsed
         .documents
         .iter()
         .map(|document| {
             parts.find(|part| {
-                let alone = parse(&document.name, part.as_bytes(), false).documents;
+                let source = Source::named(&document.name);
+                let alone = parse(&source, part.as_bytes(), false).documents;
                 matches!(alone.as_slice(), [only] if compiled(only) == compiled(document))
             })
         })
@@ -164,7 +240,7 @@ pub(crate) async fn live(
     .await?;
     rows.into_iter()
         .map(|(name, text)| {
-            parse(&name, text.as_bytes(), false)
+            parse(&Source::stored(&name), text.as_bytes(), false)
                 .documents
                 .into_iter()
                 .next()
@@ -185,9 +261,11 @@ async fn list(
     State(state): State<ControlPlane>,
 ) -> Result<Json<Vec<LivePolicy>>, Problem> {
     let policies = sqlx::query_as(
-        "SELECT name, version, author, applied_ms FROM policies AS p WHERE workspace = $1 AND text IS NOT NULL AND version =
+        "SELECT p.name, p.version, p.author, o.name AS author_name, p.applied_ms
+         FROM policies AS p JOIN operators AS o ON o.id = p.author
+         WHERE p.workspace = $1 AND p.text IS NOT NULL AND p.version =
            (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
-         ORDER BY name",
+         ORDER BY p.name",
     )
     .bind(operator.workspace.as_str())
     .fetch_all(state.store().read())
@@ -204,6 +282,8 @@ struct LivePolicy {
     version: i64,
     /// The operator key that applied it.
     author: String,
+    /// What that key is called.
+    author_name: String,
     /// Milliseconds since the Unix epoch.
     applied_ms: i64,
 }
@@ -223,55 +303,130 @@ async fn apply(
     RawBody(body): RawBody,
 ) -> Result<Json<Applied>, Problem> {
     text::name("name", &applying.name)?;
-    let parsed = parse(&applying.name, &body, applying.strict);
-    let findings: Vec<Diagnostic> = parsed.diagnostics.iter().map(finding).collect();
-    if parsed.has_errors() {
-        return Err(Problem::policy_refused(findings));
-    }
-    let file = std::str::from_utf8(&body)
-        .map_err(|_| Problem::new(Kind::Invalid, "the policies are not UTF-8"))?;
-    let texts = texts(file, &parsed).ok_or_else(|| {
-        Problem::new(
+    let file = std::str::from_utf8(&body).map(str::to_owned);
+    let source = Source::named(&applying.name);
+    // What is not UTF-8 is not read either, and the reader says where it stops being.
+    let parsed = parse(&source, &body, applying.strict);
+    let file = File {
+        source,
+        text: file.unwrap_or_default(),
+        parsed,
+    };
+    put_into_service(&state, &operator, vec![file]).await
+}
+
+/// Applies the documents of several files as one set: all of them go live in one bundle, or, when anything is wrong with any of them,
+/// none.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/policies", tag = "policies", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    request_body = NewSet,
+    responses((status = 200, body = Applied), BodyProblems))]
+async fn apply_set(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    JsonBody(set): JsonBody<NewSet>,
+) -> Result<Json<Applied>, Problem> {
+    if !(1..=MAX_SET_FILES).contains(&set.files.len()) {
+        return Err(Problem::new(
             Kind::Invalid,
-            "the documents of this file cannot be told apart; apply them as files of their own",
-        )
-    })?;
-    let now = state.now();
-    let mut write = state.store().write().await?;
-    let mut applied = Vec::with_capacity(texts.len());
-    for (document, text) in parsed.documents.iter().zip(&texts) {
-        text::name("metadata.name", &document.name)?;
-        let former: Option<(i64, Option<String>)> = sqlx::query_as(
-            "SELECT version, text FROM policies WHERE workspace = $1 AND name = $2 ORDER BY version DESC LIMIT 1",
-        )
-        .bind(operator.workspace.as_str())
-        .bind(&document.name)
-        .fetch_optional(&mut *write)
-        .await?;
-        let (version, former) = former.unwrap_or((0, None));
-        let changed = former.as_ref() != Some(text);
-        let version = if changed {
-            insert(
-                &mut write,
-                &operator,
-                &document.name,
-                version,
-                Some(text),
-                now.millis(),
-            )
-            .await?
-        } else {
-            version
+            format!("a set has 1 to {MAX_SET_FILES} files"),
+        ));
+    }
+    let mut files = Vec::with_capacity(set.files.len());
+    for NewFile { path, text } in set.files {
+        let control = path.chars().any(char::is_control);
+        if path.is_empty() || path.chars().count() > MAX_PATH_CHARS || control {
+            return Err(Problem::new(
+                Kind::Invalid,
+                format!(
+                    "`path` must have 1 to {MAX_PATH_CHARS} characters and no control characters"
+                ),
+            ));
+        }
+        let source = Source {
+            file: path.clone(),
+            shown: Some(path),
         };
-        applied.push(AppliedPolicy {
-            name: document.name.clone(),
-            version,
-            changed,
+        let parsed = parse(&source, text.as_bytes(), set.strict);
+        files.push(File {
+            source,
+            text,
+            parsed,
         });
     }
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    put_into_service(&state, &operator, files).await
+}
+
+/// A file that has been read.
+struct File {
+    source: Source,
+    text: String,
+    parsed: Parsed,
+}
+
+/// Puts every document of `files` into service, in one transaction and one bundle.
+async fn put_into_service(
+    state: &ControlPlane,
+    operator: &Operator,
+    mut files: Vec<File>,
+) -> Result<Json<Applied>, Problem> {
+    let mut parsed: Vec<Parsed> = files
+        .iter_mut()
+        .map(|file| std::mem::take(&mut file.parsed))
+        .collect();
+    tollgate_policy::check_together(&mut parsed);
+    let findings: Vec<Diagnostic> = files
+        .iter()
+        .zip(&parsed)
+        .flat_map(|(file, parsed)| self::findings(parsed, &file.source))
+        .collect();
+    if parsed.iter().any(Parsed::has_errors) {
+        return Err(Problem::policy_refused(findings));
+    }
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let mut applied = Vec::new();
+    for (file, parsed) in files.iter().zip(&parsed) {
+        let texts = texts(file, parsed).ok_or_else(|| {
+            Problem::new(
+                Kind::Invalid,
+                "the documents of this file cannot be told apart; apply them as files of their own",
+            )
+        })?;
+        for (document, text) in parsed.documents.iter().zip(&texts) {
+            text::name("metadata.name", &document.name)?;
+            let former: Option<(i64, Option<String>)> = sqlx::query_as(
+                "SELECT version, text FROM policies WHERE workspace = $1 AND name = $2 ORDER BY version DESC LIMIT 1",
+            )
+            .bind(operator.workspace.as_str())
+            .bind(&document.name)
+            .fetch_optional(&mut *write)
+            .await?;
+            let (former_version, former) = former.unwrap_or((0, None));
+            let changed = former.as_ref() != Some(text);
+            let version = if changed {
+                insert(
+                    &mut write,
+                    operator,
+                    &document.name,
+                    former_version,
+                    Content::Applied(text),
+                    now.millis(),
+                )
+                .await?
+            } else {
+                former_version
+            };
+            applied.push(AppliedPolicy {
+                name: document.name.clone(),
+                version,
+                changed,
+            });
+        }
+    }
+    let published = bundles::publish(state, &mut write, &operator.workspace).await?;
     write.commit().await?;
-    published.announce(&state);
+    published.announce(state);
     tracing::info!(
         documents = applied.len(),
         by = operator.key,
@@ -284,18 +439,34 @@ async fn apply(
     }))
 }
 
+/// What a version is.
+#[derive(Clone, Copy)]
+enum Content<'c> {
+    /// As somebody wrote it.
+    Applied(&'c str),
+    /// The text of an earlier version.
+    Restored { restores: i64, text: &'c str },
+    /// Out of service.
+    Deleted,
+}
+
 /// Writes the version after `former` and returns its number.
 async fn insert(
     write: &mut Write,
     operator: &Operator,
     name: &str,
     former: i64,
-    text: Option<&str>,
+    content: Content<'_>,
     now_ms: i64,
 ) -> Result<i64, sqlx::Error> {
     let version = former.saturating_add(1);
+    let (text, restores) = match content {
+        Content::Applied(text) => (Some(text), None),
+        Content::Restored { restores, text } => (Some(text), Some(restores)),
+        Content::Deleted => (None, None),
+    };
     sqlx::query(
-        "INSERT INTO policies (workspace, name, version, text, author, applied_ms) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO policies (workspace, name, version, text, author, applied_ms, restores) VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(operator.workspace.as_str())
     .bind(name)
@@ -303,6 +474,7 @@ async fn insert(
     .bind(text)
     .bind(&operator.key)
     .bind(now_ms)
+    .bind(restores)
     .execute(&mut **write)
     .await?;
     Ok(version)
@@ -335,29 +507,6 @@ async fn show(
         .ok_or_else(no_policy)
 }
 
-/// Every version of a policy, newest first: who applied what, when.
-#[utoipa::path(get, path = "/v1/workspaces/{workspace}/policies/{name}/versions", tag = "policies", security(("operator" = [])),
-    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("name" = String, Path, description = "Of the policy")),
-    responses((status = 200, body = Vec<Policy>), WorkspaceProblems))]
-async fn versions(
-    operator: Operator,
-    State(state): State<ControlPlane>,
-    Path((_, name)): Path<(String, String)>,
-) -> Result<Json<Vec<Policy>>, Problem> {
-    let versions: Vec<Policy> = sqlx::query_as(
-        "SELECT name, version, text, author, applied_ms FROM policies WHERE workspace = $1 AND name = $2
-         ORDER BY version DESC",
-    )
-    .bind(operator.workspace.as_str())
-    .bind(name)
-    .fetch_all(state.store().read())
-    .await?;
-    if versions.is_empty() {
-        return Err(no_policy());
-    }
-    Ok(Json(versions))
-}
-
 /// Takes a policy out of service. Its versions are kept.
 #[utoipa::path(delete, path = "/v1/workspaces/{workspace}/policies/{name}", tag = "policies", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("name" = String, Path, description = "Of the policy")),
@@ -383,7 +532,7 @@ async fn delete(
         &operator,
         &name,
         version,
-        None,
+        Content::Deleted,
         state.now().millis(),
     )
     .await?;
@@ -398,13 +547,24 @@ async fn delete(
 mod tests {
     use super::*;
 
+    fn read(name: &str, text: &str) -> (File, Parsed) {
+        let source = Source::named(name);
+        let parsed = parse(&source, text.as_bytes(), false);
+        let file = File {
+            source,
+            text: text.to_owned(),
+            parsed: Parsed::default(),
+        };
+        (file, parsed)
+    }
+
     #[test]
     fn a_file_of_several_documents_is_taken_apart_at_its_markers() {
         let file = "# both\n---\nscope: global\nnetwork:\n  allowlist: [a.example]\n--- # second\nscope: team:x\nnetwork:\n  allowlist: [b.example]\n";
-        let parsed = parse("pair", file.as_bytes(), false);
+        let (file, parsed) = read("pair", file);
         assert_eq!(parsed.documents.len(), 2, "{:?}", parsed.diagnostics);
         assert_eq!(
-            texts(file, &parsed),
+            texts(&file, &parsed),
             Some(vec![
                 "scope: global\nnetwork:\n  allowlist: [a.example]\n".to_owned(),
                 "--- # second\nscope: team:x\nnetwork:\n  allowlist: [b.example]\n".to_owned(),
@@ -414,10 +574,8 @@ mod tests {
 
     #[test]
     fn one_document_is_kept_as_it_came() {
-        let file = "# mine\nscope: global\n";
-        assert_eq!(
-            texts(file, &parse("one", file.as_bytes(), false)),
-            Some(vec![file.to_owned()])
-        );
+        let text = "# mine\nscope: global\n";
+        let (file, parsed) = read("one", text);
+        assert_eq!(texts(&file, &parsed), Some(vec![text.to_owned()]));
     }
 }

@@ -143,6 +143,9 @@ impl From<sqlx::Error> for Problem {
 /// One finding about a policy, as `tollgate check` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Diagnostic {
+    /// The file, where several were applied together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// `error` or `warning`.
     pub severity: &'static str,
     /// Stable name of the kind of finding.

@@ -58,8 +58,10 @@ fn with_gate<T>(which: usize, run: impl FnOnce(&mut Gate) -> T) -> T {
 fn gates() -> Vec<Gate> {
     // Rules that look at nothing but the host.
     let mut open = issuer::payload(1);
-    open.documents[0].patterns = Vec::new();
-    open.documents[0].denied_tools = Vec::new();
+    open.documents.change(|documents| {
+        documents[0].patterns = Vec::new();
+        documents[0].denied_tools = Vec::new();
+    });
     let gates: [(Towards, Payload); GATES] = [
         (Towards::Llm, issuer::budgeted(1)),
         (Towards::Anywhere, issuer::budgeted(1)),

@@ -3,6 +3,10 @@
 //! A [`Bundle`] exists only verified: [`Bundle::closed`] denies everything, [`Bundle::install`] replaces it by a newer one
 //! or says why not. An older, foreign, expired or differently signed one never replaces a good one.
 
+mod documents;
+
+pub use documents::Documents;
+
 use crate::{
     bytes::Digest,
     condition::Program,
@@ -49,7 +53,7 @@ pub struct Payload {
     /// Seconds since the Unix epoch; from then on a gate denies.
     pub expires_at: i64,
     /// The policy.
-    pub documents: Vec<Document>,
+    pub documents: Documents,
     /// Day edges of every time zone that a limit counts in.
     pub calendars: Vec<Calendar>,
     /// What models cost.

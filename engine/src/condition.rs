@@ -221,7 +221,13 @@ fn step<'c>(
         }
         Instruction::List(count) => {
             let first = stack.len().checked_sub(*count)?;
-            Value::List(stack.split_off(first))
+            let items = stack.split_off(first);
+            let unknown = items.iter().find_map(|item| match item {
+                Value::Unknown(why) => Some(*why),
+                _ => None,
+            });
+            // Known where all that is in it is, as in CEL: whatever is looked for in it.
+            unknown.map_or(Value::List(items), Value::Unknown)
         }
         Instruction::Not => match stack.pop()? {
             Value::Bool(value) => Value::Bool(!value),
@@ -429,6 +435,8 @@ fn is_in<'c>(item: &Value<'c>, container: Value<'c>) -> Value<'c> {
             among(&mut list.items().map(of_json))
         }
         (Value::Json(map), Value::Text(name)) => Value::Bool(map.get(name).is_some()),
+        // A key is a text, so nothing else is one.
+        (Value::Json(_), Value::Int(_) | Value::Bool(_)) => Value::Bool(false),
         (other, _) => unfit(&[other]),
     }
 }

@@ -9,7 +9,7 @@ mod explain;
 pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
-    bundle::{Calendar, Document, Level, Limit, Payload, Scope},
+    bundle::{Calendar, Document, Level, Limit, Payload},
     condition,
     facts::{Facts, Head, Route},
     identity::Caller,
@@ -234,20 +234,17 @@ pub fn decide(
     hits: &Hits,
     now: Time,
 ) -> Decision {
-    if !payload
-        .documents
-        .iter()
-        .any(|document| covers(&document.scope, caller))
-    {
+    let covering = payload.documents.covering(caller);
+    if covering.clone().next().is_none() {
         return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
             "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
-    let estimate = worst_case(payload, facts);
+    let cost = Cost::of(payload, facts);
     let mut reasons = Vec::new();
-    for document in applicable(payload, caller, facts) {
+    for document in covering.chain(payload.documents.about(facts.tools())) {
         let mut check = Check {
             document,
             reasons: &mut reasons,
@@ -257,10 +254,18 @@ pub fn decide(
         check.model(facts);
         check.tools(facts);
         check.data(patterns, hits);
-        check.approval(caller, head, facts, estimate, now);
+        check.approval(caller, head, facts, cost.worst_nano_usd, now);
     }
     let mut decision = Decision::default();
-    limits(payload, caller, facts, now, &mut decision, &mut reasons);
+    limits(
+        payload,
+        caller,
+        facts,
+        &cost,
+        now,
+        &mut decision,
+        &mut reasons,
+    );
     if !reasons.is_empty() {
         return Decision {
             worst_case_nano_usd: decision.worst_case_nano_usd,
@@ -270,58 +275,39 @@ pub fn decide(
     decision
 }
 
-/// What a call may cost at most, in nano-USD; `None` where that cannot be known. What generates nothing costs nothing.
-fn worst_case(payload: &Payload, facts: &Facts) -> Option<u64> {
-    match facts.route {
-        Route::Llm(_) => {
-            let price = price_of(payload, facts)?;
-            let output = most_output(payload, facts)?;
-            Some(price::worst_case(
-                facts.said.prompt_tokens_bound,
-                output,
-                price,
-            ))
+/// What a call may cost, as far as that can be known.
+struct Cost<'p> {
+    /// Of the model, where the table knows it.
+    price: Option<&'p Price>,
+    /// Most tokens the call can make a model put out, all answers together.
+    output: Option<u64>,
+    /// At most, in nano-USD. What generates nothing costs nothing.
+    worst_nano_usd: Option<u64>,
+}
+
+impl<'p> Cost<'p> {
+    fn of(payload: &'p Payload, facts: &Facts) -> Cost<'p> {
+        let said = &facts.said;
+        let price = said
+            .model
+            .as_deref()
+            .and_then(|model| payload.prices.find(model));
+        let output = said
+            .max_output_tokens
+            .or_else(|| price?.max_output_tokens)
+            .map(|tokens| tokens.saturating_mul(said.answers));
+        let worst_nano_usd = match facts.route {
+            Route::Llm(_) => price
+                .zip(output)
+                .map(|(price, output)| price::worst_case(said.prompt_tokens_bound, output, price)),
+            Route::LlmUnknown => None,
+            Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
+        };
+        Cost {
+            price,
+            output,
+            worst_nano_usd,
         }
-        Route::LlmUnknown => None,
-        Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
-    }
-}
-
-fn price_of<'p>(payload: &'p Payload, facts: &Facts) -> Option<&'p Price> {
-    payload.prices.find(facts.said.model.as_deref()?)
-}
-
-/// Most tokens a call can make a model put out, all answers together.
-fn most_output(payload: &Payload, facts: &Facts) -> Option<u64> {
-    let said = &facts.said;
-    said.max_output_tokens
-        .or_else(|| price_of(payload, facts)?.max_output_tokens)
-        .map(|tokens| tokens.saturating_mul(said.answers))
-}
-
-/// The documents that apply to a call, broadest scope first.
-fn applicable<'p>(
-    payload: &'p Payload,
-    caller: &Caller,
-    facts: &Facts,
-) -> impl Iterator<Item = &'p Document> {
-    payload
-        .documents
-        .iter()
-        .filter(|document| match &document.scope {
-            Scope::Tool(tool) => facts.tools().any(|used| used.eq_ignore_ascii_case(tool)),
-            scope => covers(scope, caller),
-        })
-}
-
-/// Whether a document of this scope applies to everything `caller` does.
-fn covers(scope: &Scope, caller: &Caller) -> bool {
-    match scope {
-        Scope::Global => true,
-        Scope::Org(org) => caller.org.as_ref() == Some(org),
-        Scope::Team(team) => caller.team.as_ref() == Some(team),
-        Scope::Agent(agent) => caller.agent == *agent,
-        Scope::Tool(_) => false,
     }
 }
 
@@ -519,18 +505,16 @@ fn limits(
     payload: &Payload,
     caller: &Caller,
     facts: &Facts,
+    cost: &Cost<'_>,
     now: Time,
     decision: &mut Decision,
     reasons: &mut Vec<Reason>,
 ) {
     let said = &facts.said;
-    let known = price_of(payload, facts);
-    let output = most_output(payload, facts);
+    let output = cost.output;
     if let Route::Llm(_) = facts.route {
-        decision.worst_case_nano_usd = worst_case(payload, facts);
+        decision.worst_case_nano_usd = cost.worst_nano_usd;
     }
-    // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
-    let unknown = dearest_unknown(payload, caller);
     for (limit, document) in in_force(payload, caller) {
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
@@ -591,7 +575,12 @@ fn limits(
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
-            Unit::NanoUsd => match known.copied().or(limit.unknown_model.and(unknown)) {
+            // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
+            Unit::NanoUsd => match cost.price.copied().or_else(|| {
+                limit
+                    .unknown_model
+                    .and_then(|_| dearest_unknown(payload, caller))
+            }) {
                 Some(price) => {
                     output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
                 }
@@ -648,16 +637,10 @@ fn in_force<'p>(
     payload: &'p Payload,
     caller: &Caller,
 ) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    payload
-        .documents
-        .iter()
-        .filter(|document| covers(&document.scope, caller))
-        .flat_map(|document| {
-            document
-                .limits
-                .iter()
-                .map(|limit| (limit, document.name.as_str()))
-        })
+    payload.documents.covering(caller).flat_map(|document| {
+        let limits = document.limits.iter();
+        limits.map(|limit| (limit, document.name.as_str()))
+    })
 }
 
 /// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say).

@@ -259,7 +259,7 @@ impl Gate {
     fn run(&mut self, bundle: Bundle) -> Result<(), InstallError> {
         let documents = bundle
             .payload()
-            .map_or(&[][..], |payload| &payload.documents);
+            .map_or(&[][..], |payload| &*payload.documents);
         let patterns = scan::distinct(
             documents
                 .iter()

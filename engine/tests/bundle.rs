@@ -96,7 +96,9 @@ fn signed_by(payload: &Payload, signers: &[(&str, &SigningKey)]) -> Vec<u8> {
 fn the_successor_is_installed_and_named() {
     let mut gate = running();
     let next = with(|payload| {
-        payload.documents[0].hosts = None;
+        payload
+            .documents
+            .change(|documents| documents[0].hosts = None);
     });
     gate.install(&bundle(&next), NOW).unwrap();
     assert_eq!(gate.bundle().revision(), 11);
@@ -166,7 +168,7 @@ fn fast_forward() {
 #[test]
 fn mixed_same_revision_other_content() {
     let other = Payload {
-        documents: vec![document("nothing is forbidden")],
+        documents: vec![document("nothing is forbidden")].into(),
         ..payload(10)
     };
     refuses(&bundle(&other), InstallError::Mixed);
@@ -331,7 +333,11 @@ fn issued_in_the_future() {
 
 #[test]
 fn a_pattern_that_does_not_compile() {
-    let broken = with(|payload| payload.documents[0].patterns.push("(".to_string()));
+    let broken = with(|payload| {
+        payload
+            .documents
+            .change(|documents| documents[0].patterns.push("(".to_string()));
+    });
     refuses(&bundle(&broken), InstallError::Pattern);
 }
 

@@ -139,7 +139,9 @@ fn record(finished: &Finished) -> serde_json::Value {
 /// Tools are judged, content is not.
 fn tools_only() -> Payload {
     let mut payload = payload(1);
-    payload.documents[0].patterns = Vec::new();
+    payload
+        .documents
+        .change(|documents| documents[0].patterns = Vec::new());
     payload
 }
 
@@ -168,7 +170,9 @@ fn the_query_is_searched_whatever_the_body() {
 #[test]
 fn a_plus_is_searched_as_itself_and_as_a_space() {
     let mut both = payload(1);
-    both.documents[0].patterns = vec!["a b".to_string(), r"c\+d".to_string()];
+    let patterns = ["a b", r"c\+d"].map(String::from).to_vec();
+    both.documents
+        .change(|documents| documents[0].patterns = patterns);
     let mut gate = gate(Towards::Anywhere, &both);
     for (path, verdict) in [
         ("/?q=a+b", "data.sensitive_patterns[0]"),
@@ -252,7 +256,10 @@ fn a_content_type_hides_no_json() {
 #[test]
 fn text_that_is_json_is_searched_both_ways() {
     let mut across = payload(1);
-    across.documents[0].patterns = vec![r#""secret":"#.to_string(), "key-[a-z]{8}".to_string()];
+    let patterns = [r#""secret":"#, "key-[a-z]{8}"].map(String::from).to_vec();
+    across
+        .documents
+        .change(|documents| documents[0].patterns = patterns);
     let mut gate = gate(Towards::Anywhere, &across);
     for (body, verdict) in [
         (r#"{"secret":1}"#, "data.sensitive_patterns[0]"),

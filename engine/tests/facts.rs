@@ -717,7 +717,7 @@ fn which_policies_need_bodies() {
         let mut document = document("one");
         change(&mut document);
         bodies_matter(&Payload {
-            documents: vec![issuer::document("nothing"), document],
+            documents: vec![issuer::document("nothing"), document].into(),
             ..payload(1)
         })
     };
@@ -748,7 +748,7 @@ fn which_policies_need_bodies() {
         let mut document = document("limit");
         document.limits = vec![limit(unit)];
         let payload = Payload {
-            documents: vec![document],
+            documents: vec![document].into(),
             ..payload(1)
         };
         assert_eq!(bodies_matter(&payload), matters, "{unit:?}");

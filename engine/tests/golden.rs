@@ -46,27 +46,61 @@ fn golden(name: &str, written: &[u8]) -> Vec<u8> {
 fn full_payload() -> Payload {
     let mut payload = budgeted(42);
     payload.issued_at = NOW.secs();
-    payload.documents[0].no_network = true;
-    payload.documents[0].models = Names {
-        allow: Some(vec!["gpt-*".to_string()]),
-        deny: vec!["gpt-4o-audio*".to_string()],
-    };
-    payload.documents[0].mcp_tools = Names {
-        allow: None,
-        deny: vec!["shell".to_string()],
-    };
-    for scope in [
-        "org:acme",
-        "team:platform",
-        &format!("agent:{AGENT}"),
-        "tool:git",
-    ] {
-        payload.documents.push(tollgate_engine::bundle::Document {
-            scope: Scope::parse(scope).unwrap(),
-            ..issuer::document(scope)
+    payload.documents.change(|documents| {
+        documents[0].no_network = true;
+        documents[0].models = Names {
+            allow: Some(vec!["gpt-*".to_string()]),
+            deny: vec!["gpt-4o-audio*".to_string()],
+        };
+        documents[0].mcp_tools = Names {
+            allow: None,
+            deny: vec!["shell".to_string()],
+        };
+        for scope in [
+            "org:acme",
+            "team:platform",
+            &format!("agent:{AGENT}"),
+            "tool:git",
+        ] {
+            documents.push(tollgate_engine::bundle::Document {
+                scope: Scope::parse(scope).unwrap(),
+                ..issuer::document(scope)
+            });
+        }
+        documents[0].limits[2].suspend = true;
+        documents[0].active = Some(ActiveHours {
+            hours: "09:00-18:00 UTC".to_string(),
+            open: vec![Span {
+                start: 1_795_165_200,
+                end: 1_795_197_600,
+            }],
         });
-    }
-    payload.documents[0].limits[2].suspend = true;
+        documents[0].approvals.push(Approval {
+            tool: "git".to_string(),
+            // governance_level >= L2 || "main" in [args.branch]
+            condition: Program(vec![
+                Instruction::Fact(Fact::GovernanceLevel),
+                Instruction::Level(GovernanceLevel::L2),
+                Instruction::AtLeast,
+                Instruction::Text("main".to_string()),
+                Instruction::Fact(Fact::Args),
+                Instruction::Member("branch".to_string()),
+                Instruction::List(1),
+                Instruction::In,
+                Instruction::Or,
+            ]),
+        });
+        documents[0].limits.push(Limit {
+            rule: "tools.git.limit_per_hour".to_string(),
+            per: Level::Agent,
+            unit: Unit::Calls,
+            window: Window::Hour,
+            tool: Some("git".to_string()),
+            amount: 10,
+            suspend: false,
+            unknown_model: None,
+        });
+    });
     payload.calendars = vec![Calendar {
         zone: "UTC".to_string(),
         // 2026-11-20 and the midnights on either side.
@@ -76,38 +110,6 @@ fn full_payload() -> Payload {
         // November and December.
         months: vec![1_793_491_200, 1_796_083_200],
     }];
-    payload.documents[0].active = Some(ActiveHours {
-        hours: "09:00-18:00 UTC".to_string(),
-        open: vec![Span {
-            start: 1_795_165_200,
-            end: 1_795_197_600,
-        }],
-    });
-    payload.documents[0].approvals.push(Approval {
-        tool: "git".to_string(),
-        // governance_level >= L2 || "main" in [args.branch]
-        condition: Program(vec![
-            Instruction::Fact(Fact::GovernanceLevel),
-            Instruction::Level(GovernanceLevel::L2),
-            Instruction::AtLeast,
-            Instruction::Text("main".to_string()),
-            Instruction::Fact(Fact::Args),
-            Instruction::Member("branch".to_string()),
-            Instruction::List(1),
-            Instruction::In,
-            Instruction::Or,
-        ]),
-    });
-    payload.documents[0].limits.push(Limit {
-        rule: "tools.git.limit_per_hour".to_string(),
-        per: Level::Agent,
-        unit: Unit::Calls,
-        window: Window::Hour,
-        tool: Some("git".to_string()),
-        amount: 10,
-        suspend: false,
-        unknown_model: None,
-    });
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
     payload
 }

@@ -16,8 +16,9 @@ use tollgate_engine::{
     ledger::{Span, Unit, Window},
 };
 
-/// Documents of one bundle. The largest tier of the reference has 100 per workspace; a gate walks all of them for every call.
-pub const MAX_DOCUMENTS: usize = 1_024;
+/// Documents of one bundle: one for each of 10,000 agents and room to spare. A gate finds those that a call meets by their scopes, so what
+/// grows with them is the bundle and the time to load it.
+pub const MAX_DOCUMENTS: usize = 16_384;
 /// Days a calendar may span. Bundles live hours to days; a year and a month would already be a mistake.
 pub const MAX_CALENDAR_DAYS: i64 = 400;
 
@@ -27,7 +28,7 @@ const DAY_SECS: i64 = 86_400;
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Broadest scope first, by name within a scope.
-    pub documents: Vec<bundle::Document>,
+    pub documents: bundle::Documents,
     /// One per time zone that a limit counts in, by name.
     pub calendars: Vec<Calendar>,
 }
@@ -95,7 +96,7 @@ pub fn compile(
     }
     let calendars = calendars(&compiled, life)?;
     Ok(Compiled {
-        documents: compiled,
+        documents: compiled.into(),
         calendars,
     })
 }

@@ -31,6 +31,7 @@ mod host;
 pub mod money;
 mod pattern;
 pub mod prices;
+mod report;
 mod schema;
 mod yaml;
 pub mod zone;
@@ -48,6 +49,7 @@ pub use pattern::{
     MAX_AUTOMATON_BYTES, MAX_FILE_PATTERNS, MAX_PATTERN_CHARS, MAX_PATTERNS, MAX_REPETITION,
     Pattern, PatternError,
 };
+pub use report::{FileReport, Finding, Report};
 pub use schema::json_schema;
 pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES};
 

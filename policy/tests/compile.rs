@@ -116,8 +116,8 @@ fn an_allow_list_closes_only_the_kinds_it_names() {
     let compiled = |spec: &str| {
         compile(&documents(&v1("a", spec)), NOV_20, NOV_20 + DAY)
             .expect("compiles")
-            .documents
-            .remove(0)
+            .documents[0]
+            .clone()
     };
     let plain = compiled("{capabilities: {allow: [network_outbound]}}");
     assert!(plain.models.is_open() && plain.mcp_tools.is_open() && !plain.no_network);

@@ -101,6 +101,7 @@ fn true_conditions_hold_and_their_opposites_do_not() {
         // Values of other types are not the same.
         "args.count != 'three'",
         "args.command != 3",
+        "!(args.count in args.deep)",
     ] {
         assert_eq!(says(condition), Ok(true), "{condition}");
         assert_eq!(says(&format!("!({condition})")), Ok(false), "{condition}");
@@ -130,6 +131,7 @@ fn what_cannot_be_known_is_an_error_unless_the_other_side_decides() {
         "args.missing == 1 && true",
         "!(args.missing == 1)",
         "args.missing in ['a']",
+        "args.count in [3, args.missing]",
         "args.paths == args.paths",
     ] {
         assert!(says(condition).is_err(), "{condition}");

@@ -32,7 +32,7 @@ enum Command {
         #[arg(long, env = "ENVOY", value_name = "PATH")]
         envoy: Option<PathBuf>,
     },
-    /// Build the Envoy filter, the WIT component and the Cloudflare Worker.
+    /// Build the Envoy filter, the WIT component, the Cloudflare Worker, the Spin component and the policy checker for browsers.
     Wasm,
     /// Run every check there is; what a change must pass.
     Test(test::Options),
@@ -88,6 +88,7 @@ fn run(command: Command) -> Result<()> {
                 wasm::component()?,
                 wasm::cloudflare()?.join("index_bg.wasm"),
                 wasm::spin()?,
+                wasm::checker()?.join("tollgate_checker_bg.wasm"),
             ] {
                 progress::say("Built", wasm::describe(&module)?);
             }

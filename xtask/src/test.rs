@@ -34,6 +34,10 @@ enum Phase {
     Sdk,
     /// The examples in `examples/`: the component decides a call in a Rust, a Python and a JavaScript program.
     Examples,
+    /// The policy checker for browsers, in node.
+    Checker,
+    /// Patterns against RE2, conditions against another CEL, days and hours against Python's zoneinfo.
+    Oracles,
     /// The control plane's HTTP API against its own description, by schemathesis.
     Api,
 }
@@ -95,6 +99,8 @@ impl Phase {
             Phase::Rust => rust(),
             Phase::Sdk => sdk(),
             Phase::Examples => examples(),
+            Phase::Checker => checker(),
+            Phase::Oracles => oracles(),
             Phase::Api => api(),
         }
     }
@@ -273,6 +279,47 @@ fn examples() -> Result<Outcome> {
     drop(control_plane);
     folder.remove()?;
     passed("Rust, Python and JavaScript agree")
+}
+
+fn checker() -> Result<Outcome> {
+    if process::capture(Command::new("node").arg("--version")).is_err() {
+        return skipped("this needs node 20 or newer");
+    }
+    let folder = wasm::checker()?;
+    process::run(
+        Command::new("node")
+            .arg("--test")
+            .arg(root().join("policy/checker/check.test.mjs"))
+            .env("CHECKER", &folder)
+            .env("TOLLGATE", tollgate()?),
+    )?;
+    passed(wasm::describe(&folder.join("tollgate_checker_bg.wasm"))?)
+}
+
+fn oracles() -> Result<Outcome> {
+    let (python, cel) = match (tools::python(), tools::cel()) {
+        (Ok(python), Ok(cel)) => (python, cel),
+        (Err(error), _) | (_, Err(error)) => return skipped(format!("{error:#}")),
+    };
+    let oracle = cargo::build("tollgate-policy", "oracle", "", &["--example", "oracle"])?;
+    let mut said = Vec::new();
+    let folder = root().join("tests/oracles");
+    for script in ["patterns.py", "zones.py"] {
+        said.push(process::capture(
+            Command::new(&python)
+                .arg(folder.join(script))
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("TOLLGATE_ORACLE", &oracle),
+        )?);
+    }
+    said.push(process::capture(
+        Command::new("node")
+            .arg(folder.join("conditions.mjs"))
+            .env("TOLLGATE_CEL", cel)
+            .env("TOLLGATE_ORACLE", &oracle),
+    )?);
+    let said: Vec<&str> = said.iter().map(|line| line.trim()).collect();
+    passed(said.join("; "))
 }
 
 fn api() -> Result<Outcome> {

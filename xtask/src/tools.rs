@@ -245,29 +245,53 @@ pub fn python() -> Result<PathBuf> {
 /// # Errors
 /// When there is no usable `npm`, or a package cannot be installed.
 pub fn jco() -> Result<PathBuf> {
-    let lock_file = root().join("examples/package-lock.json");
-    let digest = sha256(&lock_file)?;
-    let home = tools_dir().join(format!("jco-{}", &digest[..12]));
-    let program = home.join("node_modules/.bin/jco");
-    if program.exists() {
-        return Ok(program);
+    let home = node_packages("examples", "jco", "jco and what it needs (about 340 MB)")?;
+    Ok(home.join("node_modules/.bin/jco"))
+}
+
+/// The folder with the packages of `tests/oracles/package-lock.json`, another implementation of CEL; fetched when missing.
+///
+/// # Errors
+/// When there is no usable `npm`, or a package cannot be installed.
+pub fn cel() -> Result<PathBuf> {
+    node_packages("tests/oracles", "cel", "another implementation of CEL")
+}
+
+/// Installs what `folder`'s lock file lists into a folder named after it.
+fn node_packages(folder: &str, name: &str, what: &str) -> Result<PathBuf> {
+    let folder = root().join(folder);
+    let digest = sha256(&folder.join("package-lock.json"))?;
+    let home = tools_dir().join(format!("{name}-{}", &digest[..12]));
+    if home.exists() {
+        return Ok(home);
     }
     let _lock = lock()?;
-    if program.exists() {
-        return Ok(program);
+    if home.exists() {
+        return Ok(home);
     }
-    progress::say("Installing", "jco and what it needs (about 340 MB), once");
-    let staged = Staged::new("jco")?;
+    progress::say("Installing", format!("{what}, once"));
+    let staged = Staged::new(name)?;
     for file in ["package.json", "package-lock.json"] {
-        fs::copy(root().join("examples").join(file), staged.0.join(file))?;
+        fs::copy(folder.join(file), staged.0.join(file))?;
     }
     // By the lock file all the same. `npm ci` insists on it to the letter, down to the packages of platforms that a registry may lack.
     run(Command::new("npm")
-        .args(["install", "--no-save", "--silent", "--no-audit", "--no-fund"])
+        .args([
+            "install",
+            "--no-save",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+        ])
         .current_dir(&staged.0))
-    .context("cannot install examples/package-lock.json: this needs node 20 or newer with npm, and a network")?;
+    .with_context(|| {
+        format!(
+            "cannot install `{}`: this needs node 20 or newer with npm, and a network",
+            folder.join("package-lock.json").display()
+        )
+    })?;
     staged.publish(&home)?;
-    Ok(program)
+    Ok(home)
 }
 
 /// Held while a tool is being made, and released by the operating system however the holder ends.

@@ -1,5 +1,5 @@
 //! The wasm modules: the Envoy filter (a core module, all that Envoy loads), the WIT component, the Cloudflare Worker (a module with the
-//! JavaScript that stands around it) and the Spin component.
+//! JavaScript that stands around it), the Spin component, and the policy checker for browsers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -137,6 +137,32 @@ pub fn cloudflare() -> Result<PathBuf> {
     let _ = fs::rename(&folder, &old);
     fs::rename(&staged, &folder)?;
     let _ = fs::remove_dir_all(old);
+    Ok(folder)
+}
+
+/// Builds the policy checker for browsers and gives the folder of its files: `tollgate_checker.js`, which a page imports, its types and the
+/// module.
+///
+/// # Errors
+/// When the target cannot be installed or the build fails.
+pub fn checker() -> Result<PathBuf> {
+    tools::rust_target(COMPONENT_TARGET)?;
+    progress::say("Building", "the policy checker for browsers");
+    let module = cargo::build(
+        "tollgate-checker",
+        "tollgate_checker",
+        "wasm",
+        &["--profile", "wasm", "--target", COMPONENT_TARGET],
+    )?;
+    let folder = root().join("target/checker");
+    let mut bindgen = Bindgen::new();
+    bindgen
+        .web(true)?
+        .input_path(&module)
+        .out_name("tollgate_checker")
+        .remove_name_section(true)
+        .remove_producers_section(true);
+    bindgen.generate_output()?.emit(&folder)?;
     Ok(folder)
 }
 

@@ -12,6 +12,7 @@ use xtask::{cargo, process, root};
 const HOUSE: &[(&str, &[&str])] = &[
     ("tollgate-engine", &[]),
     ("tollgate-policy", &["tollgate-engine"]),
+    ("tollgate-checker", &["tollgate-policy"]),
     ("tollgate-filter", &["tollgate-engine"]),
     ("tollgate-component", &["tollgate-engine"]),
     ("tollgate-edge-worker", &["tollgate-engine"]),

@@ -424,7 +424,7 @@ async fn limit(
         .fetch_all(&mut *connection)
         .await?;
     // …and those with a document of their own for themselves.
-    for document in &payload.documents {
+    for document in payload.documents.iter() {
         if let Scope::Agent(agent) = &document.scope
             && document.limits.iter().any(|limit| {
                 limit.per == account.level

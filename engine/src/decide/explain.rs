@@ -3,7 +3,7 @@
 //! Runs the very checks of [`super::decide`], one document at a time, and describes them in words. For people; no gate calls it on the way
 //! of a call.
 
-use super::{Cause, Check, Decision, Reason, applicable, limits, shown, worst_case};
+use super::{Cause, Check, Cost, Decision, Reason, limits, shown};
 use crate::{
     bundle::{Document, Limit, Names, Payload, Scope},
     facts::{Facts, Head},
@@ -72,14 +72,26 @@ pub fn explain(
 ) -> Vec<Met> {
     let mut charged = Decision::default();
     let mut unaffordable = Vec::new();
-    limits(payload, caller, facts, now, &mut charged, &mut unaffordable);
-    let met: Vec<&str> = applicable(payload, caller, facts)
+    let cost = Cost::of(payload, facts);
+    limits(
+        payload,
+        caller,
+        facts,
+        &cost,
+        now,
+        &mut charged,
+        &mut unaffordable,
+    );
+    let documents = &payload.documents;
+    let met: Vec<&str> = documents
+        .covering(caller)
+        .chain(documents.about(facts.tools()))
         .map(|document| document.name.as_str())
         .collect();
     let call = Call {
         patterns,
         caller,
-        estimate: worst_case(payload, facts),
+        estimate: cost.worst_nano_usd,
         head,
         facts,
         hits,
@@ -87,8 +99,7 @@ pub fn explain(
         charged: &charged,
         unaffordable: &unaffordable,
     };
-    payload
-        .documents
+    documents
         .iter()
         .map(|document| {
             let applies = met.contains(&document.name.as_str());

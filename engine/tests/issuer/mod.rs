@@ -108,7 +108,8 @@ pub(crate) fn payload(revision: u64) -> Payload {
             denied_tools: vec!["shell".to_string()],
             patterns: vec!["key-[a-z]{8}".to_string()],
             ..document("base")
-        }],
+        }]
+        .into(),
         calendars: Vec::new(),
         prices: PriceTable::default(),
         token_keys: vec![public(KEY_ID, &house())],
@@ -146,11 +147,14 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         unknown_model: None,
     };
     let mut payload = payload(revision);
-    payload.documents[0].limits = vec![
+    let limits = vec![
         limit(Level::Workspace, Unit::Calls, 1_000_000),
         limit(Level::Agent, Unit::Tokens, 10_000_000),
         limit(Level::Team, Unit::NanoUsd, 100_000_000),
     ];
+    payload
+        .documents
+        .change(|documents| documents[0].limits = limits);
     let price = Price {
         max_output_tokens: Some(4_096),
         ..Price::flat(1_000, 2_000)

@@ -104,7 +104,7 @@ impl Memory {
                 revision: 0,
                 issued_at: 0,
                 expires_at: 0,
-                documents: Vec::new(),
+                documents: Vec::new().into(),
                 calendars: Vec::new(),
                 prices,
                 token_keys: vec![public(&key)],

@@ -61,6 +61,11 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("GET", "/v1/workspaces/{workspace}/policies", For::Operators),
     ("PUT", "/v1/workspaces/{workspace}/policies", For::Operators),
     (
+        "POST",
+        "/v1/workspaces/{workspace}/policies",
+        For::Operators,
+    ),
+    (
         "GET",
         "/v1/workspaces/{workspace}/policies/{name}",
         For::Operators,
@@ -73,6 +78,16 @@ const ROUTES: &[(&str, &str, For)] = &[
     (
         "GET",
         "/v1/workspaces/{workspace}/policies/{name}/versions",
+        For::Operators,
+    ),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/policies/{name}/versions/{version}",
+        For::Operators,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/policies/{name}/rollback",
         For::Operators,
     ),
     ("GET", "/v1/workspaces/{workspace}/bundle", For::Operators),
@@ -160,7 +175,7 @@ async fn filled(template: &str, workspace: &Workspace<'_>) -> String {
             "apiVersion: tollgate/v1\nkind: Policy\nmetadata:\n  name: {name}\nspec:\n  scope: global\n"
         );
         assert_eq!(workspace.apply(&policy).await.status, 200);
-        path = path.replace("{name}", &name);
+        path = path.replace("{name}", &name).replace("{version}", "1");
     }
     if path.contains("{id}") {
         let id = if path.contains("/agents/") {
@@ -452,12 +467,16 @@ async fn nothing_crosses_between_workspaces() {
         ("DELETE", format!("/gates/{}", gate.id)),
         ("GET", "/policies/test".to_owned()),
         ("DELETE", "/policies/test".to_owned()),
+        ("GET", "/policies/test/versions".to_owned()),
+        ("GET", "/policies/test/versions/1".to_owned()),
     ] {
         let reply = plane
             .call(&theirs.operator, method, &theirs.path(&path), Value::Null)
             .await;
         assert_eq!(reply.status, 404, "{method} {path}");
     }
+    let rollback = theirs.post("/policies/test/rollback", json!({"version": 1}));
+    assert_eq!(rollback.await.status, 404);
     for empty in ["/agents", "/policies", "/gates", "/budgets", "/audit/gaps"] {
         assert_eq!(theirs.get(empty).await, json!([]), "{empty}");
     }

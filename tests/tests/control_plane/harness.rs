@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tollgate_control_plane::{ControlPlane, Settings};
 use tollgate_engine::envelope::{self, LEASES_TYPE, PublicKey};
 use tollgate_engine::journal::{self, Position, SealKey};
@@ -87,6 +88,17 @@ impl Plane {
 
     pub(crate) fn advance(&self, secs: i64) {
         self.now.fetch_add(secs * 1_000_000, Ordering::SeqCst);
+    }
+
+    /// Changes the database behind the control plane's back, for what no route can bring about.
+    pub(crate) async fn execute(&self, statement: &'static str) {
+        let file = self.scratch.path().join("tollgate.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+        let mut database = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
+        sqlx::query(statement).execute(&mut database).await.unwrap();
+        database.close().await.unwrap();
     }
 
     /// A name not used before.

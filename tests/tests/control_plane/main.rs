@@ -6,5 +6,6 @@ mod bundles;
 mod data_directory;
 mod harness;
 mod leases;
+mod policies;
 mod process;
 mod usage;

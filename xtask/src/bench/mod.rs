@@ -5,6 +5,7 @@
 
 mod cost;
 mod load;
+mod policy;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 use xtask::envoy::{Envoy, Run};
 use xtask::run_folder::RunFolder;
@@ -63,8 +64,18 @@ const NATIVE_FILTERS: &str = r#"- name: envoy.filters.http.rbac
 /// Where the hand-written end of a report begins.
 const NOTES: &str = "\n## Notes\n";
 
+/// A part of the report that is measured by itself.
+#[derive(Clone, Copy, ValueEnum)]
+enum Section {
+    /// Decisions without a gate, beside other policy engines.
+    Policy,
+}
+
 #[derive(Args)]
 pub(crate) struct Options {
+    /// Measure this section only.
+    #[arg(long, value_name = "SECTION")]
+    only: Option<Section>,
     /// How often every variant is measured.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -105,6 +116,9 @@ struct Sample {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let Some(Section::Policy) = options.only {
+        return policy::run(options.output.as_deref());
+    }
     let run_folder = RunFolder::new("bench")?;
     let folder = run_folder.path();
     progress::say("Building", "the control plane");

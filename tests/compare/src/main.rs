@@ -1,0 +1,204 @@
+//! Decides the same calls by the same policy with Tollgate, Cedar and Rego, holds their verdicts together, and measures a decision on facts
+//! that are parsed already. Prints a table; `cargo xtask bench --only policy` puts it into the report.
+//!
+//! Each engine is used as its own documentation says is fast: policies compiled once, requests built before the clock starts. Cedar's
+//! policies are its own language's words for ours, a `forbid` each; in Rego the rules of single agents are data. Neither has budgets,
+//! so there are none here.
+
+mod cedar;
+mod loading;
+mod rego;
+mod tollgate;
+
+use anyhow::{Result, ensure};
+use std::{fmt::Write as _, hint::black_box, time::Instant};
+
+/// Who calls where with what.
+#[derive(Clone, Copy)]
+struct Call {
+    host: &'static str,
+    model: Option<&'static str>,
+    tools: &'static [&'static str],
+    mcp_tool: Option<&'static str>,
+    team: Option<&'static str>,
+    allowed: bool,
+}
+
+const MODEL: &str = "gpt-4o-mini";
+
+/// What is measured; the others are there to show that all three engines run the same policy.
+const MEASURED: Call = Call {
+    host: "api.openai.com",
+    model: Some(MODEL),
+    tools: &["search", "calendar"],
+    mcp_tool: None,
+    team: Some("platform"),
+    allowed: true,
+};
+
+/// Each refused by one document and by that alone, where it is refused.
+const CALLS: [Call; 13] = [
+    MEASURED,
+    Call {
+        host: "files.slack.com",
+        model: None,
+        tools: &[],
+        team: None,
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        host: "hooks.slack.com",
+        model: None,
+        tools: &[],
+        ..MEASURED
+    },
+    Call {
+        host: "evil.example",
+        tools: &[],
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        host: "hooks.slack.com",
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        model: Some("gpt-5-mini"),
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        model: Some("gpt-5-mini"),
+        team: None,
+        ..MEASURED
+    },
+    Call {
+        model: Some("gpt-4o-audio-preview"),
+        team: None,
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        model: Some("gpt-4o"),
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        tools: &["bash"],
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        tools: &["delete_repo"],
+        team: None,
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        tools: &["mail"],
+        allowed: false,
+        ..MEASURED
+    },
+    Call {
+        model: None,
+        tools: &[],
+        mcp_tool: Some("git_push"),
+        allowed: false,
+        ..MEASURED
+    },
+];
+
+/// Agents with a document of their own.
+const MANY: usize = 10_000;
+
+/// The agent with this number. Not in the order of the numbers, so that neighbours are not neighbours in memory.
+fn agent(number: usize) -> String {
+    let mixed = (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    format!(
+        "{:08x}-{:04x}-4000-8000-{number:012x}",
+        mixed >> 32,
+        mixed & 0xffff
+    )
+}
+
+/// An engine with the policy loaded.
+trait Engine {
+    /// Whether the call of this agent is allowed.
+    fn allows(&mut self, call: &Call, agent: usize) -> Result<bool>;
+    /// Gets ready to decide [`MEASURED`] for any of `agents`.
+    fn prepare(&mut self, agents: usize) -> Result<()>;
+    /// Decides it for one of them.
+    fn decide(&mut self, agent: usize) -> bool;
+}
+
+/// Nanoseconds per decision: the least of many rounds, since other programs on the machine only ever add.
+fn measure(engine: &mut dyn Engine, agents: usize, calls: usize) -> Result<u128> {
+    const ROUNDS: usize = 61;
+    engine.prepare(agents)?;
+    let mut rounds = Vec::new();
+    let mut next = 0_usize;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        for _ in 0..calls {
+            // A step that is prime to the number of agents meets all of them, far apart.
+            next = (next + 7_919) % agents;
+            ensure!(
+                black_box(engine.decide(black_box(next))),
+                "the measured call is allowed"
+            );
+        }
+        rounds.push(start.elapsed().as_nanos() / calls as u128);
+    }
+    Ok(rounds.into_iter().min().unwrap_or_default())
+}
+
+fn main() -> Result<()> {
+    let mut report = String::from(
+        "| engine | 10 documents | 10,009 documents: one more for each of 10,000 agents |\n|---|---|---|\n",
+    );
+    let engines: [(&str, fn(usize) -> Result<Box<dyn Engine>>, usize); 3] = [
+        ("Tollgate", tollgate::load, 20_000),
+        ("cedar-policy 4.14.1", cedar::load, 2_000),
+        ("regorus 0.14.1 (RVM)", rego::load, 2_000),
+    ];
+    let mut tollgate = (0, 0);
+    for (name, load, calls) in engines {
+        let mut few = load(1)?;
+        for (number, call) in CALLS.iter().enumerate() {
+            ensure!(
+                few.allows(call, 0)? == call.allowed,
+                "{name}: call {number}"
+            );
+        }
+        let small = measure(&mut *few, 1, calls)?;
+        drop(few);
+        let mut many = load(MANY)?;
+        for (number, call) in CALLS.iter().enumerate() {
+            ensure!(
+                many.allows(call, MANY - 1)? == call.allowed,
+                "{name}: call {number} with many agents"
+            );
+        }
+        // Cedar looks at every policy for every request.
+        let large = measure(
+            &mut *many,
+            MANY,
+            (calls / if name.starts_with("cedar") { 200 } else { 1 }).max(5),
+        )?;
+        if name == "Tollgate" {
+            tollgate = (small, large);
+        }
+        writeln!(report, "| {name} | {small} ns | {large} ns |")?;
+    }
+    writeln!(
+        report,
+        "\nGoals: Tollgate at most 1,000 ns with 10 documents, and at most 1.3 times its own figure with 10,009 (here {}.{:02} times).",
+        tollgate.1 / tollgate.0,
+        tollgate.1 * 100 / tollgate.0 % 100
+    )?;
+    loading::report(&mut report)?;
+    print!("{report}");
+    Ok(())
+}
