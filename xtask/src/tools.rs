@@ -240,15 +240,28 @@ pub fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// The `jco` of `examples/package-lock.json`, which makes JavaScript of a component; fetched when missing. Its folder is named after the lock file.
+/// The `jco` of `examples/package-lock.json`, which makes JavaScript of a component; fetched when missing.
 ///
 /// # Errors
 /// When there is no usable `npm`, or a package cannot be installed.
 pub fn jco() -> Result<PathBuf> {
-    let lock_file = root().join("examples/package-lock.json");
-    let digest = sha256(&lock_file)?;
-    let home = tools_dir().join(format!("jco-{}", &digest[..12]));
-    let program = home.join("node_modules/.bin/jco");
+    npm_program("jco", "examples", "about 340 MB")
+}
+
+/// The `wrangler` of `edge-worker/cloudflare/package-lock.json`, which deploys to Cloudflare; fetched when missing.
+///
+/// # Errors
+/// When there is no usable `npm`, or a package cannot be installed.
+pub fn wrangler() -> Result<PathBuf> {
+    npm_program("wrangler", "edge-worker/cloudflare", "about 200 MB")
+}
+
+/// The program `name`, of the packages that the lock file in `folder` names. They are installed to where that file's digest says.
+fn npm_program(name: &str, folder: &str, size: &str) -> Result<PathBuf> {
+    let folder = root().join(folder);
+    let digest = sha256(&folder.join("package-lock.json"))?;
+    let home = tools_dir().join(format!("{name}-{}", &digest[..12]));
+    let program = home.join("node_modules/.bin").join(name);
     if program.exists() {
         return Ok(program);
     }
@@ -256,16 +269,24 @@ pub fn jco() -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    progress::say("Installing", "jco and what it needs (about 340 MB), once");
-    let staged = Staged::new("jco")?;
+    progress::say(
+        "Installing",
+        format!("{name} and what it needs ({size}), once"),
+    );
+    let staged = Staged::new(name)?;
     for file in ["package.json", "package-lock.json"] {
-        fs::copy(root().join("examples").join(file), staged.0.join(file))?;
+        fs::copy(folder.join(file), staged.0.join(file))?;
     }
     // By the lock file all the same. `npm ci` insists on it to the letter, down to the packages of platforms that a registry may lack.
     run(Command::new("npm")
         .args(["install", "--no-save", "--silent", "--no-audit", "--no-fund"])
         .current_dir(&staged.0))
-    .context("cannot install examples/package-lock.json: this needs node 20 or newer with npm, and a network")?;
+    .with_context(|| {
+        format!(
+            "cannot install the packages of `{}`: this needs node 20 or newer with npm, and a network",
+            folder.display()
+        )
+    })?;
     staged.publish(&home)?;
     Ok(program)
 }
