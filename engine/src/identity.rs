@@ -177,25 +177,24 @@ pub fn find_token<'a>(headers: Headers<'_, 'a>) -> Result<&'a [u8], IdentityErro
     let own = only(TOKEN_HEADER)?;
     let authorization = only("authorization")?;
     let api_key = only("x-api-key")?;
-    if let Some(token) = own {
-        return Ok(token);
-    }
-    match (authorization, api_key) {
-        (Some(_), Some(_)) => Err(IdentityError::Ambiguous),
-        (Some(value), None) => {
+    let token = match (own, authorization, api_key) {
+        (Some(token), _, _) => token,
+        (None, Some(_), Some(_)) => return Err(IdentityError::Ambiguous),
+        (None, Some(value), None) => {
             let (scheme, token) = value.split_at_checked(7).ok_or(IdentityError::Malformed)?;
             if !scheme.eq_ignore_ascii_case(b"Bearer ") {
-                Err(IdentityError::Malformed)
-            } else if token.contains(&b',') {
-                // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no token has a comma.
-                Err(IdentityError::Ambiguous)
-            } else {
-                Ok(token)
+                return Err(IdentityError::Malformed);
             }
+            token
         }
-        (None, Some(value)) => Ok(value),
-        (None, None) => Err(IdentityError::Missing),
+        (None, None, Some(value)) => value,
+        (None, None, None) => return Err(IdentityError::Missing),
+    };
+    if token.contains(&b',') {
+        // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no token has a comma.
+        return Err(IdentityError::Ambiguous);
     }
+    Ok(token)
 }
 
 /// Verifies `token` from scratch.

@@ -256,6 +256,17 @@ impl Slot {
             .saturating_sub(self.reserved)
     }
 
+    /// How much more has to be granted before `amount` can be reserved. Calls may have used more than they reserved; that comes first.
+    pub fn lacks(&self, amount: u64) -> u64 {
+        let gone = self
+            .returned
+            .saturating_add(self.settled)
+            .saturating_add(self.reserved);
+        amount
+            .saturating_add(gone.saturating_sub(self.granted))
+            .saturating_sub(self.available())
+    }
+
     /// Whether it has not been spent from for so long that somebody else should have what is left.
     pub fn is_idle(&self, now: Time) -> bool {
         let window_ms = self.end.saturating_sub(self.start).saturating_mul(1_000);

@@ -615,6 +615,9 @@ pub fn ask_for(account: &Account, slot: &Slot, wanted: u64, needed: u64) -> Ask 
         returned: slot.returned,
         settled: slot.settled,
         reserved: slot.reserved,
-        want: wanted.max(needed.saturating_sub(slot.available())),
+        want: match needed {
+            0 => wanted,
+            _ => wanted.max(slot.lacks(needed)),
+        },
     }
 }

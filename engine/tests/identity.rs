@@ -606,11 +606,14 @@ fn where_a_token_is_looked_for() {
     ] {
         assert_eq!(find(riddle), Err(Ambiguous), "{riddle:?}");
     }
-    assert_eq!(
-        find(&[("authorization", "Bearer t, Bearer u")]),
-        Err(Ambiguous),
-        "two lines that a proxy has joined"
-    );
+    // Two lines that whoever passed the call on has joined.
+    for joined in [
+        ("authorization", "Bearer t, Bearer u"),
+        ("x-api-key", "t, u"),
+        (TOKEN_HEADER, "t, u"),
+    ] {
+        assert_eq!(find(&[joined]), Err(Ambiguous), "{joined:?}");
+    }
     for other in ["Basic dTpw", "Bearer", "t", "", "Bearer\tt", "Bearér t"] {
         assert_eq!(find(&[("authorization", other)]), Err(Malformed), "{other}");
     }

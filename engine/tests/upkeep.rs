@@ -935,3 +935,25 @@ fn stored_values_that_are_damaged_are_not_read() {
     assert_eq!(Holder::decode(&holder.encode()), Some(holder));
     assert_eq!(Journal::decode(&journal.encode()), Some(journal));
 }
+
+/// 3,575 were used of 470 that were granted: a call that needs one more lacks those between, too. Asked for one at a time, they would never come.
+#[test]
+fn what_was_used_beyond_the_lease_is_asked_for_with_what_is_needed() {
+    let account = Account::parse("agent:a|tokens|month@UTC").unwrap();
+    let slot = Slot {
+        granted: 470,
+        settled: 3_575,
+        ..Slot::default()
+    };
+    assert_eq!(slot.available(), 0);
+    assert_eq!(ask_for(&account, &slot, 0, 1).want, 3_106);
+    assert_eq!(ask_for(&account, &slot, 0, 0).want, 0, "nobody waits");
+    let ample = Slot {
+        settled: 100,
+        reserved: 70,
+        ..slot
+    };
+    assert_eq!(ask_for(&account, &ample, 0, 300).want, 0);
+    assert_eq!(ask_for(&account, &ample, 0, 310).want, 10);
+    assert_eq!(ask_for(&account, &ample, 50, 310).want, 50);
+}

@@ -121,6 +121,13 @@ impl Origin {
         }
     }
 
+    /// As a URL, without a path.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
+
     fn transport_socket(&self) -> Result<Value> {
         if !self.tls {
             return Ok(json!({

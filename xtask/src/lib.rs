@@ -10,6 +10,7 @@ pub mod http;
 pub mod process;
 pub mod progress;
 pub mod run_folder;
+pub mod spin;
 pub mod stack;
 pub mod stand_in;
 pub mod tools;

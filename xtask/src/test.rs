@@ -1,15 +1,16 @@
 //! `cargo xtask test`: the phases, in the order in which they are cheap to fail.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xtask::control_plane::ControlPlane;
 use xtask::run_folder::RunFolder;
-use xtask::stack::{self, LOOPBACK, Plan, Programs, Stack};
+use xtask::spin::{App, Spin};
+use xtask::stack::{self, EdgePlan, EdgeStack, LOOPBACK, Plan, Programs, Stack};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress, root, tools, wasm};
 
@@ -38,6 +39,8 @@ enum Phase {
     Checker,
     /// Patterns against RE2, conditions against another CEL, days and hours against Python's zoneinfo.
     Oracles,
+    /// What wrangler would upload to Cloudflare: the whole of the worker.
+    Deploy,
     /// The control plane's HTTP API against its own description, by schemathesis.
     Api,
 }
@@ -101,6 +104,7 @@ impl Phase {
             Phase::Examples => examples(),
             Phase::Checker => checker(),
             Phase::Oracles => oracles(),
+            Phase::Deploy => deploy(),
             Phase::Api => api(),
         }
     }
@@ -147,15 +151,10 @@ fn sdk() -> Result<Outcome> {
         Err(error) => return skipped(format!("{error:#}")),
     };
     let folder = RunFolder::new("sdk")?;
-    let programs = Programs {
-        envoy: tools::envoy(None)?,
-        filter: wasm::filter()?,
-        tollgate: tollgate()?,
-    };
+    let tollgate = tollgate()?;
     let stand_in = StandIn::start(&folder.path().join("stand-in.log"), &[])?;
     let mut tokens = Vec::new();
-    let plan = Plan::new(folder.path().to_owned(), programs, stand_in.upstream());
-    let stack = Stack::start(plan, |control_plane| {
+    let mut prepare = |control_plane: &ControlPlane| {
         let workspace = control_plane.create_workspace("sdk")?;
         control_plane.apply_policy(&workspace, stack::DEMO_POLICY)?;
         for name in ["agent", "spender"] {
@@ -163,23 +162,65 @@ fn sdk() -> Result<Outcome> {
             tokens.push(control_plane.issue_token(&workspace, &agent)?);
         }
         Ok(workspace)
-    })?;
-    let [token, spender_token] = &tokens[..] else {
-        bail!("two agents, two tokens")
     };
-    process::run(
-        Command::new(python)
-            .args(["-m", "unittest", "test_sdks"])
-            .current_dir(root().join("tests/sdk"))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("TOLLGATE_GATE", stack.envoy.url(""))
-            .env("TOLLGATE_TOKEN", token)
-            .env("TOLLGATE_SPENDER_TOKEN", spender_token),
-    )
-    .with_context(|| format!("the logs are in `{}`", folder.path().display()))?;
-    drop((stack, stand_in));
+    let programs = Programs {
+        envoy: tools::envoy(None)?,
+        filter: wasm::filter()?,
+        tollgate: tollgate.clone(),
+    };
+    let plan = Plan::new(folder.path().join("envoy"), programs, stand_in.upstream());
+    let envoy = Stack::start(plan, &mut prepare)?;
+    let plan = EdgePlan {
+        folder: folder.path().join("workerd"),
+        tollgate: tollgate.clone(),
+        workerd: tools::workerd()?,
+        worker: wasm::cloudflare()?,
+        upstream: stand_in.upstream(),
+        gate: LOOPBACK,
+        control_plane: LOOPBACK,
+        bundles: None,
+        environment: Vec::new(),
+    };
+    let workerd = EdgeStack::start(plan, &mut prepare)?;
+    let at_spin = folder.path().join("spin");
+    fs::create_dir_all(&at_spin)?;
+    let mut serve = Command::new(tollgate);
+    serve.arg("serve");
+    let log = at_spin.join("control-plane.log");
+    let control_plane = ControlPlane::start(serve, &at_spin.join("data"), LOOPBACK, &log)?;
+    let workspace = prepare(&control_plane)?;
+    let upstream = stand_in.upstream();
+    let app = App::gate(
+        wasm::spin()?,
+        &stack::gate_settings(&workspace, &upstream),
+        &upstream.origin,
+        control_plane.address,
+        &stack::gate_secrets(&workspace, &upstream),
+    );
+    let spin = Spin::start(&app, &at_spin)?;
+
+    let [at_envoy, at_workerd, at_spin] = tokens.as_chunks::<2>().0 else {
+        bail!("two agents at each gate, two tokens")
+    };
+    for (gate, [token, spender_token]) in [
+        (envoy.envoy.url(""), at_envoy),
+        (workerd.gate.url(""), at_workerd),
+        (spin.url(""), at_spin),
+    ] {
+        process::run(
+            Command::new(&python)
+                .args(["-m", "unittest", "test_sdks"])
+                .current_dir(root().join("tests/sdk"))
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("TOLLGATE_GATE", gate)
+                .env("TOLLGATE_TOKEN", token)
+                .env("TOLLGATE_SPENDER_TOKEN", spender_token),
+        )
+        .with_context(|| format!("the logs are in `{}`", folder.path().display()))?;
+    }
+    drop((envoy, workerd, spin, control_plane, stand_in));
     folder.remove()?;
-    passed("openai and anthropic, whole and streamed")
+    passed("openai and anthropic, whole and streamed, through Envoy, workerd and Spin's stand-in")
 }
 
 /// A model that the example's policy allows, one that it does not, and what every program has to say to each.
@@ -320,6 +361,61 @@ fn oracles() -> Result<Outcome> {
     )?);
     let said: Vec<&str> = said.iter().map(|line| line.trim()).collect();
     passed(said.join("; "))
+}
+
+fn deploy() -> Result<Outcome> {
+    let wrangler = match tools::wrangler() {
+        Ok(wrangler) => wrangler,
+        Err(error) => return skipped(format!("{error:#}")),
+    };
+    let worker = wasm::cloudflare()?;
+    let folder = RunFolder::new("deploy")?;
+    let uploaded = folder.path().join("uploaded");
+    // A home of its own: nobody's account is asked for, and nothing is left there.
+    let said = process::capture(
+        Command::new(wrangler)
+            .args(["deploy", "--dry-run", "--config"])
+            .arg(root().join("edge-worker/cloudflare/wrangler.toml"))
+            .arg("--outdir")
+            .arg(&uploaded)
+            .stdin(Stdio::null())
+            .env("HOME", folder.path())
+            .env("CI", "1")
+            .env("WRANGLER_SEND_METRICS", "false")
+            .env("WRANGLER_HIDE_BANNER", "true"),
+    )?;
+    let (made, uploaded) = (files_below(&worker)?, files_below(&uploaded)?);
+    let missing: Vec<_> = made
+        .iter()
+        .filter(|file| {
+            file.extension()
+                .is_some_and(|kind| kind == "js" || kind == "wasm")
+        })
+        .filter(|file| !uploaded.contains(file))
+        .collect();
+    ensure!(missing.is_empty(), "would not be uploaded: {missing:?}");
+    folder.remove()?;
+    let total = said.lines().find(|line| line.starts_with("Total Upload"));
+    passed(total.unwrap_or_default())
+}
+
+/// Their paths from `folder` on.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = PathBuf::from(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            files.extend(
+                files_below(&entry.path())?
+                    .iter()
+                    .map(|file| name.join(file)),
+            );
+        } else {
+            files.push(name);
+        }
+    }
+    Ok(files)
 }
 
 fn api() -> Result<Outcome> {

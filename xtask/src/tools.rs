@@ -240,7 +240,7 @@ pub fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// The `jco` of `examples/package-lock.json`, which makes JavaScript of a component; fetched when missing. Its folder is named after the lock file.
+/// The `jco` of `examples/package-lock.json`, which makes JavaScript of a component; fetched when missing.
 ///
 /// # Errors
 /// When there is no usable `npm`, or a package cannot be installed.
@@ -255,6 +255,16 @@ pub fn jco() -> Result<PathBuf> {
 /// When there is no usable `npm`, or a package cannot be installed.
 pub fn cel() -> Result<PathBuf> {
     node_packages("tests/oracles", "cel", "another implementation of CEL")
+}
+
+/// The `wrangler` of `edge-worker/cloudflare/package-lock.json`, which deploys to Cloudflare; fetched when missing.
+///
+/// # Errors
+/// When there is no usable `npm`, or a package cannot be installed.
+pub fn wrangler() -> Result<PathBuf> {
+    let what = "wrangler and what it needs (about 200 MB)";
+    let home = node_packages("edge-worker/cloudflare", "wrangler", what)?;
+    Ok(home.join("node_modules/.bin/wrangler"))
 }
 
 /// Installs what `folder`'s lock file lists into a folder named after it.

@@ -102,7 +102,7 @@ pub fn cloudflare() -> Result<PathBuf> {
         "tollgate-cloudflare",
         "tollgate_cloudflare",
         "wasm",
-        &["--profile", "wasm", "--target", WORKER_TARGET],
+        &["--profile", "worker", "--target", WORKER_TARGET],
     )?;
     let entry = fs::read(root().join("edge-worker/cloudflare/entry.js"))?;
     let folder = root().join("target/cloudflare");

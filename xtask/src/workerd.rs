@@ -131,11 +131,11 @@ fn write_configuration(run: &Run) -> Result<PathBuf> {
         format!("(name = \"GATE\", json = {})", text(&gate)),
         format!(
             "(name = \"UPSTREAM\", text = {})",
-            text(&url(&run.upstream))
+            text(&run.upstream.url())
         ),
         format!(
             "(name = \"CONTROL_PLANE\", text = {})",
-            text(&url(&run.control_plane))
+            text(&run.control_plane.url())
         ),
         "(name = \"KEEPER\", durableObjectNamespace = \"Keeper\")".to_owned(),
     ];
@@ -214,11 +214,6 @@ fn copy_modules(from: &Path, to: &Path, prefix: &str, names: &mut Vec<String>) -
         }
     }
     Ok(())
-}
-
-fn url(origin: &Origin) -> String {
-    let scheme = if origin.tls { "https" } else { "http" };
-    format!("{scheme}://{}", origin.authority())
 }
 
 /// In quotes. Cap'n Proto's escapes are C's, and of those JSON needs only what both have.

@@ -121,8 +121,10 @@ async fn fetch(request: Request<Body>) -> std::result::Result<Response<Body>, Js
 /// A request as the driver wants it.
 pub(crate) fn call(request: &worker::Request) -> Result<Call<Body>> {
     let request = request.inner();
-    // As `fetch` will read it: dots and backslashes in a path are resolved before it is sent on, so they are before it is decided on.
-    let url = web_sys::Request::new_with_str(&request.url())?.url();
+    // As `fetch` will read it: dots and backslashes in a path are resolved before it is sent on, so they are before it is decided on. What it
+    // cannot read has a host that is none, which is for the engine to say.
+    let url = request.url();
+    let url = web_sys::Request::new_with_str(&url).map_or(url, |request| request.url());
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", &url));
     let at = rest.find('/').unwrap_or(rest.len());
     let (authority, target) = rest.split_at(at);

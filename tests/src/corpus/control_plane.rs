@@ -42,6 +42,7 @@ pub struct ControlPlane {
     settled: BTreeMap<Account, (i64, u64)>,
     reserved: BTreeMap<Account, u64>,
     records: Vec<Vec<u8>>,
+    last_batch: Vec<u8>,
 }
 
 fn signing_key() -> SigningKey {
@@ -131,6 +132,7 @@ impl ControlPlane {
             settled: BTreeMap::new(),
             reserved: BTreeMap::new(),
             records: Vec::new(),
+            last_batch: Vec::new(),
         })
     }
 
@@ -240,8 +242,12 @@ impl ControlPlane {
             Some("audit") => {
                 let batch =
                     Batch::read(body).map_err(|fault| anyhow::anyhow!("bad batch: {fault}"))?;
-                self.records
-                    .extend(batch.records.iter().map(|record| record.to_vec()));
+                // The same bytes again are one batch: the gate has not heard of the receipt.
+                if self.last_batch != body {
+                    self.records
+                        .extend(batch.records.iter().map(|record| record.to_vec()));
+                    self.last_batch = body.to_vec();
+                }
                 let root = SealKey::root(ENROLMENT_KEY);
                 let key = SealKey::derive(&root, &batch.header.holder);
                 Ok((200, serde_json::to_vec(&Receipt::of(&batch, &key))?))
@@ -263,9 +269,12 @@ impl ControlPlane {
                 .granted
                 .entry((ask.account.clone(), ask.window_start))
                 .or_default();
-            let wanted = granted.saturating_add(ask.want);
-            *granted = wanted.min(limit);
-            let unmet = wanted > *granted;
+            // What was given back is there to be granted again.
+            let held = granted.saturating_sub(ask.returned);
+            let wanted = held.saturating_add(ask.want);
+            let given = wanted.min(limit).max(held);
+            *granted = given.saturating_add(ask.returned);
+            let unmet = wanted > given;
             let settled = self.settled.entry(ask.account.clone()).or_default();
             *settled = (*settled).max((ask.window_start, ask.settled));
             self.reserved.insert(ask.account.clone(), ask.reserved);
@@ -306,11 +315,12 @@ impl ControlPlane {
         std::mem::take(&mut self.records)
     }
 
-    /// What was reported as used, by account without the entity's id; and whether nothing is reserved any more.
+    /// What was reported as used, by account without the entity's id, where it is anything; and whether nothing is reserved any more.
     pub fn spent(&self) -> (BTreeMap<String, u64>, bool) {
         let spent = self
             .settled
             .iter()
+            .filter(|(_, (_, used))| *used > 0)
             .map(|(account, (_, used))| {
                 let entity = format!("{}:{}", account.level.name(), account.id);
                 let name = account

@@ -8,12 +8,13 @@ use super::{
     case::{AnswerEnd, BundleState, Case, Seen, SeenUpstream, Step as Script},
     control_plane::{self, ControlPlane},
     native::Native,
+    upstream::{self, Notices},
     wire::{self, Message, Server},
 };
 use crate::{Scratch, built, clock::Clock};
 use anyhow::{Context as _, Result, bail};
 use std::{
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -125,45 +126,15 @@ impl Shared {
         Ok(wire::response(status, &[], &body))
     }
 
-    /// The upstream's side: notes what came, and answers by the script.
+    /// The upstream's side.
     fn upstream(&self, request: &Message, stream: &mut TcpStream) -> Result<()> {
         let answer = {
             let mut state = self.state();
-            state.reached = Some(SeenUpstream {
-                method: request.word(0).to_string(),
-                path: request.word(1).to_string(),
-                credentials: ["authorization", "x-api-key", "x-tollgate-token"]
-                    .into_iter()
-                    .filter_map(|name| Some((name.to_string(), request.header(name)?)))
-                    .collect(),
-                accept_encoding: request.header("accept-encoding"),
-                body: String::from_utf8_lossy(&request.body).into_owned(),
-            });
+            state.reached = Some(upstream::seen(request));
             let script = state.script.as_ref().context("nobody called")?;
             script.answer.clone()
         };
-        let mut headers = vec![("content-type", answer.content_type.as_str())];
-        headers.extend(
-            answer
-                .headers
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str())),
-        );
-        stream.write_all(&wire::chunked(answer.status, &headers))?;
-        for chunk in answer.chunks()? {
-            if !chunk.is_empty() {
-                stream.write_all(&wire::chunk(&chunk))?;
-            }
-        }
-        match answer.end {
-            AnswerEnd::Whole => stream.write_all(&wire::chunk(b""))?,
-            // Until Envoy hangs up in its turn.
-            AnswerEnd::ClientLeaves => {
-                stream.read_to_end(&mut Vec::new())?;
-            }
-            AnswerEnd::UpstreamBreaks => {}
-        }
-        Ok(())
+        upstream::answer(&answer, stream, Notices::AtOnce)
     }
 }
 
@@ -272,8 +243,8 @@ impl Scene {
         let mut headers = vec![("host".to_string(), call.authority.clone().into_bytes())];
         headers.extend(call.headers(token.as_deref(), body.as_ref().map(Vec::len))?);
         let enough = match script.answer.end {
-            AnswerEnd::ClientLeaves => awaited.body.len(),
-            AnswerEnd::Whole | AnswerEnd::UpstreamBreaks => usize::MAX,
+            AnswerEnd::ClientLeaves if awaited.upstream.is_some() => awaited.body.len(),
+            AnswerEnd::ClientLeaves | AnswerEnd::Whole | AnswerEnd::UpstreamBreaks => usize::MAX,
         };
         let answer = wire::send(
             self.envoy.listen,

@@ -1,11 +1,15 @@
 //! What happens when a process dies, or policy changes under load.
 
-use std::io::{BufRead as _, BufReader};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tollgate_tests::clock::Clock;
+use tollgate_tests::corpus::wire::{self, Server};
 
 use crate::scene::{Scene, chat_body, client, wait_for};
 
@@ -199,4 +203,51 @@ spec:
     });
     // The keeper asks once a second, and an isolate asks the keeper once a second.
     assert!(took < Duration::from_millis(2_500), "{took:?}");
+}
+
+/// The keeper is gone with all that it knew, and the control plane is away: a cold isolate decides by the bundle that it finds in KV.
+#[test]
+fn a_cold_isolate_finds_its_bundle_in_kv() {
+    const POLICY: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: models
+spec:
+  scope: global
+  capabilities:
+    deny: ['model:gpt-5*']
+";
+    // A KV namespace is, to workerd, a server that has values at paths.
+    let values: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
+    let kept = Arc::clone(&values);
+    let namespace = Server::start(move |request, stream| {
+        let key = request.word(1).split('?').next().unwrap_or_default();
+        let mut kept = kept.lock().unwrap();
+        let response = match (request.word(0), kept.get(key)) {
+            ("GET", Some(value)) => wire::response(200, &[], value),
+            ("GET", None) => wire::response(404, &[], b""),
+            _ => {
+                kept.insert(key.to_owned(), request.body);
+                wire::response(200, &[], b"")
+            }
+        };
+        let _ = stream.write_all(&response);
+    })
+    .unwrap();
+    let mut folder = None;
+    let mut scene = Scene::start_as("kv", POLICY, |plan| {
+        plan.bundles = Some(namespace.address);
+        folder = Some(plan.folder.clone());
+    });
+    let denied = (403, "capabilities.deny");
+    assert_eq!(scene.chat("hello", &[]).verdict(), denied);
+    let names: Vec<String> = values.lock().unwrap().keys().cloned().collect();
+    assert_eq!(names, [format!("/{}%20default", scene.stack.workspace.id)]);
+
+    scene.stack.control_plane.process.kill().unwrap();
+    scene.stack.gate.process.kill().unwrap();
+    fs::remove_dir_all(folder.unwrap().join("keeper")).unwrap();
+    scene.stack.restart_gate().unwrap();
+    assert_eq!(scene.chat("hello", &[]).verdict(), denied);
 }

@@ -1,0 +1,77 @@
+//! The upstream's side of a step, for hosts that speak HTTP: notes what came, and answers by the script.
+
+use super::{
+    case::{Answer, AnswerEnd, SeenUpstream},
+    wire::{self, Message},
+};
+use anyhow::{Result, ensure};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+/// What came.
+#[must_use]
+pub fn seen(request: &Message) -> SeenUpstream {
+    SeenUpstream {
+        method: request.word(0).to_string(),
+        path: request.word(1).to_string(),
+        credentials: ["authorization", "x-api-key", "x-tollgate-token"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_string(), request.header(name)?)))
+            .collect(),
+        accept_encoding: request.header("accept-encoding"),
+        body: String::from_utf8_lossy(&request.body).into_owned(),
+    }
+}
+
+/// How a gate finds out that its caller has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notices {
+    /// By itself.
+    AtOnce,
+    /// When it passes something on. So a stream goes on, with comments.
+    OnWriting,
+}
+
+/// Between two comments. Long enough that whoever wants to leave has left.
+const COMMENT_EVERY: Duration = Duration::from_millis(300);
+
+/// Sends `answer`, and ends as it says.
+///
+/// # Errors
+/// When the other side takes no more.
+pub fn answer(answer: &Answer, stream: &mut TcpStream, notices: Notices) -> Result<()> {
+    let mut headers = vec![("content-type", answer.content_type.as_str())];
+    headers.extend(
+        answer
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    stream.write_all(&wire::chunked(answer.status, &headers))?;
+    for chunk in answer.chunks()? {
+        if !chunk.is_empty() {
+            stream.write_all(&wire::chunk(&chunk))?;
+        }
+    }
+    match answer.end {
+        AnswerEnd::Whole => stream.write_all(&wire::chunk(b""))?,
+        // Until the gate hangs up in its turn.
+        AnswerEnd::ClientLeaves => match notices {
+            Notices::AtOnce => {
+                stream.read_to_end(&mut Vec::new())?;
+            }
+            Notices::OnWriting => {
+                stream.set_read_timeout(Some(COMMENT_EVERY))?;
+                while let Err(error) = stream.read(&mut [0]) {
+                    ensure!(error.kind() == ErrorKind::WouldBlock, "{error}");
+                    stream.write_all(&wire::chunk(b": still here\n\n"))?;
+                }
+            }
+        },
+        AnswerEnd::UpstreamBreaks => {}
+    }
+    Ok(())
+}

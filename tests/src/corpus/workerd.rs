@@ -1,0 +1,320 @@
+//! The Cloudflare Worker in a real workerd, at the case's own time.
+//!
+//! Each case has a storage of its own, and a wall clock that stands still at the step's time. The object's alarm goes by it too, and brings records and
+//! reports: after each step the clock is put forward until they have come. In a Durable Object time never goes back; a step that lies before where the
+//! clock has come to is for a new workerd, which goes on with what it finds in its storage.
+
+use super::{
+    Host,
+    case::{AnswerEnd, BundleState, Case, Seen, SeenUpstream, Step as Script},
+    control_plane::{self, ControlPlane},
+    native::Native,
+    upstream::{self, Notices},
+    wire::{self, Message, Server},
+};
+use crate::{Scratch, built, clock::Clock};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tollgate_engine::{exchange::LEASE_WAIT_MS, lease::Request, time::Time};
+use xtask::{
+    process,
+    workerd::{Run, Workerd},
+};
+
+/// What an alarm brings comes in this time, or not in this round. workerd looks at the clock again after the time that an alarm was set for, which is a
+/// second at most; the rest is for a machine that has other things to do.
+const ROUND: Duration = Duration::from_secs(4);
+/// The errands of a round are under way so soon after its first.
+const ERRANDS: Duration = Duration::from_millis(300);
+/// How often the clock is put forward before what has not come is given up: once for the greeting, once for what came of the call, and spares.
+const ROUNDS: usize = 6;
+/// Errands are due again a second after they were done.
+const DUE_SECS: i64 = 2;
+
+/// The workerd host.
+#[derive(Debug, Default)]
+pub struct InWorkerd;
+
+impl Host for InWorkerd {
+    fn name(&self) -> &'static str {
+        "workerd"
+    }
+
+    fn skips(&self, case: &Case) -> Option<&'static str> {
+        SKIPPED
+            .iter()
+            .find(|(name, _)| case.name.starts_with(name))
+            .map(|(_, why)| *why)
+    }
+
+    fn run(&self, case: &Case) -> Result<Vec<Seen>> {
+        // Says what there is to wait for. Whether it came is judged by what was seen, like everywhere else.
+        let awaited = Native.run(case)?;
+        // What a busy machine delays for longer than the gate waits is lost to it, and while its clock stands still it does not ask again.
+        run(case, &awaited).or_else(|_| run(case, &awaited))
+    }
+}
+
+fn run(case: &Case, awaited: &[Seen]) -> Result<Vec<Seen>> {
+    let mut scene = Scene::new(case)?;
+    let start = case.start()?;
+    (1..)
+        .zip(case.steps.iter().zip(awaited))
+        .map(|(number, (step, awaited))| {
+            scene
+                .step(step, awaited, start.plus_secs(step.at))
+                .with_context(|| format!("step {number}"))
+        })
+        .collect()
+}
+
+/// Cases that cannot get through workerd to the worker, by the beginning of their names.
+const SKIPPED: &[(&str, &str)] = &[(
+    "bundle/expired",
+    "its second step needs another workerd, and a gate that starts with an expired bundle does not run it: it denies with bundle.missing",
+)];
+
+/// What the servers beside the gate share with the script.
+struct Shared {
+    state: Mutex<State>,
+    clock: Clock,
+}
+
+struct State {
+    now: Time,
+    control_plane: ControlPlane,
+    bundle: Option<Vec<u8>>,
+    script: Option<Script>,
+    reached: Option<SeenUpstream>,
+    /// How often the gate has asked for a bundle. It does so in every round.
+    rounds: usize,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_clock(&self, state: &mut State, now: Time) -> Result<()> {
+        state.now = now;
+        self.clock.set(now.micros().saturating_mul(1_000))
+    }
+
+    fn control_plane(&self, request: &Message) -> Result<Vec<u8>> {
+        let path = request.word(1);
+        let mut state = self.state();
+        if path.contains("/gate/bundle") {
+            state.rounds += 1;
+            return Ok(match (&state.bundle, request.header("if-none-match")) {
+                (Some(bundle), None) => wire::response(200, &[], bundle),
+                (Some(_), Some(_)) => wire::response(304, &[], b""),
+                (None, _) => wire::response(404, &[], b""),
+            });
+        }
+        let now = state.now;
+        let script = state.script.as_ref();
+        let down = script.is_some_and(|step| !step.control_plane);
+        if path.ends_with("/gate/leases") {
+            let asked: Request = serde_json::from_slice(&request.body)?;
+            if down && asked.asks.iter().any(|ask| ask.want > 0) {
+                // Nobody will answer: the wait is over.
+                self.set_clock(&mut state, now.plus_millis(LEASE_WAIT_MS))?;
+                return Ok(wire::response(503, &[], b""));
+            }
+        }
+        let (status, body) = state.control_plane.answer(path, &request.body, now)?;
+        Ok(wire::response(status, &[], &body))
+    }
+}
+
+/// What a workerd stands between.
+struct Scene {
+    run: Run,
+    workerd: Option<Workerd>,
+    shared: Arc<Shared>,
+    _servers: [Server; 2],
+    _scratch: Scratch,
+}
+
+impl Scene {
+    fn new(case: &Case) -> Result<Scene> {
+        let scratch = Scratch::new("corpus-workerd");
+        let start = case.start()?;
+        let mut control_plane = ControlPlane::new(case)?;
+        let bundle = match case.bundle {
+            BundleState::Missing => None,
+            BundleState::Present | BundleState::Short => Some(control_plane.bundle(1)?),
+        };
+        let clock = Clock::new(scratch.path())?;
+        let environment = clock.environment();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                now: start,
+                control_plane,
+                bundle,
+                script: None,
+                reached: None,
+                rounds: 0,
+            }),
+            clock,
+        });
+        shared.set_clock(&mut shared.state(), start)?;
+        let upstream = {
+            let shared = Arc::clone(&shared);
+            Server::start(move |request, stream| {
+                let script = {
+                    let mut state = shared.state();
+                    let mut seen = upstream::seen(&request);
+                    // What nobody asked for is asked for in so many words: Cloudflare would ask for more.
+                    seen.accept_encoding = seen.accept_encoding.filter(|asked| asked != "identity");
+                    state.reached = Some(seen);
+                    state.script.clone()
+                };
+                if let Some(script) = script {
+                    // What the gate does not take any more was not to be taken.
+                    let _ = upstream::answer(&script.answer, stream, Notices::OnWriting);
+                }
+            })?
+        };
+        let control_plane = {
+            let shared = Arc::clone(&shared);
+            Server::start(move |request, stream| {
+                let response = shared.control_plane(&request).unwrap_or_else(|error| {
+                    wire::response(500, &[], format!("{error:#}").as_bytes())
+                });
+                let _ = stream.write_all(&response);
+            })?
+        };
+        let (settings, secrets) = control_plane::settings(case.upstream);
+        let run = Run {
+            binary: built::workerd().to_path_buf(),
+            worker: built::cloudflare().to_path_buf(),
+            folder: scratch.path().to_path_buf(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            gate: serde_json::from_str(&settings)?,
+            upstream: upstream.address.into(),
+            control_plane: control_plane.address.into(),
+            bundles: None,
+            environment: environment
+                .into_iter()
+                .chain(
+                    secrets
+                        .into_iter()
+                        .map(|(name, value)| (name.into(), value.into())),
+                )
+                .collect(),
+        };
+        Ok(Scene {
+            run,
+            workerd: None,
+            shared,
+            _servers: [upstream, control_plane],
+            _scratch: scratch,
+        })
+    }
+
+    fn step(&mut self, script: &Script, awaited: &Seen, now: Time) -> Result<Seen> {
+        let call = &script.call;
+        let body = call.bytes()?;
+        if self.workerd.is_some() && now < self.shared.state().now {
+            self.another_round()?;
+            self.workerd = None;
+        }
+        let token = {
+            let mut state = self.shared.state();
+            state.script = Some(script.clone());
+            state.reached = None;
+            self.shared.set_clock(&mut state, now)?;
+            state.control_plane.token(call.token.kind)?
+        };
+        let workerd = match self.workerd.take() {
+            Some(workerd) => workerd,
+            None => Workerd::start(&self.run)?,
+        };
+        let listen = self.workerd.insert(workerd).listen;
+        let mut headers = vec![("host".to_string(), call.authority.clone().into_bytes())];
+        headers.extend(call.headers(token.as_deref(), body.as_ref().map(Vec::len))?);
+        let enough = match script.answer.end {
+            AnswerEnd::ClientLeaves if awaited.upstream.is_some() => awaited.body.len(),
+            AnswerEnd::ClientLeaves | AnswerEnd::Whole | AnswerEnd::UpstreamBreaks => usize::MAX,
+        };
+        let answer = wire::send(
+            listen,
+            &format!("{} {} HTTP/1.1", call.method, call.path),
+            &headers,
+            body.as_deref().unwrap_or_default(),
+            enough,
+        )
+        .with_context(|| {
+            let output = self
+                .workerd
+                .as_ref()
+                .map(|workerd| workerd.process.output());
+            output.and_then(Result::ok).unwrap_or_default()
+        })?;
+        let record = self.outcome(awaited)?;
+        let mut state = self.shared.state();
+        let upstream = state.reached.take();
+        let seen = Seen {
+            status: answer.word(1).parse().context("a status")?,
+            reason: answer.header("x-tollgate-reason"),
+            retry_after: answer.header("retry-after").filter(|_| upstream.is_none()),
+            content_type: answer.header("content-type"),
+            body: String::from_utf8_lossy(&answer.body).into_owned(),
+            upstream,
+            record: serde_json::from_slice(&record)?,
+            spent: state.control_plane.spent().0,
+        };
+        Ok(seen.normalise())
+    }
+
+    /// The one record of the call, after what was used has been reported.
+    fn outcome(&self, awaited: &Seen) -> Result<Vec<u8>> {
+        let mut records = Vec::new();
+        for _ in 0..ROUNDS {
+            let rounds = self.next_round()?;
+            let (mut come, mut begun) = (false, None);
+            // A round that brings nothing is followed by another, and so is one that does not come.
+            let _ = process::wait_until("a round", ROUND, || {
+                let mut state = self.shared.state();
+                records.extend(state.control_plane.take_records());
+                come = !records.is_empty() && state.control_plane.spent().0 == awaited.spent;
+                if state.rounds > rounds {
+                    begun.get_or_insert_with(Instant::now);
+                }
+                let over = begun.is_some_and(|begun: Instant| begun.elapsed() > ERRANDS);
+                (come || over).then_some(())
+            });
+            if come {
+                break;
+            }
+        }
+        match (records.pop(), records.len()) {
+            (Some(record), 0) => Ok(record),
+            (None, _) => bail!("no record of the call"),
+            (Some(_), others) => bail!("{} records of one call", others + 1),
+        }
+    }
+
+    /// What the gate was told in one round it has stored when it begins the next. When it begins none it has nothing left to do.
+    fn another_round(&self) -> Result<()> {
+        let rounds = self.next_round()?;
+        let _ = process::wait_until("another round", ROUND, || {
+            (self.shared.state().rounds > rounds).then_some(())
+        });
+        Ok(())
+    }
+
+    /// Puts the clock forward to where a round is due. Gives how many there were.
+    fn next_round(&self) -> Result<usize> {
+        let mut state = self.shared.state();
+        let due = state.now.plus_secs(DUE_SECS);
+        self.shared.set_clock(&mut state, due)?;
+        Ok(state.rounds)
+    }
+}
