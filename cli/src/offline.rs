@@ -233,6 +233,7 @@ fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         prices: prices::builtin(),
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
+        halts: Vec::new(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     api::{self, Connection, Problem, query, segment},
+    halt,
     table::{self, amount, printable, text, usd, when_ms, when_secs},
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -176,7 +177,7 @@ enum AgentCommand {
 }
 
 /// The id of the agent that `agent` names: itself, unless an agent in service has it for a name.
-fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
+pub(crate) fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
     let all = api.get(&api.at("/agents")?)?;
     let named =
         all.as_array().into_iter().flatten().find(|row| {
@@ -833,6 +834,7 @@ impl Status {
             .unwrap_or_default();
         let gates = api.get(&api.at("/gates")?)?;
         let gaps = api.get(&api.at("/audit/gaps")?)?;
+        let halts = api.get(&api.at("/halts")?)?;
         let count = |value: &Value| value.as_array().map_or(0, Vec::len);
         let running = |row: &&Value| row["runs"]["lost"] == Value::Bool(false);
         let rows = holders(&gates);
@@ -854,6 +856,7 @@ impl Status {
             "gates": live.len(),
             "gates_on_current_revision": live.iter().filter(current).count(),
             "gaps": count(&gaps),
+            "halts": halts,
         });
         show(&self.output, &status, || {
             println!("control plane  {}", api.url());
@@ -881,6 +884,16 @@ impl Status {
                     gaps => format!("{gaps} gaps or forks; `tollgate audit gaps` lists them"),
                 }
             );
+            for halt in halts.as_array().into_iter().flatten() {
+                println!(
+                    "{:<13}  {}, by {} at {}: {}",
+                    text(halt, "kind"),
+                    printable(&halt::shown(&api, &text(halt, "scope"))?),
+                    printable(&text(halt, "by_name")),
+                    when_ms(halt, "at_ms"),
+                    printable(&text(halt, "reason"))
+                );
+            }
             Ok(())
         })
     }

@@ -5,9 +5,11 @@ use crate::issuer::{self, Towards};
 use std::{cell::RefCell, collections::BTreeMap};
 use tollgate_engine::{
     bundle::Payload,
+    decide::Outcome,
     exchange::{CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Step, Want},
     facts::Headers,
     gate::Gate,
+    halt::Kind,
     identity::TOKEN_HEADER,
     journal::MAX_RECORD_BYTES,
     json,
@@ -46,6 +48,18 @@ pub(crate) fn out_of_order(input: &[u8]) {
 }
 
 const GATES: usize = 4;
+
+/// Runs the newest bundle once its caller is killed.
+fn with_killed<T>(run: impl FnOnce(&Gate) -> T) -> T {
+    thread_local! {
+        static KILLED: Gate = {
+            let mut payload = issuer::payload(2);
+            payload.halts = vec![issuer::halt("team:platform", Kind::Killed)];
+            issuer::gate(Towards::Llm, &payload)
+        };
+    }
+    KILLED.with(run)
+}
 
 /// Gates are kept from call to call, as a host does.
 fn with_gate<T>(which: usize, run: impl FnOnce(&mut Gate) -> T) -> T {
@@ -434,7 +448,7 @@ impl World {
                     came_of_it = "sent".to_string();
                     self.check_forward(call, &forward);
                     assert!(exchange.wants_response());
-                    self.respond(&mut exchange, choices);
+                    self.respond(gate, &mut exchange, choices);
                     break;
                 }
                 Step::Reply { reply, undo } => {
@@ -482,7 +496,7 @@ impl World {
                 }
                 assert!(forwards <= 1, "sent on twice");
                 assert!(
-                    forwards == 0 || exchange.decision().reasons.is_empty(),
+                    forwards == 0 || exchange.decision().outcome == Outcome::Allow,
                     "denied and sent on"
                 );
             }
@@ -507,9 +521,9 @@ impl World {
                     exchange.response_head(Headers(&[(b":status", b"200")]));
                 }
                 6 => {
-                    exchange.response_chunk(b"data: {}\n\n", choices.one_in(2));
+                    exchange.response_chunk(gate, b"data: {}\n\n", choices.one_in(2));
                 }
-                _ => self.respond(&mut exchange, choices),
+                _ => self.respond(gate, &mut exchange, choices),
             }
         }
         let id = exchange.id().to_string();
@@ -523,7 +537,7 @@ impl World {
         );
     }
 
-    fn respond(&mut self, exchange: &mut Exchange, choices: &mut Choices<'_>) {
+    fn respond(&mut self, gate: &Gate, exchange: &mut Exchange, choices: &mut Choices<'_>) {
         if choices.one_in(10) {
             return;
         }
@@ -546,18 +560,31 @@ impl World {
         }
         let size = 1 + choices.below(200);
         let mut rest = answer.as_slice();
+        let mut cut = false;
         while !rest.is_empty() {
             if choices.one_in(30) {
                 return;
             }
             let (chunk, after) = rest.split_at(size.min(rest.len()));
             rest = after;
-            match exchange.response_chunk(chunk, rest.is_empty() && size.is_multiple_of(2)) {
-                Output::Pass | Output::Replace(_) => {}
+            let end = rest.is_empty() && size.is_multiple_of(2);
+            let killed = exchange.wants_response() && choices.one_in(20);
+            let output = if killed {
+                with_killed(|gate| exchange.response_chunk(gate, chunk, end))
+            } else {
+                exchange.response_chunk(gate, chunk, end)
+            };
+            match output {
+                Output::Pass | Output::Replace(_) => assert!(!cut, "more after the end"),
+                Output::Cut(bytes) => {
+                    // Whoever drives it out of order may have had it cut before.
+                    assert!(bytes.is_empty() || killed && !cut, "cut for nothing");
+                    cut = true;
+                }
             }
         }
         if choices.one_in(2) {
-            exchange.response_chunk(b"", true);
+            exchange.response_chunk(gate, b"", true);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     bytes::Digest,
     condition::Program,
     envelope::{self, OpenError, PublicKey},
+    halt::Halt,
     ledger::{Span, Unit, Window},
     price::{Price, PriceTable},
     time::Time,
@@ -58,6 +59,9 @@ pub struct Payload {
     pub token_keys: Vec<PublicKey>,
     /// Agents whose tokens no longer count, by UUID, sorted.
     pub revoked_agents: Vec<String>,
+    /// Whose calls an operator has stopped, broadest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub halts: Vec<Halt>,
 }
 
 /// One policy document, compiled. Every field can only narrow what the others allow.

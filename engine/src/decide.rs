@@ -1,7 +1,7 @@
 //! The decision: one function over values.
 //!
 //! The order of checks is fixed here and nowhere else: schedule → network → capability, model, tool → data → approval → rate → budget.
-//! (Identity comes before, in [`crate::exchange`]: who is not known cannot be judged. Pause has its place behind it and is not built yet.)
+//! (Identity and halts come before, in [`crate::exchange`]: who is not known cannot be judged, and who is stopped need not be.)
 //! Every reason is collected; the most restrictive outcome wins.
 
 mod explain;
@@ -47,6 +47,8 @@ pub enum Outcome {
 pub enum Cause {
     /// The caller did not say who it is, or not credibly.
     Identity,
+    /// An operator has stopped the caller.
+    Halted,
     /// A rule forbids it.
     Policy,
     /// Somebody must approve it first.
@@ -68,6 +70,7 @@ impl Cause {
     pub const fn name(self) -> &'static str {
         match self {
             Cause::Identity => "identity",
+            Cause::Halted => "halted",
             Cause::Policy => "policy",
             Cause::Approval => "approval",
             Cause::Rate => "rate",
@@ -83,6 +86,7 @@ impl Cause {
         match self {
             Cause::Approval => Outcome::Hold,
             Cause::Identity
+            | Cause::Halted
             | Cause::Policy
             | Cause::Rate
             | Cause::Budget
@@ -96,7 +100,7 @@ impl Cause {
     pub const fn status(self) -> u16 {
         match self {
             Cause::Identity => 401,
-            Cause::Policy | Cause::Approval => 403,
+            Cause::Halted | Cause::Policy | Cause::Approval => 403,
             Cause::Rate | Cause::Budget => 429,
             Cause::Malformed => 400,
             Cause::TooLarge => 413,
@@ -315,7 +319,7 @@ fn applicable<'p>(
 }
 
 /// Whether a document of this scope applies to everything `caller` does.
-fn covers(scope: &Scope, caller: &Caller) -> bool {
+pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
     match scope {
         Scope::Global => true,
         Scope::Org(org) => caller.org.as_ref() == Some(org),

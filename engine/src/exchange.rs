@@ -4,7 +4,8 @@
 //!
 //! 1. [`Exchange::begin`] with the request's headers. It returns a [`Step`]; carry it out and hand in what it asks for, until the step is
 //!    [`Step::Forward`] or [`Step::Reply`].
-//! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set.
+//! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set or answered
+//!    with [`Output::Cut`]. Follow the newest bundle before each.
 //! 3. [`Exchange::finish`] always, exactly once, also when the client left or nothing came back. It consumes the exchange, so a call cannot
 //!    settle twice. Carry out its cell operations and append its record to the journal.
 //!
@@ -16,6 +17,7 @@ use crate::{
     decide::{self, Cause, Charge, Decision, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
     gate::Gate,
+    halt::{self, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
     ledger::{Account, Op, Refusal, Span, Unit},
@@ -23,6 +25,7 @@ use crate::{
     price::{self, Price},
     reply::{self, DECISION_HEADER, Reply},
     scan::Hits,
+    sse,
     time::Time,
 };
 use alloc::{
@@ -205,6 +208,19 @@ pub struct Exchange {
     upstream_status: Option<u16>,
     meter: Option<Meter>,
     metered: Option<Metered>,
+    /// The response, where it is one of events: it may be ended early.
+    stream: Option<Stream>,
+    /// It was.
+    cut: bool,
+}
+
+/// A response of events on its way.
+#[derive(Clone, Copy, Debug)]
+enum Stream {
+    /// It can be ended between two of them, with a last one that says why.
+    Events(sse::Place),
+    /// Compressed, so nothing can be put behind what came.
+    Encoded,
 }
 
 impl fmt::Debug for Exchange {
@@ -275,6 +291,8 @@ impl Exchange {
             upstream_status: None,
             meter: None,
             metered: None,
+            stream: None,
+            cut: false,
         }
     }
 
@@ -347,6 +365,9 @@ impl Exchange {
                 }
             }
         }
+        if let Some(stopped) = self.stopped(gate) {
+            return self.deny(vec_of(stopped), None, now);
+        }
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
         };
@@ -413,6 +434,12 @@ impl Exchange {
         self.deny(vec_of(reason), None, now)
     }
 
+    /// Why the caller may make no call at all.
+    fn stopped(&self, gate: &Gate) -> Option<Reason> {
+        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
+        Some(halt.refusal())
+    }
+
     fn evaluate(&mut self, gate: &mut Gate, facts: Facts, hits: &Hits, now: Time) -> Step {
         let (Some(head), Some(caller)) = (&self.head, &self.caller) else {
             return self.deny(Vec::new(), None, now);
@@ -423,6 +450,9 @@ impl Exchange {
             Ok(payload) => payload,
             Err(why) => return self.deny(vec_of(unusable(why)), None, now),
         };
+        if let Some(halt) = halt::on(payload, caller) {
+            return self.deny(vec_of(halt.refusal()), None, now);
+        }
         let decision = decide::decide(payload, &gate.patterns, caller, head, &facts, hits, now);
         if let Route::Llm(_) = facts.route {
             self.price = decide::price_for(payload, caller, facts.said.model.as_deref());
@@ -627,7 +657,12 @@ impl Exchange {
     /// Whether [`Exchange::response_chunk`] reads what it is given; if not, a host need not copy the bytes out. Known after
     /// [`Exchange::response_head`].
     pub fn meters(&self) -> bool {
-        self.meter.is_some()
+        self.meter.is_some() || self.stream.is_some()
+    }
+
+    /// Whether the response may be ended early. Known after [`Exchange::response_head`].
+    pub fn streams(&self) -> bool {
+        self.stream.is_some()
     }
 
     /// The head of the upstream's response.
@@ -640,9 +675,6 @@ impl Exchange {
             remove: Vec::new(),
             set: Vec::from([(DECISION_HEADER, self.id.clone())]),
         };
-        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
-            return head;
-        };
         let encoded = headers
             .first("content-encoding")
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
@@ -652,6 +684,15 @@ impl Exchange {
             .unwrap_or_default()
             .trim()
             .to_ascii_lowercase();
+        if essence == "text/event-stream" {
+            self.stream = Some(match encoded {
+                true => Stream::Encoded,
+                false => Stream::Events(sse::Place::default()),
+            });
+        }
+        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
+            return head;
+        };
         let framing = match essence.as_str() {
             _ if encoded => return head,
             "text/event-stream" => Framing::Sse,
@@ -667,7 +708,54 @@ impl Exchange {
     }
 
     /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
-    pub fn response_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
+    pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
+        if self.cut {
+            return Output::Cut(Vec::new());
+        }
+        let output = self.meter_chunk(chunk, end);
+        let Some(mut stream) = self.stream.filter(|_| !end) else {
+            return output;
+        };
+        let sent = match &output {
+            Output::Pass => chunk,
+            Output::Replace(bytes) | Output::Cut(bytes) => bytes,
+        };
+        if self.wants_response()
+            && let Some(killed) = self.killed(gate)
+            && let Some(last) = self.last_bytes(stream, sent, &killed)
+        {
+            self.cut = true;
+            self.decision.reasons.push(killed);
+            return Output::Cut(last);
+        }
+        if let Stream::Events(place) = &mut stream {
+            place.pass(sent);
+            self.stream = Some(stream);
+        }
+        output
+    }
+
+    /// Why the response must not go on.
+    fn killed(&self, gate: &Gate) -> Option<Reason> {
+        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
+        (halt.kind == Kind::Killed).then(|| halt.refusal())
+    }
+
+    /// What to end the response with in place of `next`; `None` while an event is under way that does not end there.
+    fn last_bytes(&self, stream: Stream, next: &[u8], reason: &Reason) -> Option<Vec<u8>> {
+        let Stream::Events(place) = stream else {
+            return Some(Vec::new());
+        };
+        let whole = next.get(..place.rest_of_event(next)?)?;
+        let mcp_id = self
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.said.mcp_id.as_deref());
+        let event = reply::final_event(self.dialect, reason, mcp_id);
+        Some([whole, event.as_bytes()].concat())
+    }
+
+    fn meter_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
         let Some(meter) = &mut self.meter else {
             return Output::Pass;
         };
@@ -687,7 +775,9 @@ impl Exchange {
         match (output, rest.is_empty()) {
             (output, true) => output,
             (Output::Pass, false) => Output::Replace([chunk, rest.as_slice()].concat()),
-            (Output::Replace(bytes), false) => Output::Replace([bytes, rest].concat()),
+            (Output::Replace(bytes) | Output::Cut(bytes), false) => {
+                Output::Replace([bytes, rest].concat())
+            }
         }
     }
 
@@ -766,7 +856,8 @@ impl Exchange {
             settlement.nano_usd = Some(0);
             return settlement;
         }
-        let whole = end == End::Complete && metered.is_some_and(|metered| metered.complete);
+        let whole =
+            end == End::Complete && !self.cut && metered.is_some_and(|metered| metered.complete);
         settlement.estimated = !whole;
         let said = self.facts.as_ref().map(|facts| &facts.said);
         let bound = |said: &Said| {
@@ -868,6 +959,7 @@ impl Exchange {
             latency_ms: now.millis_since(self.started),
             end: match (self.answered, end) {
                 (Some(_), _) => "answered_here",
+                (None, _) if self.cut => "cut",
                 (None, End::Complete) => "complete",
                 (None, End::ClientLeft) => "client_left",
                 (None, End::UpstreamBroken) => "upstream_broken",

@@ -28,6 +28,7 @@ pub mod envelope;
 pub mod exchange;
 pub mod facts;
 pub mod gate;
+pub mod halt;
 pub mod identity;
 pub mod journal;
 pub mod json;

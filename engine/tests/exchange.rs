@@ -393,7 +393,7 @@ fn a_host_out_of_order_changes_nothing() {
     assert_eq!(reply(exchange.swapped(&gate, Ok(()), NOW)), state);
     assert_eq!(reply(exchange.body(&mut gate, body.as_bytes(), NOW)), state);
     exchange.response_head(Headers(&[(b":status", b"200")]));
-    assert_eq!(exchange.response_chunk(b"x", true), Output::Pass);
+    assert_eq!(exchange.response_chunk(&gate, b"x", true), Output::Pass);
     let finished = exchange.finish(End::Complete, NOW);
     assert_eq!(record(&finished)["outcome"], "deny");
     assert_eq!(record(&finished)["status"], 400);
@@ -439,9 +439,9 @@ fn every_cut_of_a_stream_settles_once() {
                 (b":status", b"200"),
                 (b"content-type", b"text/event-stream"),
             ]));
-            exchange.response_chunk(&stream.as_bytes()[..cut], false);
+            exchange.response_chunk(&gate, &stream.as_bytes()[..cut], false);
             if end == End::Complete {
-                exchange.response_chunk(b"", true);
+                exchange.response_chunk(&gate, b"", true);
             }
             let finished = exchange.finish(end, NOW);
             assert_eq!(finished.ops.len(), reserved.len());

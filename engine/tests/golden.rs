@@ -16,6 +16,7 @@ use tollgate_engine::{
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
     gate::Gate,
+    halt,
     identity::{self, GovernanceLevel},
     journal::{Batch, Position, SealKey, seal},
     lease::{Answer, Ask, Grant},
@@ -109,6 +110,10 @@ fn full_payload() -> Payload {
         unknown_model: None,
     });
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
+    payload.halts = vec![
+        issuer::halt("global", halt::Kind::Paused),
+        issuer::halt("team:platform", halt::Kind::Killed),
+    ];
     payload
 }
 

@@ -340,6 +340,7 @@ fn gate(text: &str) -> Gate {
         prices: prices::builtin(),
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
+        halts: Vec::new(),
     })
     .unwrap();
     gate

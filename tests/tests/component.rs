@@ -278,13 +278,14 @@ fn a_call_waits_for_a_lease_goes_out_and_settles() {
             "d-00000000000000000000000000000007".to_owned()
         )]
     );
+    let gate = rig.gate;
     let answer = br#"{"model":"gpt-4o-mini","usage":{"prompt_tokens":9,"completion_tokens":5,"total_tokens":14}}"#;
     let output = rig
         .instance
         .calls(|calls, store| {
             calls
                 .exchange()
-                .call_response_chunk(store, exchange, answer, true)
+                .call_response_chunk(store, exchange, gate, answer, true)
         })
         .unwrap();
     assert!(matches!(output, Output::Pass));
@@ -430,7 +431,7 @@ fn nothing_a_host_hands_in_traps() {
             .calls(|calls, store| {
                 let exchange_calls = calls.exchange();
                 exchange_calls.call_retry(&mut *store, exchange)?;
-                exchange_calls.call_response_chunk(&mut *store, exchange, b"early", true)?;
+                exchange_calls.call_response_chunk(&mut *store, exchange, gate, b"early", true)?;
                 exchange_calls.call_response_head(
                     &mut *store,
                     exchange,

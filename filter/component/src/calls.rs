@@ -170,10 +170,12 @@ impl wit::GuestExchange for Exchange {
         head_edits(head.remove, head.set)
     }
 
-    fn response_chunk(&self, chunk: Vec<u8>, end: bool) -> wit::Output {
-        match self.0.borrow_mut().response_chunk(&chunk, end) {
+    fn response_chunk(&self, gate: wit::GateBorrow<'_>, chunk: Vec<u8>, end: bool) -> wit::Output {
+        let gate = gate.get::<Gate>().0.borrow();
+        match self.0.borrow_mut().response_chunk(&gate, &chunk, end) {
             meter::Output::Pass => wit::Output::Pass,
             meter::Output::Replace(bytes) => wit::Output::Replace(bytes),
+            meter::Output::Cut(bytes) => wit::Output::Cut(bytes),
         }
     }
 
@@ -322,6 +324,7 @@ fn outcome(outcome: decide::Outcome) -> wit::Outcome {
 fn cause(cause: decide::Cause) -> wit::Cause {
     match cause {
         decide::Cause::Identity => wit::Cause::Identity,
+        decide::Cause::Halted => wit::Cause::Halted,
         decide::Cause::Policy => wit::Cause::Policy,
         decide::Cause::Approval => wit::Cause::Approval,
         decide::Cause::Rate => wit::Cause::Rate,

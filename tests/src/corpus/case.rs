@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tollgate_engine::time::Time;
+use tollgate_engine::{halt::Halt, time::Time};
 
 /// The workspace of every case.
 pub const WORKSPACE: &str = "ws-00000000-0000-4000-8000-000000000001";
@@ -37,6 +37,9 @@ pub struct Case {
     /// What bundle the gate has.
     #[serde(default)]
     pub bundle: BundleState,
+    /// Whom operators have stopped.
+    #[serde(default)]
+    pub halts: Vec<Halt>,
     /// The script.
     pub steps: Vec<Step>,
 }

@@ -218,15 +218,16 @@ impl Node {
         );
         self.instance
             .calls(|calls, store| calls.exchange().call_response_head(store, exchange, &pairs))?;
+        let gate = self.gate;
         let mut chunk = |bytes: &[u8], end: bool| {
             let output = self.instance.calls(|calls, store| {
                 calls
                     .exchange()
-                    .call_response_chunk(store, exchange, bytes, end)
+                    .call_response_chunk(store, exchange, gate, bytes, end)
             })?;
             anyhow::Ok(match output {
                 Output::Pass => bytes.to_vec(),
-                Output::Replace(bytes) => bytes,
+                Output::Replace(bytes) | Output::Cut(bytes) => bytes,
             })
         };
         let mut body = Vec::new();

@@ -124,6 +124,7 @@ impl ControlPlane {
                 } else {
                     Vec::new()
                 },
+                halts: case.halts.clone(),
             },
             caller,
             start,

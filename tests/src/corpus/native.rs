@@ -187,13 +187,13 @@ impl Node {
         let mut body = Vec::new();
         let chunks = answer.chunks()?;
         for chunk in &chunks {
-            match exchange.response_chunk(chunk, false) {
+            match exchange.response_chunk(&self.gate, chunk, false) {
                 Output::Pass => body.extend_from_slice(chunk),
-                Output::Replace(bytes) => body.extend(bytes),
+                Output::Replace(bytes) | Output::Cut(bytes) => body.extend(bytes),
             }
         }
         if answer.end == AnswerEnd::Whole
-            && let Output::Replace(bytes) = exchange.response_chunk(b"", true)
+            && let Output::Replace(bytes) = exchange.response_chunk(&self.gate, b"", true)
         {
             body.extend(bytes);
         }

@@ -109,6 +109,7 @@ impl Memory {
                 prices,
                 token_keys: vec![public(&key)],
                 revoked_agents: Vec::new(),
+                halts: Vec::new(),
             },
             key,
             envelope: Vec::new(),

@@ -4,6 +4,7 @@ mod access;
 mod audit;
 mod bundles;
 mod data_directory;
+mod halts;
 mod harness;
 mod leases;
 mod process;
