@@ -127,6 +127,25 @@ CREATE TABLE leases (
 ) STRICT;
 CREATE INDEX leases_by_age ON leases (window_end);
 
+-- Which part of a limit had been used, in percent, when that was put on record. Once per window.
+CREATE TABLE warnings (
+    workspace    TEXT    NOT NULL REFERENCES workspaces (id),
+    account      TEXT    NOT NULL,
+    window_start INTEGER NOT NULL,
+    percent      INTEGER NOT NULL,
+    window_end   INTEGER NOT NULL,
+    PRIMARY KEY (workspace, account, window_start, percent)
+) STRICT;
+CREATE INDEX warnings_by_age ON warnings (window_end);
+
+-- When an operator last let a suspended account be spent from again.
+CREATE TABLE lifted (
+    workspace TEXT    NOT NULL REFERENCES workspaces (id),
+    account   TEXT    NOT NULL,
+    at_ms     INTEGER NOT NULL,
+    PRIMARY KEY (workspace, account)
+) STRICT;
+
 -- Audit: the sealed batches as they came, in order of acceptance.
 CREATE TABLE batches (
     id          INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,

@@ -61,9 +61,9 @@ struct Event {
     id: i64,
     /// Milliseconds since the Unix epoch.
     at_ms: i64,
-    /// `paused`, `killed`, `resumed`.
+    /// `paused`, `killed`, `resumed`; `budget_warning`, `budget_lifted`, `budget_released`.
     kind: String,
-    /// Whom or what it is about: a scope such as `agent:<id>`.
+    /// Whom or what it is about: a scope such as `agent:<id>`, an account, a holder.
     subject: String,
     /// Id of the operator's key; null where nobody did it.
     by: Option<String>,

@@ -617,6 +617,8 @@ impl World {
             granted: self.granted,
             returned: 0,
             settled: 0,
+            spent: 0,
+            lifted_ms: 0,
             expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {
                 self.now.millis() + 500

@@ -325,7 +325,8 @@ pub struct Limit {
     pub tool: Option<String>,
     /// The limit itself, in `unit`.
     pub amount: u64,
-    /// Once a call does not fit, no call at all passes until the window ends. Only for tokens and money.
+    /// Once a call does not fit beside what has been used, no call at all passes until the window ends or an operator lifts it. Only for tokens
+    /// and money.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub suspend: bool,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.

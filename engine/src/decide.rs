@@ -182,7 +182,7 @@ impl Charge {
                 at = Time::from_secs(self.span.end),
                 // What is larger than the whole limit was refused before anything was asked of the account.
                 suspended = match self.suspend && self.amount <= self.limit {
-                    true => ", and until then every call is refused",
+                    true => ", and once it is used up every call is refused until then",
                     false => "",
                 },
             )

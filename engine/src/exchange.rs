@@ -529,6 +529,8 @@ impl Exchange {
                     account: charge.account.clone(),
                     op: Op::Suspend {
                         start: charge.span.start,
+                        limit: charge.limit,
+                        amount: charge.amount,
                     },
                 });
                 let reason = charge.refused();

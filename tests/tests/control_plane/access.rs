@@ -91,6 +91,16 @@ const ROUTES: &[(&str, &str, For)] = &[
         For::Operators,
     ),
     ("GET", "/v1/workspaces/{workspace}/budgets", For::Operators),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/budgets/{account}/lift",
+        For::Operators,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/holders/{holder}/release",
+        For::Operators,
+    ),
     ("GET", "/v1/workspaces/{workspace}/usage", For::Operators),
     ("GET", "/v1/workspaces/{workspace}/audit", For::Operators),
     (
@@ -161,7 +171,10 @@ fn refusal(route: For, who: Who) -> Option<u16> {
 /// Puts the names of things that exist into a path.
 async fn filled(template: &str, workspace: &Workspace<'_>) -> String {
     let path = template.replace("{workspace}", &workspace.id);
-    let mut path = path.replace("{scope}", "global");
+    let mut path = path
+        .replace("{scope}", "global")
+        .replace("{account}", "agent:a%7Ccalls%7Cminute")
+        .replace("{holder}", "h-00000000000000000000000000000001");
     if path.contains("{name}") {
         let name = workspace.plane.name();
         let policy = format!(

@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod budgets;
 mod bundles;
 mod data_directory;
 mod halts;
