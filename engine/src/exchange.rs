@@ -848,12 +848,7 @@ impl Exchange {
         let metered = self.metered.as_ref();
         let usage = metered.map(|metered| metered.usage).unwrap_or_default();
         settlement.usage = usage;
-        let refused_upstream = match self.upstream_status {
-            // A gateway's timeout comes after the request was sent: the provider may have worked.
-            Some(status) => status >= 400 && status != 504,
-            None => false,
-        };
-        if refused_upstream && usage == Usage::default() {
+        if self.upstream_status.is_some_and(is_refusal) && usage == Usage::default() {
             settlement.tokens = Some(0);
             settlement.nano_usd = Some(0);
             return settlement;
@@ -862,10 +857,15 @@ impl Exchange {
             end == End::Complete && !self.cut && metered.is_some_and(|metered| metered.complete);
         settlement.estimated = !whole;
         let said = self.facts.as_ref().map(|facts| &facts.said);
+        let price = self.price.as_ref();
         let bound = |said: &Said| {
             said.max_output_tokens
+                .or(price.and_then(|price| price.max_output_tokens))
                 .map(|max| max.saturating_mul(said.answers))
         };
+        // What was seen bounds what was put out only where everything is shown. An error shows nothing.
+        let shows_all = price.is_some_and(|price| !price.reasons)
+            && self.upstream_status.is_none_or(|status| status < 400);
         let input = usage
             .input_tokens
             .or(said.map(|said| said.prompt_tokens_bound));
@@ -873,7 +873,9 @@ impl Exchange {
             .output_tokens
             .filter(|_| whole)
             .or_else(|| {
-                let counted = metered.map(|metered| metered.output_content_bytes)?;
+                let counted = metered
+                    .filter(|_| shows_all)
+                    .map(|metered| metered.output_content_bytes)?;
                 let seen = usage.output_tokens.unwrap_or(0);
                 let cap = said.and_then(bound).unwrap_or(u64::MAX);
                 Some(counted.min(cap).max(seen))
@@ -883,7 +885,7 @@ impl Exchange {
             (Some(input), Some(output)) => Some(input.saturating_add(output)),
             _ => None,
         };
-        if let Some(price) = &self.price {
+        if let Some(price) = price {
             let charged = Usage {
                 input_tokens: input,
                 output_tokens: output,
@@ -969,6 +971,12 @@ impl Exchange {
         };
         serde_json::to_vec(&record).unwrap_or_default()
     }
+}
+
+/// Whether a provider that answers with this status has not worked, and bills nothing. Gateways have others of their own, which may come after
+/// the request was passed on (502 and 504 of any; 520 to 527 and 530 of Cloudflare, which stands before OpenAI); 529 is Anthropic's "overloaded".
+const fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..=501 | 503 | 529)
 }
 
 /// Longest path in a record. Identifiers beyond it tell nobody more.
