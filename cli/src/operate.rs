@@ -713,7 +713,11 @@ enum BudgetCommand {
 
 /// Amounts of a budget or of a holder's part in it, in the account's unit.
 fn in_unit(account: &str, row: &Value, field: &str) -> String {
-    amount(row, field, Account::parse(account).map(|account| account.unit))
+    amount(
+        row,
+        field,
+        Account::parse(account).map(|account| account.unit),
+    )
 }
 
 fn list_budgets(connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
@@ -738,11 +742,7 @@ fn list_budgets(connection: Connection, output: &Output) -> anyhow::Result<ExitC
     })
 }
 
-fn show_budget(
-    account: &str,
-    connection: Connection,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
+fn show_budget(account: &str, connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
     let budgets = api.get(&api.at("/budgets")?)?;
     let budget = budgets

@@ -170,11 +170,15 @@ async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Resul
 }
 
 fn check_reason(reason: &str) -> Result<(), Problem> {
-    if reason.is_empty() || reason.chars().count() > MAX_REASON_CHARS || reason.chars().any(char::is_control)
+    if reason.is_empty()
+        || reason.chars().count() > MAX_REASON_CHARS
+        || reason.chars().any(char::is_control)
     {
         return Err(Problem::new(
             Kind::Invalid,
-            format!("`reason` must have 1 to {MAX_REASON_CHARS} characters and no control characters"),
+            format!(
+                "`reason` must have 1 to {MAX_REASON_CHARS} characters and no control characters"
+            ),
         ));
     }
     Ok(())

@@ -328,9 +328,13 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
     }
 
-    async fn reserve(&self, call: &str, changes: Vec<CellOp>) -> Result<(), (usize, Refusal)> {
+    async fn reserve(
+        &self,
+        call: &str,
+        changes: Vec<CellOp>,
+    ) -> Result<Vec<u64>, (usize, Refusal)> {
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let message = Message::Reserve {
             call: call.to_owned(),
@@ -340,7 +344,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         let heard = self.ask(message).await.ok_or((0, Refusal::NoLease))?;
         match heard.refused {
             Some(refused) => Err((refused.place, refused.why)),
-            None => Ok(()),
+            None => Ok(heard.taken),
         }
     }
 

@@ -506,7 +506,11 @@ impl World {
             match choices.below(8) {
                 0 => steps.push(exchange.body(gate, body, self.now)),
                 1 => steps.push(exchange.body_over_cap(gate, self.now)),
-                2 => steps.push(exchange.swapped(gate, Ok(()), self.now)),
+                2 => steps.push(exchange.swapped(
+                    gate,
+                    Ok(vec![u64::MAX; choices.below(5)]),
+                    self.now,
+                )),
                 3 => {
                     let refusal = choices.pick(&[
                         Refusal::NoLease,
@@ -556,7 +560,13 @@ impl World {
         }
         let head = exchange.response_head(Headers(&headers));
         for (name, value) in head.set {
-            assert_eq!((name, value.as_str()), (DECISION_HEADER, exchange.id()));
+            match name {
+                DECISION_HEADER => assert_eq!(value, exchange.id()),
+                "ratelimit" | "ratelimit-policy" => {
+                    assert!(value.is_ascii() && value.len() < 1_000, "{value}");
+                }
+                _ => panic!("sets {name}"),
+            }
         }
         let size = 1 + choices.below(200);
         let mut rest = answer.as_slice();
@@ -590,22 +600,23 @@ impl World {
 
     fn apply_all(&mut self, ops: &[CellOp]) {
         for op in ops {
-            assert_eq!(self.apply(op), Ok(()), "{op:?} cannot be refused");
+            assert!(self.apply(op).is_ok(), "{op:?} cannot be refused");
         }
     }
 
-    fn apply(&mut self, op: &CellOp) -> Result<(), Refusal> {
+    fn apply(&mut self, op: &CellOp) -> Result<u64, Refusal> {
         let old = self.cells.get(&op.account).map(Vec::as_slice);
         let new = op.op.apply(old, self.now)?;
+        let taken = op.op.taken(&new);
         self.cells.insert(op.account.clone(), new);
-        Ok(())
+        Ok(taken)
     }
 
-    fn swap(&mut self, ops: &[CellOp]) -> Result<(), (usize, Refusal)> {
-        for (index, op) in ops.iter().enumerate() {
-            self.apply(op).map_err(|refusal| (index, refusal))?;
-        }
-        Ok(())
+    fn swap(&mut self, ops: &[CellOp]) -> Result<Vec<u64>, (usize, Refusal)> {
+        ops.iter()
+            .enumerate()
+            .map(|(index, op)| self.apply(op).map_err(|refusal| (index, refusal)))
+            .collect()
     }
 
     fn grant(&mut self, want: &Want) {

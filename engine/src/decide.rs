@@ -14,7 +14,7 @@ use crate::{
     facts::{Facts, Head, Route},
     identity::Caller,
     json,
-    ledger::{Account, Span, Unit, Window},
+    ledger::{Account, Op, Span, Unit, Window},
     price::{self, Price},
     scan::Hits,
     time::Time,
@@ -159,6 +159,14 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// What takes it from its account.
+    pub fn reserve(&self) -> Op {
+        Op::Reserve {
+            span: self.span,
+            amount: self.amount,
+        }
+    }
+
     /// The reason to give when the account cannot bear it.
     pub fn refused(&self) -> Reason {
         let (cause, what) = match self.account.unit {

@@ -23,6 +23,7 @@ use crate::{
     ledger::{Account, Op, Refusal, Span, Unit},
     meter::{Framing, Meter, Metered, Output, Provider, Usage},
     price::{self, Price},
+    quota,
     reply::{self, DECISION_HEADER, Reply},
     scan::Hits,
     sse,
@@ -200,6 +201,8 @@ pub struct Exchange {
     forward: Forward,
     hide_usage: bool,
     reserved: bool,
+    /// What was taken of each limit once this call had its share.
+    taken: Vec<u64>,
     /// Closes the account that refused the call, where its limit says so.
     suspend: Option<CellOp>,
     waiting_until: Option<Time>,
@@ -284,6 +287,7 @@ impl Exchange {
             forward: Forward::default(),
             hide_usage: false,
             reserved: false,
+            taken: Vec::new(),
             suspend: None,
             waiting_until: None,
             sent: false,
@@ -481,28 +485,26 @@ impl Exchange {
                 .iter()
                 .map(|charge| CellOp {
                     account: charge.account.clone(),
-                    op: Op::Reserve {
-                        span: charge.span,
-                        amount: charge.amount,
-                    },
+                    op: charge.reserve(),
                 })
                 .collect(),
         )
     }
 
-    /// Tells how [`Step::Swap`] went: `Ok` when all were applied, else the place of the refused operation and why.
+    /// Tells how [`Step::Swap`] went: `Ok` when all were applied, with [`Op::taken`] of each, else the place of the refused operation and why.
     pub fn swapped(
         &mut self,
         gate: &Gate,
-        result: Result<(), (usize, Refusal)>,
+        result: Result<Vec<u64>, (usize, Refusal)>,
         now: Time,
     ) -> Step {
         if self.awaiting != Awaiting::Swap {
             return self.out_of_order(now);
         }
         let (refused, refusal) = match result {
-            Ok(()) => {
+            Ok(taken) => {
                 self.reserved = true;
+                self.taken = taken;
                 return self.send(gate, now);
             }
             Err(refused) => refused,
@@ -535,7 +537,13 @@ impl Exchange {
                 });
                 let reason = charge.refused();
                 let wait = charge.span.end.saturating_sub(now.secs());
-                with_undo(self.deny(vec_of(reason), Some(wait), now), undo)
+                // Whatever is left, it is not enough.
+                let limit = quota::headers([(charge, charge.limit)].into_iter(), now);
+                let mut step = with_undo(self.deny(vec_of(reason), Some(wait), now), undo);
+                if let Step::Reply { reply, .. } = &mut step {
+                    reply.headers.extend(limit);
+                }
+                step
             }
             Refusal::NoLease | Refusal::Short | Refusal::AlreadyAsked => {
                 let deadline = *self
@@ -677,6 +685,8 @@ impl Exchange {
             remove: Vec::new(),
             set: Vec::from([(DECISION_HEADER, self.id.clone())]),
         };
+        let taken = self.decision.charges.iter().zip(self.taken.iter().copied());
+        head.set.extend(quota::headers(taken, self.decided));
         let encoded = headers
             .first("content-encoding")
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));

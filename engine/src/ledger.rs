@@ -527,6 +527,19 @@ impl Op {
         serde_json::from_slice(bytes).ok()
     }
 
+    /// What is known to be taken of the limit once this has made `cell`: what all holders have used, and the worst case of the calls under way
+    /// here. In the window that it changes.
+    pub fn taken(&self, cell: &[u8]) -> u64 {
+        let start = match self {
+            Op::Reserve { span, .. } | Op::Ask { span } => span.start,
+            Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
+            Op::Refill { grant, .. } => grant.window_start,
+        };
+        let cell = Cell::decode(cell);
+        cell.slot(start)
+            .map_or(0, |slot| slot.used_by_all().saturating_add(slot.reserved))
+    }
+
     /// The cell after this change, in byte form. `old` is what the store holds now, `None` when nothing.
     pub fn apply(&self, old: Option<&[u8]>, now: Time) -> Result<Vec<u8>, Refusal> {
         let mut cell = old.map(Cell::decode).unwrap_or_default();

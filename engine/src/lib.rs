@@ -36,6 +36,7 @@ pub mod lease;
 pub mod ledger;
 pub mod meter;
 pub mod price;
+mod quota;
 pub mod reply;
 pub mod scan;
 pub mod sse;

@@ -150,18 +150,18 @@ impl Worker {
         holder
     }
 
-    /// Applies changes in order, up to the first that is refused; gives its place.
-    pub(crate) fn swap(&self, changes: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
+    /// Applies changes in order, up to the first that is refused; gives what was taken by then, or the place of that one.
+    pub(crate) fn swap(&self, changes: &[CellOp], now: Time) -> Result<Vec<u64>, (usize, Refusal)> {
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let holder = self.holder().ok_or((0, Refusal::NoLease))?;
-        for (place, change) in changes.iter().enumerate() {
-            self.store
-                .apply(&holder, change, now)
-                .map_err(|refusal| (place, refusal))?;
-        }
-        Ok(())
+        let apply = |(place, change): (usize, &CellOp)| {
+            let cell = self.store.apply(&holder, change, now);
+            cell.map(|cell| change.op.taken(&cell))
+                .map_err(|refusal| (place, refusal))
+        };
+        changes.iter().enumerate().map(apply).collect()
     }
 
     /// Applies changes that cannot be refused. Should the store fail, the reservation stays until its window ends: too little is spent

@@ -156,13 +156,12 @@ async fn release(
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
-    let last_seen_ms: Option<i64> = sqlx::query_scalar(
-        "SELECT last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2",
-    )
-    .bind(workspace.as_str())
-    .bind(&holder)
-    .fetch_optional(&mut *write)
-    .await?;
+    let last_seen_ms: Option<i64> =
+        sqlx::query_scalar("SELECT last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2")
+            .bind(workspace.as_str())
+            .bind(&holder)
+            .fetch_optional(&mut *write)
+            .await?;
     let Some(last_seen_ms) = last_seen_ms else {
         return Err(Problem::new(Kind::NotFound, "no holder has this name"));
     };

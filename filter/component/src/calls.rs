@@ -138,7 +138,7 @@ impl wit::GuestExchange for Exchange {
     fn swapped(
         &self,
         gate: wit::GateBorrow<'_>,
-        outcome: Result<(), wit::Refused>,
+        outcome: Result<Vec<Vec<u8>>, wit::Refused>,
         now: wit::Time,
     ) -> wit::Step {
         let outcome = outcome.map_err(|refused| {
@@ -153,7 +153,14 @@ impl wit::GuestExchange for Exchange {
             (size(refused.at), refusal)
         });
         let gate = gate.get::<Gate>().0.borrow();
-        step(self.0.borrow_mut().swapped(&gate, outcome, time(now)))
+        let mut exchange = self.0.borrow_mut();
+        let outcome = outcome.map(|cells| {
+            let charges = exchange.decision().charges.iter().zip(&cells);
+            charges
+                .map(|(charge, cell)| charge.reserve().taken(cell))
+                .collect()
+        });
+        step(exchange.swapped(&gate, outcome, time(now)))
     }
 
     fn retry(&self) -> wit::Step {

@@ -537,14 +537,22 @@ impl Worker {
             .map(|cell| Cell::decode(&cell))
     }
 
-    async fn swap(&self, call: u64, changes: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
+    async fn swap(
+        &self,
+        call: u64,
+        changes: &[CellOp],
+        now: Time,
+    ) -> Result<Vec<u64>, (usize, Refusal)> {
         let holder = self.process.holder().ok_or((0, Refusal::NoLease))?;
+        let mut taken = Vec::with_capacity(changes.len());
         for (place, change) in changes.iter().enumerate() {
-            self.apply(&holder, change, Some(call), now)
+            let cell = self
+                .apply(&holder, change, Some(call), now)
                 .await
                 .map_err(|refusal| (place, refusal))?;
+            taken.push(change.op.taken(&cell.encode()));
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Changes that cannot be refused.
