@@ -22,8 +22,8 @@ spec:
     daily_limit_usd: 1
 ";
 
-/// How soon an order is kept, with a live control plane. It takes a few milliseconds; the rest is for a machine that does much else.
-const BOUND: Duration = Duration::from_secs(1);
+/// How soon an order is kept, with a live control plane. Less than a second on a machine that does nothing else; the rest is for one that does.
+const BOUND: Duration = Duration::from_secs(3);
 
 /// Orders it, and says when the control plane had taken it in.
 fn order(scene: &Scene, scope: &str, order: &str) -> Instant {
@@ -40,7 +40,7 @@ fn order(scene: &Scene, scope: &str, order: &str) -> Instant {
 
 /// How long after `ordered` a call has this verdict.
 fn until(scene: &Scene, ordered: Instant, verdict: (u16, &str)) -> Duration {
-    wait_until("the order to be kept", 5 * BOUND, || {
+    wait_until("the order to be kept", 2 * BOUND, || {
         (scene.chat("hello", &[]).verdict() == verdict).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}"));
@@ -54,7 +54,8 @@ fn pause_and_resume_reach_every_worker_at_once() {
     let agent = format!("agent:{}", scene.agent);
     for scope in [agent.as_str(), "team:robots", "global"] {
         let paused = until(&scene, order(&scene, scope, "paused"), (403, "halt.paused"));
-        assert!(paused < BOUND, "{scope} was paused after {paused:?}");
+        println!("{scope} was paused after {paused:?}");
+        assert!(paused < BOUND);
         // Connections are spread over the workers; none of them lets one more through.
         let reached = scene.reached().len();
         for _ in 0..16 {
@@ -62,7 +63,8 @@ fn pause_and_resume_reach_every_worker_at_once() {
         }
         assert_eq!(scene.reached().len(), reached);
         let resumed = until(&scene, order(&scene, scope, "running"), (200, ""));
-        assert!(resumed < BOUND, "{scope} was resumed after {resumed:?}");
+        println!("{scope} was resumed after {resumed:?}");
+        assert!(resumed < BOUND);
     }
 }
 
@@ -92,7 +94,8 @@ fn a_kill_ends_a_stream_that_is_under_way() {
         .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
         .collect();
     let ended = ordered.elapsed();
-    assert!(ended < BOUND, "the stream ended after {ended:?}");
+    println!("the stream ended after {ended:?}");
+    assert!(ended < BOUND);
     let last: Value = serde_json::from_str(data.last().unwrap()).unwrap();
     assert_eq!(
         last,
