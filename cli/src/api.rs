@@ -170,6 +170,11 @@ impl Api {
         Api::read(self.send("POST", path, "application/json", &serde_json::to_vec(body)?)?)
     }
 
+    /// `PUT path` with JSON.
+    pub(crate) fn put_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        Api::read(self.send("PUT", path, "application/json", &serde_json::to_vec(body)?)?)
+    }
+
     /// `DELETE path`.
     pub(crate) fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.send("DELETE", path, "", &[]).map(drop)

@@ -56,6 +56,16 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List what operators did about calls, and what was noticed about budgets, newest last.
+    Events {
+        /// How many.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        limit: u32,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Write everything to a file that `tollgate audit verify` can check anywhere.
     Export {
         /// The file; `-` is standard output.
@@ -87,10 +97,40 @@ impl Audit {
             } => list(limit, agent, outcome, connection, &output),
             Command::Show { id, connection } => show(id, connection),
             Command::Gaps { connection, output } => gaps(connection, &output),
+            Command::Events {
+                limit,
+                connection,
+                output,
+            } => events(limit, connection, &output),
             Command::Export { output, connection } => export(&output, connection),
             Command::Verify { path, public_key } => check(&path, public_key.as_deref()),
         }
     }
+}
+
+fn events(limit: u32, connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
+    let api = connection.open()?;
+    let query = query(&[("limit", Some(limit.to_string()))]);
+    let mut events = api.get(&api.at(&format!("/events{query}"))?)?;
+    if let Some(events) = events.as_array_mut() {
+        events.reverse();
+    }
+    if output.json {
+        table::json(&events)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    table::print(
+        &events,
+        &[
+            ("AT", &|row| when_ms(row, "at_ms")),
+            ("WHAT", &|row| text(row, "kind")),
+            ("WHOM", &|row| text(row, "subject")),
+            ("BY", &|row| text(row, "by_name")),
+            ("WHY", &|row| text(row, "message")),
+        ],
+        "nobody has been stopped, and no budget has come near its limit",
+    )?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list(

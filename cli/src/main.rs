@@ -5,6 +5,7 @@ mod audit;
 mod check;
 mod decide;
 mod diff;
+mod halt;
 mod meter;
 mod offline;
 mod operate;
@@ -34,6 +35,12 @@ enum Command {
     Agent(operate::Agent),
     Gate(operate::Gate),
     Policy(policy::Policy),
+    /// Let no new call pass; what is under way comes to its end.
+    Pause(halt::Args),
+    /// Let calls pass again.
+    Resume(halt::Args),
+    /// Let no new call pass, and end event streams that are under way.
+    Kill(halt::Args),
     Budget(operate::Budget),
     Usage(operate::Usage),
     Audit(audit::Audit),
@@ -55,6 +62,9 @@ fn main() -> ExitCode {
         Command::Agent(command) => command.run(),
         Command::Gate(command) => command.run(),
         Command::Policy(command) => command.run(),
+        Command::Pause(args) => halt::run(args, halt::Order::Pause),
+        Command::Resume(args) => halt::run(args, halt::Order::Resume),
+        Command::Kill(args) => halt::run(args, halt::Order::Kill),
         Command::Budget(command) => command.run(),
         Command::Usage(command) => command.run(),
         Command::Audit(command) => command.run(),

@@ -235,6 +235,7 @@ fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         prices: prices::builtin(),
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
+        halts: Vec::new(),
     })
 }
 
@@ -283,7 +284,7 @@ fn drive(
         step = match step {
             Step::NeedBody { .. } => exchange.body(gate, body.as_deref().unwrap_or_default(), now),
             // Nothing is used yet, and what can never fit was refused before.
-            Step::Swap(_) => exchange.swapped(gate, Ok(()), now),
+            Step::Swap(_) => exchange.swapped(gate, Ok(Vec::new()), now),
             Step::Forward(_) => return Ok((exchange, None)),
             Step::Reply { reply, .. } => return Ok((exchange, Some(reply.status))),
             Step::AwaitLease { .. } => {

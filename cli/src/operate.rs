@@ -2,8 +2,10 @@
 
 use crate::{
     api::{self, Connection, query, segment},
+    halt,
     table::{self, amount, printable, text, usd, when_ms, when_secs},
 };
+use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, process::ExitCode};
@@ -175,7 +177,7 @@ enum AgentCommand {
 }
 
 /// The id of the agent that `agent` names: itself, unless an agent in service has it for a name.
-fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
+pub(crate) fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
     let all = api.get(&api.at("/agents")?)?;
     let named =
         all.as_array().into_iter().flatten().find(|row| {
@@ -452,33 +454,148 @@ enum BudgetCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Show who holds what of one account.
+    Show {
+        /// As `tollgate budget list` shows it: `<level>:<id>|<unit>|<window>`.
+        account: String,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Let an account be spent from again that its budget has suspended.
+    Lift {
+        /// As `tollgate budget list` shows it.
+        account: String,
+        /// Why; it stays on record.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Release what a lost gate was leased and has not reported as used. Only when it is gone for good: what it spent and did not report is
+    /// not counted.
+    Release {
+        /// Its name for itself, as `tollgate budget show` and `tollgate gate list` have it: `h-…`.
+        holder: String,
+        /// Why; it stays on record.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+/// Amounts of a budget or of a holder's part in it, in the account's unit.
+fn in_unit(account: &str, row: &Value, field: &str) -> String {
+    amount(
+        row,
+        field,
+        Account::parse(account).map(|account| account.unit),
+    )
+}
+
+fn list_budgets(connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
+    let api = connection.open()?;
+    let budgets = api.get(&api.at("/budgets")?)?;
+    let in_unit = |row: &Value, field: &str| in_unit(&text(row, "account"), row, field);
+    show(output, &budgets, || {
+        Ok(table::print(
+            &budgets,
+            &[
+                ("ACCOUNT", &|row| text(row, "account")),
+                ("LIMIT", &|row| in_unit(row, "limit")),
+                ("SPENT", &|row| in_unit(row, "settled")),
+                ("UNDER WAY", &|row| in_unit(row, "reserved")),
+                ("LEASED", &|row| in_unit(row, "leased")),
+                ("FORFEITED", &|row| in_unit(row, "forfeited")),
+                ("AVAILABLE", &|row| in_unit(row, "available")),
+                ("RESETS", &|row| when_secs(row, "resets_at")),
+            ],
+            "nothing has been spent from any budget in its running window",
+        )?)
+    })
+}
+
+fn show_budget(account: &str, connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
+    let api = connection.open()?;
+    let budgets = api.get(&api.at("/budgets")?)?;
+    let budget = budgets
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|budget| text(budget, "account") == account)
+        .with_context(|| {
+            format!("nothing has been spent from `{account}` in its running window; `tollgate budget list` shows what has")
+        })?;
+    show(output, budget, || {
+        for (name, field) in [
+            ("limit", "limit"),
+            ("spent", "settled"),
+            ("under way", "reserved"),
+            ("leased", "leased"),
+            ("forfeited", "forfeited"),
+            ("available", "available"),
+        ] {
+            println!("{name:<10} {}", in_unit(account, budget, field));
+        }
+        println!("{:<10} {}", "resets", when_secs(budget, "resets_at"));
+        for percent in budget["warned"].as_array().into_iter().flatten() {
+            println!("{:<10} {percent} % are used", "warned");
+        }
+        println!();
+        Ok(table::print(
+            &budget["holders"],
+            &[
+                ("GATE", &|row| text(row, "gate")),
+                ("HOLDER", &|row| text(row, "holder")),
+                ("GRANTED", &|row| in_unit(account, row, "granted")),
+                ("RETURNED", &|row| in_unit(account, row, "returned")),
+                ("SPENT", &|row| in_unit(account, row, "settled")),
+                ("UNDER WAY", &|row| in_unit(account, row, "reserved")),
+                ("LEASE ENDS", &|row| when_ms(row, "expires_ms")),
+                ("LOST", &|row| text(row, "lost")),
+            ],
+            "no gate has anything of it",
+        )?)
+    })
 }
 
 impl Budget {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let BudgetCommand::List { connection, output } = self.command;
-        let api = connection.open()?;
-        let budgets = api.get(&api.at("/budgets")?)?;
-        let in_unit = |row: &Value, field: &str| {
-            let account = Account::parse(&text(row, "account"));
-            amount(row, field, account.map(|account| account.unit))
-        };
-        show(&output, &budgets, || {
-            Ok(table::print(
-                &budgets,
-                &[
-                    ("ACCOUNT", &|row| text(row, "account")),
-                    ("LIMIT", &|row| in_unit(row, "limit")),
-                    ("SPENT", &|row| in_unit(row, "settled")),
-                    ("UNDER WAY", &|row| in_unit(row, "reserved")),
-                    ("LEASED", &|row| in_unit(row, "leased")),
-                    ("FORFEITED", &|row| in_unit(row, "forfeited")),
-                    ("AVAILABLE", &|row| in_unit(row, "available")),
-                    ("RESETS", &|row| when_secs(row, "resets_at")),
-                ],
-                "nothing has been spent from any budget in its running window",
-            )?)
-        })
+        match self.command {
+            BudgetCommand::List { connection, output } => list_budgets(connection, &output),
+            BudgetCommand::Show {
+                account,
+                connection,
+                output,
+            } => show_budget(&account, connection, &output),
+            BudgetCommand::Lift {
+                account,
+                reason,
+                connection,
+            } => {
+                let api = connection.open()?;
+                let path = api.at(&format!("/budgets/{}/lift", segment(&account)))?;
+                api.post(&path, &json!({"reason": reason}))?;
+                println!("lifted; gates hear of it within a second");
+                Ok(ExitCode::SUCCESS)
+            }
+            BudgetCommand::Release {
+                holder,
+                reason,
+                connection,
+            } => {
+                let api = connection.open()?;
+                let path = api.at(&format!("/holders/{}/release", segment(&holder)))?;
+                let released = api.post(&path, &json!({"reason": reason}))?;
+                println!(
+                    "released what it held of {} accounts",
+                    text(&released, "accounts")
+                );
+                Ok(ExitCode::SUCCESS)
+            }
+        }
     }
 }
 
@@ -608,6 +725,7 @@ impl Status {
             .unwrap_or_default();
         let gates = api.get(&api.at("/gates")?)?;
         let gaps = api.get(&api.at("/audit/gaps")?)?;
+        let halts = api.get(&api.at("/halts")?)?;
         let count = |value: &Value| value.as_array().map_or(0, Vec::len);
         let running = |row: &&Value| row["runs"]["lost"] == Value::Bool(false);
         let rows = holders(&gates);
@@ -629,6 +747,7 @@ impl Status {
             "gates": live.len(),
             "gates_on_current_revision": live.iter().filter(current).count(),
             "gaps": count(&gaps),
+            "halts": halts,
         });
         show(&self.output, &status, || {
             println!("control plane  {}", api.url());
@@ -656,6 +775,16 @@ impl Status {
                     gaps => format!("{gaps} gaps or forks; `tollgate audit gaps` lists them"),
                 }
             );
+            for halt in halts.as_array().into_iter().flatten() {
+                println!(
+                    "{:<13}  {}, by {} at {}: {}",
+                    text(halt, "kind"),
+                    printable(&halt::shown(&api, &text(halt, "scope"))?),
+                    printable(&text(halt, "by_name")),
+                    when_ms(halt, "at_ms"),
+                    printable(&text(halt, "reason"))
+                );
+            }
             Ok(())
         })
     }

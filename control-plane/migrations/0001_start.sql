@@ -61,6 +61,29 @@ CREATE UNIQUE INDEX agents_in_service ON agents (workspace, name) WHERE revoked_
 CREATE INDEX agents_of_team ON agents (workspace, team, org);
 CREATE INDEX agents_of_org ON agents (workspace, org, team);
 
+-- Whose calls are stopped now: `scope` is `global`, `org:…`, `team:…` or `agent:…`.
+CREATE TABLE halts (
+    workspace TEXT    NOT NULL REFERENCES workspaces (id),
+    scope     TEXT    NOT NULL,
+    kind      TEXT    NOT NULL CHECK (kind IN ('paused', 'killed')),
+    reason    TEXT    NOT NULL,
+    by        TEXT    NOT NULL REFERENCES operators (id),
+    at_ms     INTEGER NOT NULL,
+    PRIMARY KEY (workspace, scope)
+) STRICT;
+
+-- What operators did about calls, and what was noticed about budgets.
+CREATE TABLE events (
+    id        INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    workspace TEXT    NOT NULL REFERENCES workspaces (id),
+    at_ms     INTEGER NOT NULL,
+    kind      TEXT    NOT NULL,
+    subject   TEXT    NOT NULL,
+    by        TEXT    REFERENCES operators (id),
+    message   TEXT    NOT NULL
+) STRICT;
+CREATE INDEX events_in_order ON events (workspace, id);
+
 -- Every version of every policy. The highest version counts; one without text is a deletion.
 CREATE TABLE policies (
     workspace  TEXT    NOT NULL REFERENCES workspaces (id),
@@ -103,6 +126,25 @@ CREATE TABLE leases (
     PRIMARY KEY (workspace, account, window_start, holder, epoch)
 ) STRICT;
 CREATE INDEX leases_by_age ON leases (window_end);
+
+-- Which part of a limit had been used, in percent, when that was put on record. Once per window.
+CREATE TABLE warnings (
+    workspace    TEXT    NOT NULL REFERENCES workspaces (id),
+    account      TEXT    NOT NULL,
+    window_start INTEGER NOT NULL,
+    percent      INTEGER NOT NULL,
+    window_end   INTEGER NOT NULL,
+    PRIMARY KEY (workspace, account, window_start, percent)
+) STRICT;
+CREATE INDEX warnings_by_age ON warnings (window_end);
+
+-- When an operator last let a suspended account be spent from again.
+CREATE TABLE lifted (
+    workspace TEXT    NOT NULL REFERENCES workspaces (id),
+    account   TEXT    NOT NULL,
+    at_ms     INTEGER NOT NULL,
+    PRIMARY KEY (workspace, account)
+) STRICT;
 
 -- Audit: the sealed batches as they came, in order of acceptance.
 CREATE TABLE batches (

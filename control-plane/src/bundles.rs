@@ -7,7 +7,7 @@
 use crate::{
     ControlPlane,
     access::{Gate, Operator},
-    agents, policies,
+    agents, halts, policies,
     problem::{Diagnostic, Kind, Problem, Query, WorkspaceProblems},
     store::{Write, stored},
     workspaces::WorkspaceId,
@@ -184,6 +184,7 @@ pub(crate) async fn publish(
     let now = state.now();
     let documents = policies::live(write, workspace).await?;
     let revoked_agents = agents::revoked(write, workspace).await?;
+    let halts = halts::current(write, workspace).await?;
     let compose = |revision: i64, issued: Time, expires: Time| -> Result<Vec<u8>, Problem> {
         let compiled = tollgate_policy::compile(&documents, issued.secs(), expires.secs())
             .map_err(|error| refused(error.to_string()))?;
@@ -199,6 +200,7 @@ pub(crate) async fn publish(
             prices: PRICES.clone(),
             token_keys: vec![state.signer().public().clone()],
             revoked_agents: revoked_agents.clone(),
+            halts: halts.clone(),
         })
         .map_err(|error| Problem::internal("bundle", &error))
     };

@@ -20,8 +20,10 @@ mod access;
 mod agents;
 pub mod audit;
 mod bundles;
+mod events;
 mod files;
 mod gates;
+mod halts;
 mod health;
 pub mod leases;
 mod operators;
@@ -270,6 +272,8 @@ fn router() -> OpenApiRouter<ControlPlane> {
         .merge(workspaces::routes())
         .merge(operators::routes())
         .merge(agents::routes())
+        .merge(halts::routes())
+        .merge(events::routes())
         .merge(policies::routes())
         .merge(bundles::routes())
         .merge(gates::routes())

@@ -328,9 +328,13 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
     }
 
-    async fn reserve(&self, call: &str, changes: Vec<CellOp>) -> Result<(), (usize, Refusal)> {
+    async fn reserve(
+        &self,
+        call: &str,
+        changes: Vec<CellOp>,
+    ) -> Result<Vec<u64>, (usize, Refusal)> {
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let message = Message::Reserve {
             call: call.to_owned(),
@@ -340,7 +344,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         let heard = self.ask(message).await.ok_or((0, Refusal::NoLease))?;
         match heard.refused {
             Some(refused) => Err((refused.place, refused.why)),
-            None => Ok(()),
+            None => Ok(heard.taken),
         }
     }
 
@@ -382,9 +386,52 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                 }),
             },
             rest: Box::pin(async move {
-                let end = pump(&mut exchange, body, sender, gone).await;
+                let end = self.pump(&mut exchange, body, sender, gone).await;
                 self.close(exchange, end).await;
             }),
+        }
+    }
+
+    /// Passes an answer on, chunk by chunk, as fast as the caller takes it.
+    async fn pump(
+        &self,
+        exchange: &mut Exchange,
+        mut upstream: P::Body,
+        mut caller: mpsc::Sender<Result<Vec<u8>, Broken>>,
+        mut gone: oneshot::Receiver<()>,
+    ) -> End {
+        let gate = &self.edge.gate;
+        loop {
+            let chunk = match select(upstream.next(), &mut gone).await {
+                Either::Left((chunk, _)) => chunk,
+                Either::Right(_) => return End::ClientLeft,
+            };
+            if exchange.streams() {
+                // Its caller may have been stopped since it began.
+                self.follow().await;
+            }
+            let (bytes, last) = match chunk {
+                Some(Ok(chunk)) => match exchange.response_chunk(&gate.borrow(), &chunk, false) {
+                    Output::Pass => (chunk, false),
+                    Output::Replace(bytes) => (bytes, false),
+                    Output::Cut(bytes) => (bytes, true),
+                },
+                None => match exchange.response_chunk(&gate.borrow(), &[], true) {
+                    Output::Pass => (Vec::new(), true),
+                    Output::Replace(bytes) | Output::Cut(bytes) => (bytes, true),
+                },
+                Some(Err(broken)) => {
+                    // If the caller does not hear of it, it has left.
+                    let _ = caller.send(Err(broken)).await;
+                    return End::UpstreamBroken;
+                }
+            };
+            if !bytes.is_empty() && caller.send(Ok(bytes)).await.is_err() {
+                return End::ClientLeft;
+            }
+            if last {
+                return End::Complete;
+            }
         }
     }
 
@@ -405,42 +452,6 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
         self.platform
             .log("a call could not be settled: the keeper does not answer");
-    }
-}
-
-/// Passes an answer on, chunk by chunk, as fast as the caller takes it.
-async fn pump<B: Stream<Item = Result<Vec<u8>, Broken>> + Unpin>(
-    exchange: &mut Exchange,
-    mut upstream: B,
-    mut caller: mpsc::Sender<Result<Vec<u8>, Broken>>,
-    mut gone: oneshot::Receiver<()>,
-) -> End {
-    loop {
-        let chunk = match select(upstream.next(), &mut gone).await {
-            Either::Left((chunk, _)) => chunk,
-            Either::Right(_) => return End::ClientLeft,
-        };
-        let (bytes, last) = match chunk {
-            Some(Ok(chunk)) => match exchange.response_chunk(&chunk, false) {
-                Output::Pass => (chunk, false),
-                Output::Replace(bytes) => (bytes, false),
-            },
-            None => match exchange.response_chunk(&[], true) {
-                Output::Pass => (Vec::new(), true),
-                Output::Replace(bytes) => (bytes, true),
-            },
-            Some(Err(broken)) => {
-                // If the caller does not hear of it, it has left.
-                let _ = caller.send(Err(broken)).await;
-                return End::UpstreamBroken;
-            }
-        };
-        if !bytes.is_empty() && caller.send(Ok(bytes)).await.is_err() {
-            return End::ClientLeft;
-        }
-        if last {
-            return End::Complete;
-        }
     }
 }
 

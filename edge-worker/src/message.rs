@@ -60,6 +60,9 @@ pub struct Heard {
     pub envelope: Option<String>,
     /// The reservation that was refused.
     pub refused: Option<Refused>,
+    /// What is taken of each limit, where all were made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<u64>,
 }
 
 /// A reservation that was refused.
@@ -147,6 +150,7 @@ mod tests {
                 place: 1,
                 why: Refusal::Exhausted { retry_ms: 5 },
             }),
+            taken: vec![7],
             ..Heard::default()
         };
         let text = serde_json::to_string(&heard).unwrap();

@@ -5,9 +5,11 @@ use crate::issuer::{self, Towards};
 use std::{cell::RefCell, collections::BTreeMap};
 use tollgate_engine::{
     bundle::Payload,
+    decide::Outcome,
     exchange::{CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Step, Want},
     facts::Headers,
     gate::Gate,
+    halt::Kind,
     identity::TOKEN_HEADER,
     journal::MAX_RECORD_BYTES,
     json,
@@ -46,6 +48,18 @@ pub(crate) fn out_of_order(input: &[u8]) {
 }
 
 const GATES: usize = 4;
+
+/// Runs the newest bundle once its caller is killed.
+fn with_killed<T>(run: impl FnOnce(&Gate) -> T) -> T {
+    thread_local! {
+        static KILLED: Gate = {
+            let mut payload = issuer::payload(2);
+            payload.halts = vec![issuer::halt("team:platform", Kind::Killed)];
+            issuer::gate(Towards::Llm, &payload)
+        };
+    }
+    KILLED.with(run)
+}
 
 /// Gates are kept from call to call, as a host does.
 fn with_gate<T>(which: usize, run: impl FnOnce(&mut Gate) -> T) -> T {
@@ -436,7 +450,7 @@ impl World {
                     came_of_it = "sent".to_string();
                     self.check_forward(call, &forward);
                     assert!(exchange.wants_response());
-                    self.respond(&mut exchange, choices);
+                    self.respond(gate, &mut exchange, choices);
                     break;
                 }
                 Step::Reply { reply, undo } => {
@@ -484,7 +498,7 @@ impl World {
                 }
                 assert!(forwards <= 1, "sent on twice");
                 assert!(
-                    forwards == 0 || exchange.decision().reasons.is_empty(),
+                    forwards == 0 || exchange.decision().outcome == Outcome::Allow,
                     "denied and sent on"
                 );
             }
@@ -494,7 +508,11 @@ impl World {
             match choices.below(8) {
                 0 => steps.push(exchange.body(gate, body, self.now)),
                 1 => steps.push(exchange.body_over_cap(gate, self.now)),
-                2 => steps.push(exchange.swapped(gate, Ok(()), self.now)),
+                2 => steps.push(exchange.swapped(
+                    gate,
+                    Ok(vec![u64::MAX; choices.below(5)]),
+                    self.now,
+                )),
                 3 => {
                     let refusal = choices.pick(&[
                         Refusal::NoLease,
@@ -509,9 +527,9 @@ impl World {
                     exchange.response_head(Headers(&[(b":status", b"200")]));
                 }
                 6 => {
-                    exchange.response_chunk(b"data: {}\n\n", choices.one_in(2));
+                    exchange.response_chunk(gate, b"data: {}\n\n", choices.one_in(2));
                 }
-                _ => self.respond(&mut exchange, choices),
+                _ => self.respond(gate, &mut exchange, choices),
             }
         }
         let id = exchange.id().to_string();
@@ -525,7 +543,7 @@ impl World {
         );
     }
 
-    fn respond(&mut self, exchange: &mut Exchange, choices: &mut Choices<'_>) {
+    fn respond(&mut self, gate: &Gate, exchange: &mut Exchange, choices: &mut Choices<'_>) {
         if choices.one_in(10) {
             return;
         }
@@ -544,43 +562,63 @@ impl World {
         }
         let head = exchange.response_head(Headers(&headers));
         for (name, value) in head.set {
-            assert_eq!((name, value.as_str()), (DECISION_HEADER, exchange.id()));
+            match name {
+                DECISION_HEADER => assert_eq!(value, exchange.id()),
+                "ratelimit" | "ratelimit-policy" => {
+                    assert!(value.is_ascii() && value.len() < 1_000, "{value}");
+                }
+                _ => panic!("sets {name}"),
+            }
         }
         let size = 1 + choices.below(200);
         let mut rest = answer.as_slice();
+        let mut cut = false;
         while !rest.is_empty() {
             if choices.one_in(30) {
                 return;
             }
             let (chunk, after) = rest.split_at(size.min(rest.len()));
             rest = after;
-            match exchange.response_chunk(chunk, rest.is_empty() && size.is_multiple_of(2)) {
-                Output::Pass | Output::Replace(_) => {}
+            let end = rest.is_empty() && size.is_multiple_of(2);
+            let killed = exchange.wants_response() && choices.one_in(20);
+            let output = if killed {
+                with_killed(|gate| exchange.response_chunk(gate, chunk, end))
+            } else {
+                exchange.response_chunk(gate, chunk, end)
+            };
+            match output {
+                Output::Pass | Output::Replace(_) => assert!(!cut, "more after the end"),
+                Output::Cut(bytes) => {
+                    // Whoever drives it out of order may have had it cut before.
+                    assert!(bytes.is_empty() || killed && !cut, "cut for nothing");
+                    cut = true;
+                }
             }
         }
         if choices.one_in(2) {
-            exchange.response_chunk(b"", true);
+            exchange.response_chunk(gate, b"", true);
         }
     }
 
     fn apply_all(&mut self, ops: &[CellOp]) {
         for op in ops {
-            assert_eq!(self.apply(op), Ok(()), "{op:?} cannot be refused");
+            assert!(self.apply(op).is_ok(), "{op:?} cannot be refused");
         }
     }
 
-    fn apply(&mut self, op: &CellOp) -> Result<(), Refusal> {
+    fn apply(&mut self, op: &CellOp) -> Result<u64, Refusal> {
         let old = self.cells.get(&op.account).map(Vec::as_slice);
         let new = op.op.apply(old, self.now)?;
+        let taken = op.op.taken(&new);
         self.cells.insert(op.account.clone(), new);
-        Ok(())
+        Ok(taken)
     }
 
-    fn swap(&mut self, ops: &[CellOp]) -> Result<(), (usize, Refusal)> {
-        for (index, op) in ops.iter().enumerate() {
-            self.apply(op).map_err(|refusal| (index, refusal))?;
-        }
-        Ok(())
+    fn swap(&mut self, ops: &[CellOp]) -> Result<Vec<u64>, (usize, Refusal)> {
+        ops.iter()
+            .enumerate()
+            .map(|(index, op)| self.apply(op).map_err(|refusal| (index, refusal)))
+            .collect()
     }
 
     fn grant(&mut self, want: &Want) {
@@ -592,6 +630,8 @@ impl World {
             granted: self.granted,
             returned: 0,
             settled: 0,
+            spent: 0,
+            lifted_ms: 0,
             expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {
                 self.now.millis() + 500

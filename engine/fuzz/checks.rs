@@ -166,7 +166,9 @@ pub(crate) fn meter(data: &[u8]) {
                 for chunk in data.chunks(size) {
                     match meter.feed(chunk) {
                         Output::Pass => sent.extend_from_slice(chunk),
-                        Output::Replace(bytes) => sent.extend_from_slice(&bytes),
+                        Output::Replace(bytes) | Output::Cut(bytes) => {
+                            sent.extend_from_slice(&bytes)
+                        }
                     }
                 }
                 let mut metered = meter.finish();

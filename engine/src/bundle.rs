@@ -11,6 +11,7 @@ use crate::{
     bytes::Digest,
     condition::Program,
     envelope::{self, OpenError, PublicKey},
+    halt::Halt,
     ledger::{Span, Unit, Window},
     price::{Price, PriceTable},
     time::Time,
@@ -62,6 +63,9 @@ pub struct Payload {
     pub token_keys: Vec<PublicKey>,
     /// Agents whose tokens no longer count, by UUID, sorted.
     pub revoked_agents: Vec<String>,
+    /// Whose calls an operator has stopped, broadest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub halts: Vec<Halt>,
 }
 
 /// One policy document, compiled. Every field can only narrow what the others allow.
@@ -325,7 +329,8 @@ pub struct Limit {
     pub tool: Option<String>,
     /// The limit itself, in `unit`.
     pub amount: u64,
-    /// Once a call does not fit, no call at all passes until the window ends. Only for tokens and money.
+    /// Once a call does not fit beside what has been used, no call at all passes until the window ends or an operator lifts it. Only for tokens
+    /// and money.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub suspend: bool,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.

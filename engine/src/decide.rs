@@ -1,7 +1,7 @@
 //! The decision: one function over values.
 //!
 //! The order of checks is fixed here and nowhere else: schedule → network → capability, model, tool → data → approval → rate → budget.
-//! (Identity comes before, in [`crate::exchange`]: who is not known cannot be judged. Pause has its place behind it and is not built yet.)
+//! (Identity and halts come before, in [`crate::exchange`]: who is not known cannot be judged, and who is stopped need not be.)
 //! Every reason is collected; the most restrictive outcome wins.
 
 mod explain;
@@ -9,12 +9,12 @@ mod explain;
 pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
-    bundle::{Calendar, Document, Level, Limit, Payload},
+    bundle::{Calendar, Document, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route},
     identity::Caller,
     json,
-    ledger::{Account, Span, Unit, Window},
+    ledger::{Account, Op, Span, Unit, Window},
     price::{self, Price},
     scan::Hits,
     time::Time,
@@ -47,6 +47,8 @@ pub enum Outcome {
 pub enum Cause {
     /// The caller did not say who it is, or not credibly.
     Identity,
+    /// An operator has stopped the caller.
+    Halted,
     /// A rule forbids it.
     Policy,
     /// Somebody must approve it first.
@@ -68,6 +70,7 @@ impl Cause {
     pub const fn name(self) -> &'static str {
         match self {
             Cause::Identity => "identity",
+            Cause::Halted => "halted",
             Cause::Policy => "policy",
             Cause::Approval => "approval",
             Cause::Rate => "rate",
@@ -83,6 +86,7 @@ impl Cause {
         match self {
             Cause::Approval => Outcome::Hold,
             Cause::Identity
+            | Cause::Halted
             | Cause::Policy
             | Cause::Rate
             | Cause::Budget
@@ -96,7 +100,7 @@ impl Cause {
     pub const fn status(self) -> u16 {
         match self {
             Cause::Identity => 401,
-            Cause::Policy | Cause::Approval => 403,
+            Cause::Halted | Cause::Policy | Cause::Approval => 403,
             Cause::Rate | Cause::Budget => 429,
             Cause::Malformed => 400,
             Cause::TooLarge => 413,
@@ -155,6 +159,14 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// What takes it from its account.
+    pub fn reserve(&self) -> Op {
+        Op::Reserve {
+            span: self.span,
+            amount: self.amount,
+        }
+    }
+
     /// The reason to give when the account cannot bear it.
     pub fn refused(&self) -> Reason {
         let (cause, what) = match self.account.unit {
@@ -178,7 +190,7 @@ impl Charge {
                 at = Time::from_secs(self.span.end),
                 // What is larger than the whole limit was refused before anything was asked of the account.
                 suspended = match self.suspend && self.amount <= self.limit {
-                    true => ", and until then every call is refused",
+                    true => ", and once it is used up every call is refused until then",
                     false => "",
                 },
             )
@@ -308,6 +320,17 @@ impl<'p> Cost<'p> {
             output,
             worst_nano_usd,
         }
+    }
+}
+
+/// Whether a document of this scope applies to everything `caller` does.
+pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
+    match scope {
+        Scope::Global => true,
+        Scope::Org(org) => caller.org.as_ref() == Some(org),
+        Scope::Team(team) => caller.team.as_ref() == Some(team),
+        Scope::Agent(agent) => caller.agent == *agent,
+        Scope::Tool(_) => false,
     }
 }
 

@@ -4,7 +4,8 @@
 //!
 //! 1. [`Exchange::begin`] with the request's headers. It returns a [`Step`]; carry it out and hand in what it asks for, until the step is
 //!    [`Step::Forward`] or [`Step::Reply`].
-//! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set.
+//! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set or answered
+//!    with [`Output::Cut`]. Follow the newest bundle before each.
 //! 3. [`Exchange::finish`] always, exactly once, also when the client left or nothing came back. It consumes the exchange, so a call cannot
 //!    settle twice. Carry out its cell operations and append its record to the journal.
 //!
@@ -16,13 +17,16 @@ use crate::{
     decide::{self, Cause, Charge, Decision, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
     gate::Gate,
+    halt::{self, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
     ledger::{Account, Op, Refusal, Span, Unit},
     meter::{Framing, Meter, Metered, Output, Provider, Usage},
     price::{self, Price},
+    quota,
     reply::{self, DECISION_HEADER, Reply},
     scan::Hits,
+    sse,
     time::Time,
 };
 use alloc::{
@@ -197,6 +201,8 @@ pub struct Exchange {
     forward: Forward,
     hide_usage: bool,
     reserved: bool,
+    /// What was taken of each limit once this call had its share.
+    taken: Vec<u64>,
     /// Closes the account that refused the call, where its limit says so.
     suspend: Option<CellOp>,
     waiting_until: Option<Time>,
@@ -205,6 +211,19 @@ pub struct Exchange {
     upstream_status: Option<u16>,
     meter: Option<Meter>,
     metered: Option<Metered>,
+    /// The response, where it is one of events: it may be ended early.
+    stream: Option<Stream>,
+    /// It was.
+    cut: bool,
+}
+
+/// A response of events on its way.
+#[derive(Clone, Copy, Debug)]
+enum Stream {
+    /// It can be ended between two of them, with a last one that says why.
+    Events(sse::Place),
+    /// Compressed, so nothing can be put behind what came.
+    Encoded,
 }
 
 impl fmt::Debug for Exchange {
@@ -268,6 +287,7 @@ impl Exchange {
             forward: Forward::default(),
             hide_usage: false,
             reserved: false,
+            taken: Vec::new(),
             suspend: None,
             waiting_until: None,
             sent: false,
@@ -275,6 +295,8 @@ impl Exchange {
             upstream_status: None,
             meter: None,
             metered: None,
+            stream: None,
+            cut: false,
         }
     }
 
@@ -347,6 +369,9 @@ impl Exchange {
                 }
             }
         }
+        if let Some(stopped) = self.stopped(gate) {
+            return self.deny(vec_of(stopped), None, now);
+        }
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
         };
@@ -413,6 +438,12 @@ impl Exchange {
         self.deny(vec_of(reason), None, now)
     }
 
+    /// Why the caller may make no call at all.
+    fn stopped(&self, gate: &Gate) -> Option<Reason> {
+        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
+        Some(halt.refusal())
+    }
+
     fn evaluate(&mut self, gate: &mut Gate, facts: Facts, hits: &Hits, now: Time) -> Step {
         let (Some(head), Some(caller)) = (&self.head, &self.caller) else {
             return self.deny(Vec::new(), None, now);
@@ -423,6 +454,9 @@ impl Exchange {
             Ok(payload) => payload,
             Err(why) => return self.deny(vec_of(unusable(why)), None, now),
         };
+        if let Some(halt) = halt::on(payload, caller) {
+            return self.deny(vec_of(halt.refusal()), None, now);
+        }
         let decision = decide::decide(payload, &gate.patterns, caller, head, &facts, hits, now);
         if let Route::Llm(_) = facts.route {
             self.price = decide::price_for(payload, caller, facts.said.model.as_deref());
@@ -451,28 +485,26 @@ impl Exchange {
                 .iter()
                 .map(|charge| CellOp {
                     account: charge.account.clone(),
-                    op: Op::Reserve {
-                        span: charge.span,
-                        amount: charge.amount,
-                    },
+                    op: charge.reserve(),
                 })
                 .collect(),
         )
     }
 
-    /// Tells how [`Step::Swap`] went: `Ok` when all were applied, else the place of the refused operation and why.
+    /// Tells how [`Step::Swap`] went: `Ok` when all were applied, with [`Op::taken`] of each, else the place of the refused operation and why.
     pub fn swapped(
         &mut self,
         gate: &Gate,
-        result: Result<(), (usize, Refusal)>,
+        result: Result<Vec<u64>, (usize, Refusal)>,
         now: Time,
     ) -> Step {
         if self.awaiting != Awaiting::Swap {
             return self.out_of_order(now);
         }
         let (refused, refusal) = match result {
-            Ok(()) => {
+            Ok(taken) => {
                 self.reserved = true;
+                self.taken = taken;
                 return self.send(gate, now);
             }
             Err(refused) => refused,
@@ -499,11 +531,19 @@ impl Exchange {
                     account: charge.account.clone(),
                     op: Op::Suspend {
                         start: charge.span.start,
+                        limit: charge.limit,
+                        amount: charge.amount,
                     },
                 });
                 let reason = charge.refused();
                 let wait = charge.span.end.saturating_sub(now.secs());
-                with_undo(self.deny(vec_of(reason), Some(wait), now), undo)
+                // Whatever is left, it is not enough.
+                let limit = quota::headers([(charge, charge.limit)].into_iter(), now);
+                let mut step = with_undo(self.deny(vec_of(reason), Some(wait), now), undo);
+                if let Step::Reply { reply, .. } = &mut step {
+                    reply.headers.extend(limit);
+                }
+                step
             }
             Refusal::NoLease | Refusal::Short | Refusal::AlreadyAsked => {
                 let deadline = *self
@@ -627,7 +667,12 @@ impl Exchange {
     /// Whether [`Exchange::response_chunk`] reads what it is given; if not, a host need not copy the bytes out. Known after
     /// [`Exchange::response_head`].
     pub fn meters(&self) -> bool {
-        self.meter.is_some()
+        self.meter.is_some() || self.stream.is_some()
+    }
+
+    /// Whether the response may be ended early. Known after [`Exchange::response_head`].
+    pub fn streams(&self) -> bool {
+        self.stream.is_some()
     }
 
     /// The head of the upstream's response.
@@ -640,9 +685,8 @@ impl Exchange {
             remove: Vec::new(),
             set: Vec::from([(DECISION_HEADER, self.id.clone())]),
         };
-        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
-            return head;
-        };
+        let taken = self.decision.charges.iter().zip(self.taken.iter().copied());
+        head.set.extend(quota::headers(taken, self.decided));
         let encoded = headers
             .first("content-encoding")
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
@@ -652,6 +696,15 @@ impl Exchange {
             .unwrap_or_default()
             .trim()
             .to_ascii_lowercase();
+        if essence == "text/event-stream" {
+            self.stream = Some(match encoded {
+                true => Stream::Encoded,
+                false => Stream::Events(sse::Place::default()),
+            });
+        }
+        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
+            return head;
+        };
         let framing = match essence.as_str() {
             _ if encoded => return head,
             "text/event-stream" => Framing::Sse,
@@ -667,7 +720,54 @@ impl Exchange {
     }
 
     /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
-    pub fn response_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
+    pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
+        if self.cut {
+            return Output::Cut(Vec::new());
+        }
+        let output = self.meter_chunk(chunk, end);
+        let Some(mut stream) = self.stream.filter(|_| !end) else {
+            return output;
+        };
+        let sent = match &output {
+            Output::Pass => chunk,
+            Output::Replace(bytes) | Output::Cut(bytes) => bytes,
+        };
+        if self.wants_response()
+            && let Some(killed) = self.killed(gate)
+            && let Some(last) = self.last_bytes(stream, sent, &killed)
+        {
+            self.cut = true;
+            self.decision.reasons.push(killed);
+            return Output::Cut(last);
+        }
+        if let Stream::Events(place) = &mut stream {
+            place.pass(sent);
+            self.stream = Some(stream);
+        }
+        output
+    }
+
+    /// Why the response must not go on.
+    fn killed(&self, gate: &Gate) -> Option<Reason> {
+        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
+        (halt.kind == Kind::Killed).then(|| halt.refusal())
+    }
+
+    /// What to end the response with in place of `next`; `None` while an event is under way that does not end there.
+    fn last_bytes(&self, stream: Stream, next: &[u8], reason: &Reason) -> Option<Vec<u8>> {
+        let Stream::Events(place) = stream else {
+            return Some(Vec::new());
+        };
+        let whole = next.get(..place.rest_of_event(next)?)?;
+        let mcp_id = self
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.said.mcp_id.as_deref());
+        let event = reply::final_event(self.dialect, reason, mcp_id);
+        Some([whole, event.as_bytes()].concat())
+    }
+
+    fn meter_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
         let Some(meter) = &mut self.meter else {
             return Output::Pass;
         };
@@ -687,7 +787,9 @@ impl Exchange {
         match (output, rest.is_empty()) {
             (output, true) => output,
             (Output::Pass, false) => Output::Replace([chunk, rest.as_slice()].concat()),
-            (Output::Replace(bytes), false) => Output::Replace([bytes, rest].concat()),
+            (Output::Replace(bytes) | Output::Cut(bytes), false) => {
+                Output::Replace([bytes, rest].concat())
+            }
         }
     }
 
@@ -756,23 +858,24 @@ impl Exchange {
         let metered = self.metered.as_ref();
         let usage = metered.map(|metered| metered.usage).unwrap_or_default();
         settlement.usage = usage;
-        let refused_upstream = match self.upstream_status {
-            // A gateway's timeout comes after the request was sent: the provider may have worked.
-            Some(status) => status >= 400 && status != 504,
-            None => false,
-        };
-        if refused_upstream && usage == Usage::default() {
+        if self.upstream_status.is_some_and(is_refusal) && usage == Usage::default() {
             settlement.tokens = Some(0);
             settlement.nano_usd = Some(0);
             return settlement;
         }
-        let whole = end == End::Complete && metered.is_some_and(|metered| metered.complete);
+        let whole =
+            end == End::Complete && !self.cut && metered.is_some_and(|metered| metered.complete);
         settlement.estimated = !whole;
         let said = self.facts.as_ref().map(|facts| &facts.said);
+        let price = self.price.as_ref();
         let bound = |said: &Said| {
             said.max_output_tokens
+                .or(price.and_then(|price| price.max_output_tokens))
                 .map(|max| max.saturating_mul(said.answers))
         };
+        // What was seen bounds what was put out only where everything is shown. An error shows nothing.
+        let shows_all = price.is_some_and(|price| !price.reasons)
+            && self.upstream_status.is_none_or(|status| status < 400);
         let input = usage
             .input_tokens
             .or(said.map(|said| said.prompt_tokens_bound));
@@ -780,7 +883,9 @@ impl Exchange {
             .output_tokens
             .filter(|_| whole)
             .or_else(|| {
-                let counted = metered.map(|metered| metered.output_content_bytes)?;
+                let counted = metered
+                    .filter(|_| shows_all)
+                    .map(|metered| metered.output_content_bytes)?;
                 let seen = usage.output_tokens.unwrap_or(0);
                 let cap = said.and_then(bound).unwrap_or(u64::MAX);
                 Some(counted.min(cap).max(seen))
@@ -790,7 +895,7 @@ impl Exchange {
             (Some(input), Some(output)) => Some(input.saturating_add(output)),
             _ => None,
         };
-        if let Some(price) = &self.price {
+        if let Some(price) = price {
             let charged = Usage {
                 input_tokens: input,
                 output_tokens: output,
@@ -868,6 +973,7 @@ impl Exchange {
             latency_ms: now.millis_since(self.started),
             end: match (self.answered, end) {
                 (Some(_), _) => "answered_here",
+                (None, _) if self.cut => "cut",
                 (None, End::Complete) => "complete",
                 (None, End::ClientLeft) => "client_left",
                 (None, End::UpstreamBroken) => "upstream_broken",
@@ -875,6 +981,12 @@ impl Exchange {
         };
         serde_json::to_vec(&record).unwrap_or_default()
     }
+}
+
+/// Whether a provider that answers with this status has not worked, and bills nothing. Gateways have others of their own, which may come after
+/// the request was passed on (502 and 504 of any; 520 to 527 and 530 of Cloudflare, which stands before OpenAI); 529 is Anthropic's "overloaded".
+const fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..=501 | 503 | 529)
 }
 
 /// Longest path in a record. Identifiers beyond it tell nobody more.

@@ -94,6 +94,11 @@ pub struct Grant {
     /// What the control plane has down as used.
     #[serde(with = "amount")]
     pub settled: u64,
+    /// What all holders together have used, as far as they have said.
+    #[serde(with = "amount")]
+    pub spent: u64,
+    /// When an operator last let the account be spent from again that had been suspended; milliseconds since the Unix epoch, 0 when never.
+    pub lifted_ms: i64,
     /// The lease ends; milliseconds since the Unix epoch.
     pub expires_ms: i64,
     /// There is no more to be had before; milliseconds since the Unix epoch, 0 when there may be.
@@ -103,12 +108,14 @@ pub struct Grant {
 impl Grant {
     /// The same by a clock that shows `by_ms` more than the one it was written by.
     pub(crate) fn shifted(self, by_ms: i64) -> Grant {
+        let shifted = |at_ms: i64| match at_ms {
+            0 => 0,
+            at_ms => at_ms.saturating_add(by_ms),
+        };
         Grant {
             expires_ms: self.expires_ms.saturating_add(by_ms),
-            retry_ms: match self.retry_ms {
-                0 => 0,
-                retry_ms => retry_ms.saturating_add(by_ms),
-            },
+            retry_ms: shifted(self.retry_ms),
+            lifted_ms: shifted(self.lifted_ms),
             ..self
         }
     }

@@ -236,6 +236,8 @@ pub struct Slot {
     pub chunk: u64,
     /// What `settled` was when last reported.
     pub reported: u64,
+    /// What all holders had used by then.
+    pub spent: u64,
     /// What `returned` was when last reported.
     pub told: u64,
     /// When a call last reserved; milliseconds since the Unix epoch.
@@ -267,6 +269,17 @@ impl Slot {
             .saturating_sub(self.available())
     }
 
+    /// What is known to be used of the limit, by all holders; calls under way are not in it.
+    pub fn used_by_all(&self) -> u64 {
+        self.spent
+            .saturating_add(self.settled.saturating_sub(self.reported))
+    }
+
+    /// Whether [`Op::Suspend`] has closed it.
+    pub fn is_suspended(&self) -> bool {
+        self.retry_ms == SUSPENDED
+    }
+
     /// Whether it has not been spent from for so long that somebody else should have what is left.
     pub fn is_idle(&self, now: Time) -> bool {
         let window_ms = self.end.saturating_sub(self.start).saturating_mul(1_000);
@@ -287,7 +300,7 @@ impl Slot {
 
     /// Nothing was ever leased here, nor closed, so nothing is lost when it makes room.
     fn is_blank(&self) -> bool {
-        self.granted == 0 && self.settled == 0 && self.reserved == 0 && self.retry_ms != SUSPENDED
+        self.granted == 0 && self.settled == 0 && self.reserved == 0 && !self.is_suspended()
     }
 }
 
@@ -305,9 +318,9 @@ pub struct Cell {
 }
 
 /// Version of the cell's byte form.
-const CELL_FORMAT: u8 = 2;
+const CELL_FORMAT: u8 = 3;
 /// Fields of a slot, eight bytes each, little-endian, in the order of the struct.
-const SLOT_FIELDS: usize = 16;
+const SLOT_FIELDS: usize = 17;
 const SLOT_BYTES: usize = SLOT_FIELDS * 8;
 /// The running window and the one before.
 const MAX_SLOTS: usize = 2;
@@ -342,6 +355,7 @@ impl Cell {
                     asked,
                     chunk,
                     reported,
+                    spent,
                     told,
                     used,
                     epoch,
@@ -360,6 +374,7 @@ impl Cell {
                     asked_ms: asked.cast_signed(),
                     chunk,
                     reported,
+                    spent,
                     told,
                     used_ms: used.cast_signed(),
                     epoch,
@@ -388,6 +403,7 @@ impl Cell {
                 slot.asked_ms.cast_unsigned(),
                 slot.chunk,
                 slot.reported,
+                slot.spent,
                 slot.told,
                 slot.used_ms.cast_unsigned(),
                 slot.epoch,
@@ -469,10 +485,17 @@ pub enum Op {
         #[serde(with = "amount")]
         used: u64,
     },
-    /// Let nothing more be reserved in this window, whatever is left or granted: its limit has been met and suspends.
+    /// Let nothing more be reserved in this window, if what has been used leaves no room for a call that was refused. What others merely hold, or
+    /// have under way, closes nothing: it may come back.
     Suspend {
         /// Start of the window.
         start: i64,
+        /// The limit.
+        #[serde(with = "amount")]
+        limit: u64,
+        /// What the call needed.
+        #[serde(with = "amount")]
+        amount: u64,
     },
     /// Note that the control plane is about to be told what was used and asked for more. What lies idle is given back with it.
     Ask {
@@ -515,6 +538,19 @@ impl Op {
         serde_json::from_slice(bytes).ok()
     }
 
+    /// What is known to be taken of the limit once this has made `cell`: what all holders have used, and the worst case of the calls under way
+    /// here. In the window that it changes.
+    pub fn taken(&self, cell: &[u8]) -> u64 {
+        let start = match self {
+            Op::Reserve { span, .. } | Op::Ask { span } => span.start,
+            Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
+            Op::Refill { grant, .. } => grant.window_start,
+        };
+        let cell = Cell::decode(cell);
+        cell.slot(start)
+            .map_or(0, |slot| slot.used_by_all().saturating_add(slot.reserved))
+    }
+
     /// The cell after this change, in byte form. `old` is what the store holds now, `None` when nothing.
     pub fn apply(&self, old: Option<&[u8]>, now: Time) -> Result<Vec<u8>, Refusal> {
         let mut cell = old.map(Cell::decode).unwrap_or_default();
@@ -522,7 +558,7 @@ impl Op {
             Op::Reserve { span, amount } => {
                 let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
                 let live = now.millis() < slot.expires_ms;
-                if slot.retry_ms == SUSPENDED {
+                if slot.is_suspended() {
                     return Err(Refusal::Exhausted {
                         retry_ms: slot.end.saturating_mul(1_000),
                     });
@@ -554,9 +590,16 @@ impl Op {
                     slot.settled = slot.settled.saturating_add(*used);
                 }
             }
-            Op::Suspend { start } => {
-                if let Some(slot) = cell.slot_mut(*start) {
+            Op::Suspend {
+                start,
+                limit,
+                amount,
+            } => {
+                if let Some(slot) = cell.slot_mut(*start)
+                    && slot.used_by_all().saturating_add(*amount) > *limit
+                {
                     slot.retry_ms = SUSPENDED;
+                    slot.heard_ms = now.millis();
                 }
             }
             Op::Ask { span } => {
@@ -579,7 +622,7 @@ impl Op {
                     && grant.seq >= slot.seq
                     && *epoch >= slot.epoch
                 {
-                    let suspended = slot.retry_ms == SUSPENDED;
+                    let suspended = slot.is_suspended() && grant.lifted_ms <= slot.heard_ms;
                     if *epoch > slot.epoch {
                         *slot = Slot {
                             start: span.start,
@@ -611,6 +654,7 @@ impl Op {
                         slot.heard_ms = now.millis();
                     }
                     slot.reported = slot.reported.max(grant.settled);
+                    slot.spent = slot.spent.max(grant.spent);
                     slot.told = slot.told.max(grant.returned);
                 }
             }

@@ -82,6 +82,8 @@ pub enum Output {
     Pass,
     /// These bytes instead; possibly none.
     Replace(Vec<u8>),
+    /// These bytes instead, and then nothing more: end the response here, and the upstream's with it.
+    Cut(Vec<u8>),
 }
 
 /// Reads one response.

@@ -40,6 +40,9 @@ pub struct Price {
     /// Most tokens the model puts out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_output_tokens: Option<u64>,
+    /// It may put out tokens that nobody is shown, so that what was seen of a broken answer says nothing of its cost.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub reasons: bool,
 }
 
 /// Prices of a whole call, first token included, once its input is longer than a limit.
@@ -86,6 +89,7 @@ impl Price {
             long_context: None,
             max_input_tokens: None,
             max_output_tokens: None,
+            reasons: false,
         }
     }
 

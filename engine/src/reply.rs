@@ -6,7 +6,6 @@ use crate::{
     json::quote,
 };
 use alloc::{
-    borrow::Cow,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -44,6 +43,7 @@ pub fn denial(
     let rule: &str = match cause {
         Cause::Approval => APPROVAL_REQUIRED,
         Cause::Identity
+        | Cause::Halted
         | Cause::Policy
         | Cause::Rate
         | Cause::Budget
@@ -122,7 +122,8 @@ const MCP_DENIED: i32 = -32_001;
 /// The cause that weighs most: what cannot be cured by waiting comes before what can.
 pub fn cause_of(reasons: &[Reason]) -> Cause {
     let weight = |cause: Cause| match cause {
-        Cause::Identity => 7,
+        Cause::Identity => 8,
+        Cause::Halted => 7,
         Cause::TooLarge => 6,
         Cause::Malformed => 5,
         Cause::Policy => 4,
@@ -172,7 +173,7 @@ fn header_safe(text: &str) -> String {
 const fn openai_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Policy | Cause::Approval => "permission_error",
+        Cause::Halted | Cause::Policy | Cause::Approval => "permission_error",
         Cause::Rate => "rate_limit_error",
         Cause::Budget => "insufficient_quota",
         Cause::Malformed | Cause::TooLarge => "invalid_request_error",
@@ -184,7 +185,7 @@ const fn openai_type(cause: Cause) -> &'static str {
 const fn anthropic_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Policy | Cause::Approval => "permission_error",
+        Cause::Halted | Cause::Policy | Cause::Approval => "permission_error",
         Cause::Rate | Cause::Budget => "rate_limit_error",
         Cause::Malformed => "invalid_request_error",
         Cause::TooLarge => "request_too_large",
@@ -195,6 +196,7 @@ const fn anthropic_type(cause: Cause) -> &'static str {
 const fn title(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "who is calling is not established",
+        Cause::Halted => "stopped by an operator",
         Cause::Policy => "denied by policy",
         Cause::Approval => "needs approval",
         Cause::Rate => "too many calls",
@@ -205,16 +207,27 @@ const fn title(cause: Cause) -> &'static str {
     }
 }
 
-/// The well-formed end of a stream that is cut, in the caller's dialect, as one server-sent event.
-pub fn final_event(dialect: Dialect, message: &str) -> Cow<'static, str> {
-    let message = quoted(message);
+/// The well-formed end of a stream of events that is cut, in the caller's dialect. `mcp_id` is of the request that the stream answers.
+pub fn final_event(dialect: Dialect, reason: &Reason, mcp_id: Option<&str>) -> String {
+    let message = quoted(&message_of(core::slice::from_ref(reason)));
+    let code = quoted(&reason.rule);
     match dialect {
         Dialect::Anthropic => format!(
-            "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":{message}}}}}\n\n"
+            "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"{}\",\"message\":{message}}}}}\n\n",
+            anthropic_type(reason.cause)
         ),
-        Dialect::OpenAi | Dialect::Mcp | Dialect::Problem => format!(
-            "data: {{\"error\":{{\"message\":{message},\"type\":\"server_error\",\"param\":null,\"code\":\"stream_cut\"}}}}\n\n"
+        // An answer where there is a request to answer; else (JSON-RPC 2.0 §4.1) a notification.
+        Dialect::Mcp => match mcp_id {
+            Some(id) => format!(
+                "data: {{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{MCP_DENIED},\"message\":{message},\"data\":{{\"rule\":{code}}}}}}}\n\n"
+            ),
+            None => format!(
+                "data: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{{\"level\":\"error\",\"data\":{message}}}}}\n\n"
+            ),
+        },
+        Dialect::OpenAi | Dialect::Problem => format!(
+            "data: {{\"error\":{{\"message\":{message},\"type\":\"{}\",\"param\":null,\"code\":{code}}}}}\n\n",
+            openai_type(reason.cause)
         ),
     }
-    .into()
 }

@@ -63,6 +63,57 @@ pub struct Reader {
     ended: bool,
 }
 
+/// Where a stream of events stands that passes by unread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    line: Line,
+    /// An event has begun and not ended.
+    inside: bool,
+}
+
+impl Place {
+    /// Goes over the next bytes.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.step(*byte);
+        }
+    }
+
+    /// How many of the next bytes belong to the event that has begun, 0 between two events; `None` when it does not end in them.
+    pub fn rest_of_event(self, bytes: &[u8]) -> Option<usize> {
+        let mut place = self;
+        let mut length = 0;
+        for byte in bytes {
+            if !place.inside {
+                break;
+            }
+            place.step(*byte);
+            length += 1;
+        }
+        (!place.inside).then_some(length)
+    }
+
+    fn step(&mut self, byte: u8) {
+        self.line = match (byte, self.line) {
+            (b'\n', Line::Blank) => {
+                self.inside = false;
+                Line::Blank
+            }
+            // The second blank line by CR ends the event; an LF behind it belongs to a line of its own, which is blank.
+            (b'\r', Line::Blank | Line::BlankAfterCr) => {
+                self.inside = false;
+                Line::BlankAfterCr
+            }
+            (b'\n', _) => Line::Blank,
+            (b'\r', _) => Line::BlankAfterCr,
+            _ => {
+                self.inside = true;
+                Line::Filled
+            }
+        };
+    }
+}
+
 /// What the search has seen of the current line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Line {

@@ -456,7 +456,8 @@ impl Upkeep {
 
     /// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
     /// a running one that is running low or about to expire while in use; any whose spending was not reported, or of which something is left
-    /// that nobody uses (a finished one may still run by another gate's clock); all, while the control plane wants to hear of all.
+    /// that nobody uses (a finished one may still run by another gate's clock); one that is suspended; all, while the control plane wants to hear
+    /// of all.
     pub fn plan(&self, cell: &Cell, now: Time) -> Vec<(Span, u64)> {
         cell.slots()
             .iter()
@@ -475,10 +476,12 @@ impl Upkeep {
                 let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
                 let low = slot.available() < slot.chunk / 2 && !slot.is_exhausted(now);
                 let recount = self.recounts && slot.granted > 0;
+                // An operator may have lifted it.
+                let closed = running && slot.is_suspended();
                 match running {
                     true if low && in_use && !slot.is_idle(now) => Some((span, slot.chunk.max(1))),
                     true if in_use && expiring => Some((span, 0)),
-                    _ if unreported || idle || recount => {
+                    _ if unreported || idle || recount || closed => {
                         (running || is_remembered(span, now)).then_some((span, 0))
                     }
                     _ => None,

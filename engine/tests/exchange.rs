@@ -98,7 +98,7 @@ impl Call<'_> {
                 Step::NeedBody { .. } => {
                     exchange.body(gate, self.body.unwrap_or_default().as_bytes(), NOW)
                 }
-                Step::Swap(_) => exchange.swapped(gate, Ok(()), NOW),
+                Step::Swap(_) => exchange.swapped(gate, Ok(Vec::new()), NOW),
                 Step::AwaitLease { .. } | Step::Forward(_) | Step::Reply { .. } => {
                     return (exchange, step);
                 }
@@ -369,7 +369,7 @@ fn a_host_out_of_order_changes_nothing() {
     let mut gate = gate(Towards::Llm, &budgeted(1));
     let (mut exchange, step) = call.begin(&mut gate);
     assert!(matches!(step, Step::NeedBody { .. }));
-    assert_eq!(reply(exchange.swapped(&gate, Ok(()), NOW)), state);
+    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
     let finished = exchange.finish(End::Complete, NOW);
     assert_eq!(record(&finished)["outcome"], "deny");
     assert_eq!(finished.ops, []);
@@ -382,7 +382,7 @@ fn a_host_out_of_order_changes_nothing() {
     assert!(matches!(step, Step::Forward(_)));
     assert_eq!(reply(exchange.body(&mut gate, b"{}", NOW)), state);
     assert_eq!(reply(exchange.body_over_cap(&gate, NOW)), state);
-    assert_eq!(reply(exchange.swapped(&gate, Ok(()), NOW)), state);
+    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
     assert_eq!(
         reply(exchange.swapped(&gate, Err((0, Refusal::Short)), NOW)),
         state
@@ -397,10 +397,10 @@ fn a_host_out_of_order_changes_nothing() {
     let denied = post(CHAT, "application/json", r#"{"model":7}"#);
     let (mut exchange, step) = denied.decide(&mut gate);
     assert_eq!(reply(step), "request.json");
-    assert_eq!(reply(exchange.swapped(&gate, Ok(()), NOW)), state);
+    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
     assert_eq!(reply(exchange.body(&mut gate, body.as_bytes(), NOW)), state);
     exchange.response_head(Headers(&[(b":status", b"200")]));
-    assert_eq!(exchange.response_chunk(b"x", true), Output::Pass);
+    assert_eq!(exchange.response_chunk(&gate, b"x", true), Output::Pass);
     let finished = exchange.finish(End::Complete, NOW);
     assert_eq!(record(&finished)["outcome"], "deny");
     assert_eq!(record(&finished)["status"], 400);
@@ -440,15 +440,15 @@ fn every_cut_of_a_stream_settles_once() {
                     _ => panic!("{op:?}"),
                 })
                 .collect();
-            let step = exchange.swapped(&gate, Ok(()), NOW);
+            let step = exchange.swapped(&gate, Ok(Vec::new()), NOW);
             assert!(matches!(step, Step::Forward(_)));
             exchange.response_head(Headers(&[
                 (b":status", b"200"),
                 (b"content-type", b"text/event-stream"),
             ]));
-            exchange.response_chunk(&stream.as_bytes()[..cut], false);
+            exchange.response_chunk(&gate, &stream.as_bytes()[..cut], false);
             if end == End::Complete {
-                exchange.response_chunk(b"", true);
+                exchange.response_chunk(&gate, b"", true);
             }
             let finished = exchange.finish(end, NOW);
             assert_eq!(finished.ops.len(), reserved.len());

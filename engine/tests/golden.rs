@@ -16,6 +16,7 @@ use tollgate_engine::{
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
     gate::Gate,
+    halt,
     identity::{self, GovernanceLevel},
     journal::{Batch, Position, SealKey, seal},
     lease::{Answer, Ask, Grant},
@@ -111,6 +112,10 @@ fn full_payload() -> Payload {
         months: vec![1_793_491_200, 1_796_083_200],
     }];
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
+    payload.halts = vec![
+        issuer::halt("global", halt::Kind::Paused),
+        issuer::halt("team:platform", halt::Kind::Killed),
+    ];
     payload
 }
 
@@ -178,6 +183,8 @@ fn lease_request_and_answer() {
             granted: 5_000_000_000,
             returned: 10,
             settled: 1_500,
+            spent: 2_500,
+            lifted_ms: NOW.millis() - 1,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
         }],
@@ -254,6 +261,8 @@ fn stored_values() {
             granted: 1_000,
             returned: 0,
             settled: 0,
+            spent: 0,
+            lifted_ms: 0,
             expires_ms: 100_000,
             retry_ms: 0,
         },
@@ -271,9 +280,9 @@ fn stored_values() {
         .apply(Some(&cell), tollgate_engine::time::Time::from_secs(61))
         .unwrap();
     let kept = golden("cell.bin", &cell);
-    // Format 2, then sixteen numbers of eight bytes: start, end, granted, returned, settled, reserved (258 = 0x0102), …
-    assert_eq!(kept.len(), 129);
-    assert_eq!(kept[..9], [2, 60, 0, 0, 0, 0, 0, 0, 0]);
+    // Format 3, then seventeen numbers of eight bytes: start, end, granted, returned, settled, reserved (258 = 0x0102), …
+    assert_eq!(kept.len(), 137);
+    assert_eq!(kept[..9], [3, 60, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(kept[41..49], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
 }

@@ -46,6 +46,8 @@ fn grant(seq: u64, granted: u64) -> Grant {
         granted,
         returned: 0,
         settled: 0,
+        spent: 0,
+        lifted_ms: 0,
         expires_ms: millis(60_000),
         retry_ms: 0,
     }
@@ -387,6 +389,8 @@ struct Lease {
     heard_ms: i64,
     seq: u64,
     asked_ms: i64,
+    reported: u64,
+    spent: u64,
     told: u64,
     used_ms: i64,
     epoch: u64,
@@ -467,9 +471,18 @@ impl Model {
                 }
                 Ok(())
             }
-            Op::Suspend { start } => {
+            Op::Suspend {
+                start,
+                limit,
+                amount,
+            } => {
                 if let Some(lease) = self.0.get_mut(start) {
-                    lease.retry_ms = SUSPENDED;
+                    let unreported = lease.settled.saturating_sub(lease.reported);
+                    let used = u128::from(lease.spent) + u128::from(unreported);
+                    if used + u128::from(*amount) > u128::from(*limit) {
+                        lease.retry_ms = SUSPENDED;
+                        lease.heard_ms = now_ms;
+                    }
                 }
                 Ok(())
             }
@@ -495,7 +508,7 @@ impl Model {
                 if grant.seq < lease.seq || *epoch < lease.epoch {
                     return Ok(());
                 }
-                let suspended = lease.retry_ms == SUSPENDED;
+                let suspended = lease.retry_ms == SUSPENDED && grant.lifted_ms <= lease.heard_ms;
                 if *epoch > lease.epoch {
                     *lease = Lease {
                         epoch: *epoch,
@@ -510,6 +523,8 @@ impl Model {
                     lease.used_ms = now_ms;
                 }
                 lease.told = lease.told.max(grant.returned);
+                lease.reported = lease.reported.max(grant.settled);
+                lease.spent = lease.spent.max(grant.spent);
                 lease.expires_ms = grant.expires_ms;
                 let retry_ms = if suspended { SUSPENDED } else { grant.retry_ms };
                 if lease.retry_ms != retry_ms || now_ms < lease.heard_ms {
@@ -535,7 +550,11 @@ fn some_op(random: &mut Random, now_ms: i64) -> Op {
     let window = (now_ms / 1_000 - START).div_euclid(60) + random.below(3) as i64 - 1;
     let span = span(window);
     if random.one_in(60) {
-        return Op::Suspend { start: span.start };
+        return Op::Suspend {
+            start: span.start,
+            limit: some_amount(random),
+            amount: some_amount(random),
+        };
     }
     match random.below(10) {
         0..=3 => Op::Reserve {
@@ -561,6 +580,8 @@ fn some_op(random: &mut Random, now_ms: i64) -> Op {
                 granted: some_amount(random).saturating_mul(8),
                 returned: some_amount(random),
                 settled: some_amount(random),
+                spent: some_amount(random),
+                lifted_ms: now_ms - random.below(60_000) as i64,
                 expires_ms: now_ms + random.below(120_000) as i64 - 20_000,
                 retry_ms: if random.one_in(4) {
                     now_ms + random.below(60_000) as i64
@@ -606,6 +627,8 @@ fn a_cell_behaves_as_its_model() {
                         heard_ms: slot.heard_ms,
                         seq: slot.seq,
                         asked_ms: slot.asked_ms,
+                        reported: slot.reported,
+                        spent: slot.spent,
                         told: slot.told,
                         used_ms: slot.used_ms,
                         epoch: slot.epoch,
@@ -696,6 +719,8 @@ fn no_interleaving_spends_more_than_was_leased() {
                         granted: *granted,
                         returned: 0,
                         settled: 0,
+                        spent: 0,
+                        lifted_ms: 0,
                         expires_ms: now_ms + 20_000,
                         retry_ms: 0,
                     };
@@ -798,9 +823,9 @@ fn a_burst_admits_exactly_what_is_leased() {
 fn a_cell_is_read_as_it_was_written() {
     let mut random = Random::new(5);
     for _ in 0..500 {
-        // Any two slots whatever: the bytes are 2 and then sixteen numbers each, little-endian.
-        let mut bytes = vec![2];
-        for _ in 0..random.below(3) * 16 {
+        // Any two slots whatever: the bytes are 3 and then seventeen numbers each, little-endian.
+        let mut bytes = vec![3];
+        for _ in 0..random.below(3) * 17 {
             let number = match random.below(4) {
                 0 => u64::MAX,
                 1 => random.below(3) as u64,
@@ -820,22 +845,22 @@ fn what_is_not_a_cell_is_an_empty_one() {
     let empty = Cell::default();
     for length in 0..400 {
         let mut bytes = random.bytes(length);
-        let whole = [1, 129, 257].contains(&length);
+        let whole = [1, 137, 273].contains(&length);
         if let Some(first) = bytes.first_mut() {
-            *first = 2;
+            *first = 3;
         }
         assert_eq!(Cell::decode(&bytes) == empty, !whole || length == 1);
         if let Some(first) = bytes.first_mut() {
-            *first = if random.one_in(2) { 1 } else { 3 };
+            *first = if random.one_in(2) { 2 } else { 4 };
         }
         assert_eq!(Cell::decode(&bytes), empty, "another version");
     }
     // And nothing is spent from it.
     assert_eq!(
-        reserve(1).apply(Some(&[2, 2, 3]), at(0)),
+        reserve(1).apply(Some(&[3, 2, 3]), at(0)),
         Err(Refusal::NoLease)
     );
-    assert_eq!(empty.encode(), [2]);
+    assert_eq!(empty.encode(), [3]);
 }
 
 #[test]
@@ -917,12 +942,7 @@ fn accounts_are_read_as_they_are_written() {
 fn a_suspended_window_stays_closed_until_it_ends() {
     let mut store = leased();
     store.apply(&reserve(4), at(20));
-    store.apply(
-        &Op::Suspend {
-            start: span(0).start,
-        },
-        at(30),
-    );
+    store.apply(&suspend(0, 0, 1), at(30));
     let exhausted = Err(Refusal::Exhausted {
         retry_ms: span(0).end * 1_000,
     });
@@ -941,13 +961,67 @@ fn a_suspended_window_stays_closed_until_it_ends() {
     store.apply(&refill(grant(3, 100), 2), at(80));
     assert_eq!(store.try_apply(&reserve(1), at(90)), exhausted);
     // A window nobody has here has nothing to close, and is not made.
-    store.apply(
-        &Op::Suspend {
-            start: span(1).start,
-        },
-        at(100),
-    );
+    store.apply(&suspend(1, 0, 1), at(100));
     assert_eq!(store.amounts(1), None);
+}
+
+fn suspend(window: i64, limit: u64, amount: u64) -> Op {
+    Op::Suspend {
+        start: span(window).start,
+        limit,
+        amount,
+    }
+}
+
+#[test]
+fn only_what_has_been_used_suspends() {
+    let mut store = leased();
+    // All ten are under way, none is used: 0 + 1 ≤ 10.
+    store.apply(&reserve(10), at(20));
+    store.apply(&suspend(0, 10, 1), at(21));
+    let settle = Op::Settle {
+        start: span(0).start,
+        reserved: 10,
+        used: 6,
+    };
+    store.apply(&settle, at(22));
+    store.apply(&reserve(0), at(23));
+    // Six here, and three elsewhere that the last grant told of, the six not among them: 9 + 1 ≤ 10.
+    let told = Grant {
+        spent: 3,
+        ..grant(2, 10)
+    };
+    store.apply(&refill(told, 1), at(24));
+    store.apply(&suspend(0, 10, 1), at(25));
+    store.apply(&reserve(1), at(26));
+    // Of two there is none left: 9 + 2 > 10.
+    store.apply(&suspend(0, 10, 2), at(27));
+    let exhausted = Err(Refusal::Exhausted {
+        retry_ms: span(0).end * 1_000,
+    });
+    assert_eq!(store.try_apply(&reserve(1), at(28)), exhausted);
+}
+
+#[test]
+fn an_operator_lifts_what_was_suspended_before() {
+    let mut store = leased();
+    store.apply(&suspend(0, 0, 1), at(30));
+    let lifted = |seq, lifted_ms| {
+        let grant = Grant {
+            lifted_ms,
+            ..grant(seq, 10)
+        };
+        refill(grant, 1)
+    };
+    // Lifted before it was suspended.
+    store.apply(&lifted(2, at(30).millis()), at(31));
+    assert!(store.try_apply(&reserve(1), at(32)).is_err());
+    store.apply(&lifted(3, at(33).millis()), at(34));
+    store.apply(&reserve(1), at(35));
+    // The same word again lifts nothing that was suspended later.
+    store.apply(&suspend(0, 0, 1), at(36));
+    store.apply(&lifted(4, at(33).millis()), at(37));
+    assert!(store.try_apply(&reserve(1), at(38)).is_err());
 }
 
 #[test]

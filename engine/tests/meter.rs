@@ -102,7 +102,7 @@ fn meter<'a>(
     for chunk in chunks {
         match meter.feed(chunk) {
             Output::Pass => sent.extend_from_slice(chunk),
-            Output::Replace(bytes) => sent.extend_from_slice(&bytes),
+            Output::Replace(bytes) | Output::Cut(bytes) => sent.extend_from_slice(&bytes),
         }
     }
     let mut metered = meter.finish();

@@ -258,6 +258,8 @@ fn plain_answer() -> Answer {
             granted: 10,
             returned: 0,
             settled: 0,
+            spent: 0,
+            lifted_ms: 0,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
         }],
@@ -716,13 +718,14 @@ fn which_windows_are_reported_and_renewed() {
         asked_ms: 0,
         chunk: 100,
         reported: 0,
+        spent: 0,
         told: 0,
         // A call reserves at every instant that is looked at; what lies idle has its own test.
         used_ms: 0,
         epoch: 1,
     };
     let planned = |slot: Slot, millis: i64| {
-        let mut cell = vec![2];
+        let mut cell = vec![3];
         for word in [
             slot.start.cast_unsigned(),
             slot.end.cast_unsigned(),
@@ -737,6 +740,7 @@ fn which_windows_are_reported_and_renewed() {
             slot.asked_ms.cast_unsigned(),
             slot.chunk,
             slot.reported,
+            slot.spent,
             slot.told,
             match slot.used_ms {
                 0 => at(millis).millis(),

@@ -31,6 +31,8 @@ enum Stage {
 
 /// A call, also reachable for its worker while it waits for a lease.
 pub(crate) struct Call {
+    /// Of its stream.
+    context: u32,
     worker: Rc<Worker>,
     /// `None` before the first header, and once it is over.
     exchange: Option<Exchange>,
@@ -225,23 +227,32 @@ impl Call {
     }
 
     fn response_body(&mut self, size: usize, last: bool) {
+        let worker = Rc::clone(&self.worker);
+        let context = self.context;
         let Some(exchange) = self.answered_upstream() else {
             return;
         };
+        if exchange.streams() {
+            // Its caller may have been stopped since it began.
+            worker.follow_bundle(host::now());
+        }
         let chunk = if exchange.meters() && size > 0 {
             host::buffer(BufferType::HttpResponseBody, size)
         } else {
             Ok(Vec::new())
         };
-        let passed =
-            chunk.and_then(
-                |chunk| match exchange.response_chunk(chunk.as_slice(), last) {
-                    Output::Pass => Ok(()),
-                    Output::Replace(bytes) => {
-                        host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
-                    }
-                },
-            );
+        let passed = chunk.and_then(|chunk| {
+            match worker.with_gate(|gate| exchange.response_chunk(gate, &chunk, last)) {
+                Output::Pass => Ok(()),
+                Output::Replace(bytes) => {
+                    host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
+                }
+                Output::Cut(bytes) => {
+                    worker.end_soon(context);
+                    host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
+                }
+            }
+        });
         // What was not read is settled on an estimate.
         if passed.is_err() {
             self.worker.metrics.host_errors.add(1);
@@ -252,8 +263,9 @@ impl Call {
     /// Trailers stand for the end of the body, and nothing can be appended to it any more. Only the bytes of an event that was begun and not
     /// ended are lost, and those a client must throw away (WHATWG HTML §9.2.6: at the end of the stream an incomplete event is discarded).
     fn response_trailers(&mut self) {
+        let worker = Rc::clone(&self.worker);
         if let Some(exchange) = self.answered_upstream() {
-            let _ = exchange.response_chunk(&[], true);
+            let _ = worker.with_gate(|gate| exchange.response_chunk(gate, &[], true));
         }
         self.whole = true;
     }
@@ -334,6 +346,7 @@ impl Stream {
         Stream {
             context,
             call: Rc::new(RefCell::new(Call {
+                context,
                 worker: Rc::clone(&worker),
                 exchange: None,
                 stage: Stage::Answered,

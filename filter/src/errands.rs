@@ -94,6 +94,7 @@ impl Worker {
     /// Everything that is due.
     pub(crate) fn tick(&self) {
         let now = host::now();
+        self.end_streams();
         self.hand_over_records();
         self.follow_bundle(now);
         let holder = self.look_up_holder();

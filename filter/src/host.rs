@@ -62,6 +62,7 @@ imports! { "env"
         headers: *const u8, headers_size: usize, grpc_status: i32
     );
     proxy_continue_stream(stream: u32);
+    proxy_close_stream(stream: u32);
     proxy_get_shared_data(key: *const u8, key_size: usize, data: *mut *mut u8, size: *mut usize, cas: *mut u32);
     proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, value_size: usize, cas: u32);
     proxy_register_shared_queue(name: *const u8, name_size: usize, queue: *mut u32);
@@ -152,6 +153,11 @@ pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), Status> {
 /// Makes the following calls in the name of another context, until the callback returns.
 pub(crate) fn act_as(context: u32) -> Result<(), Status> {
     check(unsafe { proxy_set_effective_context(context) })
+}
+
+/// Resets the current context's stream, towards its caller and its upstream.
+pub(crate) fn end_stream() -> Result<(), Status> {
+    check(unsafe { proxy_close_stream(proxy_wasm::types::StreamType::HttpResponse as u32) })
 }
 
 /// At most `max` bytes of a buffer.

@@ -39,8 +39,8 @@ struct Gathering {
 
 /// Ticks while calls wait for a lease that another worker has asked for; milliseconds.
 const WAITING_TICK_MS: u32 = 10;
-/// The tick that asks for a lease. What a stream asks itself ends with the stream, and its root can only act in a callback of its own; what
-/// other calls want by then goes into the same request.
+/// The tick that asks for a lease, or ends a stream. What a stream asks itself ends with the stream, and its root can only act in a callback of
+/// its own; what other calls want by then goes into the same request.
 const ASKING_TICK_MS: u32 = 1;
 
 pub(crate) struct Worker {
@@ -55,6 +55,8 @@ pub(crate) struct Worker {
     gathering: RefCell<Gathering>,
     records: Cell<Option<u32>>,
     waiting: RefCell<BTreeMap<u32, Rc<RefCell<Call>>>>,
+    /// Streams whose last event has been written.
+    ending: RefCell<Vec<u32>>,
     tick_ms: Cell<u32>,
 }
 
@@ -78,6 +80,7 @@ impl Worker {
             gathering: RefCell::default(),
             records: Cell::default(),
             waiting: RefCell::default(),
+            ending: RefCell::default(),
             tick_ms: Cell::new(TICK_MS),
         }
     }
@@ -147,18 +150,18 @@ impl Worker {
         holder
     }
 
-    /// Applies changes in order, up to the first that is refused; gives its place.
-    pub(crate) fn swap(&self, changes: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
+    /// Applies changes in order, up to the first that is refused; gives what was taken by then, or the place of that one.
+    pub(crate) fn swap(&self, changes: &[CellOp], now: Time) -> Result<Vec<u64>, (usize, Refusal)> {
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let holder = self.holder().ok_or((0, Refusal::NoLease))?;
-        for (place, change) in changes.iter().enumerate() {
-            self.store
-                .apply(&holder, change, now)
-                .map_err(|refusal| (place, refusal))?;
-        }
-        Ok(())
+        let apply = |(place, change): (usize, &CellOp)| {
+            let cell = self.store.apply(&holder, change, now);
+            cell.map(|cell| change.op.taken(&cell))
+                .map_err(|refusal| (place, refusal))
+        };
+        changes.iter().enumerate().map(apply).collect()
     }
 
     /// Applies changes that cannot be refused. Should the store fail, the reservation stays until its window ends: too little is spent
@@ -235,6 +238,27 @@ impl Worker {
     /// The call is over; if it waited, nobody waits any more.
     pub(crate) fn forget(&self, context: u32) {
         self.waiting.borrow_mut().remove(&context);
+    }
+
+    /// Ends a stream at the next tick. In the callback that wrote its last bytes they would go with it.
+    pub(crate) fn end_soon(&self, context: u32) {
+        let mut ending = self.ending.borrow_mut();
+        if !ending.contains(&context) {
+            ending.push(context);
+            self.set_tick(ASKING_TICK_MS);
+            // What follows in this callback is the stream's again.
+            let _ = host::act_as(context);
+        }
+    }
+
+    /// Ends the streams that are to end.
+    pub(crate) fn end_streams(&self) {
+        for context in mem::take(&mut *self.ending.borrow_mut()) {
+            if host::act_as(context).is_ok() && host::end_stream().is_err() {
+                self.metrics.host_errors.add(1);
+            }
+        }
+        let _ = host::act_as(self.root);
     }
 
     /// The calls that wait.

@@ -77,6 +77,8 @@ def price(model, entry):
     for limit in ("max_input_tokens", "max_output_tokens"):
         if entry.get(limit):
             row[limit] = int(entry[limit])
+    if entry.get("supports_reasoning"):
+        row["reasons"] = True
     return row
 
 

@@ -789,7 +789,11 @@ fn price(field: &Field<'_>, findings: &mut Findings) -> Option<Price> {
     let input = side("input_usd_per_million", findings);
     let output = side("output_usd_per_million", findings);
     table.finish(findings);
-    Some(Price::flat(input?, output?))
+    // Nobody knows what it does; it may reason.
+    Some(Price {
+        reasons: true,
+        ..Price::flat(input?, output?)
+    })
 }
 
 fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {

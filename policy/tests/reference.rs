@@ -340,6 +340,7 @@ fn gate(text: &str) -> Gate {
         prices: prices::builtin(),
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
+        halts: Vec::new(),
     })
     .unwrap();
     gate
@@ -387,7 +388,7 @@ fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
     loop {
         step = match step {
             Step::NeedBody { .. } => exchange.body(gate, body.as_bytes(), now),
-            Step::Swap(_) => exchange.swapped(gate, Ok(()), now),
+            Step::Swap(_) => exchange.swapped(gate, Ok(Vec::new()), now),
             Step::Forward(_) | Step::Reply { .. } => break,
             Step::AwaitLease { .. } => panic!("nothing was refused"),
         }

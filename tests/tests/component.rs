@@ -123,7 +123,7 @@ impl Rig {
             .calls(|calls, store| calls.exchange().call_body(store, exchange, gate, body, now))
     }
 
-    fn swapped(&mut self, exchange: ResourceAny, outcome: Result<(), Refused>) -> Step {
+    fn swapped(&mut self, exchange: ResourceAny, outcome: Result<&[Vec<u8>], Refused>) -> Step {
         let (gate, now) = (self.gate, self.now);
         self.instance
             .calls(|calls, store| {
@@ -134,14 +134,19 @@ impl Rig {
             .unwrap()
     }
 
-    fn apply(&mut self, cells: &mut BTreeMap<String, Vec<u8>>, op: &CellOp) -> Result<(), Refusal> {
+    /// The cell as it is then.
+    fn apply(
+        &mut self,
+        cells: &mut BTreeMap<String, Vec<u8>>,
+        op: &CellOp,
+    ) -> Result<Vec<u8>, Refusal> {
         let (old, now) = (cells.get(&op.key).map(Vec::as_slice), self.now);
         let new = self
             .instance
             .calls(|calls, store| calls.call_apply(store, &op.op, old, now))
             .unwrap()?;
-        cells.insert(op.key.clone(), new);
-        Ok(())
+        cells.insert(op.key.clone(), new.clone());
+        Ok(new)
     }
 }
 
@@ -247,8 +252,8 @@ fn a_call_waits_for_a_lease_goes_out_and_settles() {
     let Step::Swap(reserve) = step else {
         panic!("{step:?}")
     };
-    rig.apply(&mut cells, &reserve[0]).unwrap();
-    let step = rig.swapped(exchange, Ok(()));
+    let cell = rig.apply(&mut cells, &reserve[0]).unwrap();
+    let step = rig.swapped(exchange, Ok(&[cell]));
     let Step::Forward(forward) = step else {
         panic!("{step:?}")
     };
@@ -271,20 +276,30 @@ fn a_call_waits_for_a_lease_goes_out_and_settles() {
         .instance
         .calls(|calls, store| calls.exchange().call_response_head(store, exchange, &head))
         .unwrap();
+    // 30,000 - 13,950 are left, for 14 hours less five seconds.
+    let set = [
+        ("x-tollgate-decision", "d-00000000000000000000000000000007"),
+        (
+            "ratelimit-policy",
+            r#""budget.daily_limit_usd/agent";q=30000;w=86400;qu="nano-usd""#,
+        ),
+        (
+            "ratelimit",
+            r#""budget.daily_limit_usd/agent";r=16050;t=50395"#,
+        ),
+    ];
     assert_eq!(
         edits.set,
-        [(
-            "x-tollgate-decision".to_owned(),
-            "d-00000000000000000000000000000007".to_owned()
-        )]
+        set.map(|(name, value)| (name.to_owned(), value.to_owned()))
     );
+    let gate = rig.gate;
     let answer = br#"{"model":"gpt-4o-mini","usage":{"prompt_tokens":9,"completion_tokens":5,"total_tokens":14}}"#;
     let output = rig
         .instance
         .calls(|calls, store| {
             calls
                 .exchange()
-                .call_response_chunk(store, exchange, answer, true)
+                .call_response_chunk(store, exchange, gate, answer, true)
         })
         .unwrap();
     assert!(matches!(output, Output::Pass));
@@ -430,7 +445,7 @@ fn nothing_a_host_hands_in_traps() {
             .calls(|calls, store| {
                 let exchange_calls = calls.exchange();
                 exchange_calls.call_retry(&mut *store, exchange)?;
-                exchange_calls.call_response_chunk(&mut *store, exchange, b"early", true)?;
+                exchange_calls.call_response_chunk(&mut *store, exchange, gate, b"early", true)?;
                 exchange_calls.call_response_head(
                     &mut *store,
                     exchange,

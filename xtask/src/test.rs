@@ -31,6 +31,8 @@ enum Phase {
     Wasm,
     /// `cargo test`: units, house rules, corpus, end to end on a real Envoy.
     Rust,
+    /// Five hundred simulated installations, others than `cargo test` has run.
+    Simulate,
     /// The vendors' Python SDKs through the gate.
     Sdk,
     /// The examples in `examples/`: the component decides a call in a Rust, a Python and a JavaScript program.
@@ -100,6 +102,7 @@ impl Phase {
             Phase::Lint => lint(),
             Phase::Wasm => build_wasm(),
             Phase::Rust => rust(),
+            Phase::Simulate => simulate(),
             Phase::Sdk => sdk(),
             Phase::Examples => examples(),
             Phase::Checker => checker(),
@@ -143,6 +146,19 @@ fn rust() -> Result<Outcome> {
     tools::envoy(None)?;
     process::run(cargo::cargo("test").args(["--quiet", "--workspace"]))?;
     passed("")
+}
+
+fn simulate() -> Result<Outcome> {
+    let output = Command::new(cargo::build("tollgate-tests", "simulate", "", &[])?)
+        .args(["--seeds", "500", "--from", "501"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let said = String::from_utf8(output.stdout)?;
+    // Also what fails: each line names the seed that shows it again.
+    print!("{said}");
+    let summary = said.lines().last().unwrap_or_default();
+    ensure!(output.status.success(), "{summary}");
+    passed(summary)
 }
 
 fn sdk() -> Result<Outcome> {

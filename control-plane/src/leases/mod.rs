@@ -2,7 +2,9 @@
 //!
 //! Every request is one transaction: read what all holders have of the account, decide ([`rules`]), write, commit, and only then sign.
 
+mod remedies;
 pub mod rules;
+mod warnings;
 
 use crate::{
     ControlPlane,
@@ -21,6 +23,7 @@ use axum::{
 use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
 use serde::Serialize;
 use sqlx::SqliteConnection;
+use std::collections::HashMap;
 use tollgate_engine::{
     bundle::{Level, Payload, Scope},
     decide::limit_on,
@@ -44,6 +47,7 @@ pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(lease))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .routes(routes!(budgets))
+        .merge(remedies::routes())
 }
 
 /// One holder's row of one account and window.
@@ -173,6 +177,7 @@ async fn answer(
         epoch: stored_epoch,
         learning_until_ms,
         suspects,
+        lifted: remedies::lifted(&mut write, &gate.workspace).await?,
     };
     let mut grants = Vec::with_capacity(request.asks.len());
     if let Some(payload) = bundles::payload(state, &gate.workspace, &mut write).await? {
@@ -301,6 +306,8 @@ struct Holder<'a> {
     learning_until_ms: i64,
     /// Whether what it says may show that our database was put back.
     suspects: bool,
+    /// When operators have lifted suspensions in its workspace, by account.
+    lifted: HashMap<String, i64>,
 }
 
 /// Answers one ask; `None` where there is no limit to lease from, or no such window about now.
@@ -346,6 +353,14 @@ async fn grant(
         learning_until_ms: holder.learning_until_ms,
     };
     let lease = rules::answer(mine, asked, Others::of(&others, now.millis()), terms);
+    let elsewhere = others
+        .iter()
+        .fold(0, |sum: u64, other| sum.saturating_add(other.settled));
+    let spent = elsewhere.saturating_add(lease.settled);
+    if mine.map(|mine| mine.settled) != Some(lease.settled) {
+        warnings::look(write, workspace, &ask.account, span, limit, spent, now).await?;
+    }
+    let lifted_ms = holder.lifted.get(&account).copied().unwrap_or(0);
     let (Some(seq), Some(granted), Some(returned), Some(settled), Some(reserved)) = (
         stored(lease.seq),
         stored(lease.granted),
@@ -389,6 +404,8 @@ async fn grant(
         granted: lease.granted,
         returned: lease.returned,
         settled: lease.settled,
+        spent,
+        lifted_ms,
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
     })))
@@ -459,10 +476,13 @@ async fn limit(
 /// Forgets leases of windows long past.
 pub(crate) async fn prune(state: &ControlPlane) -> Result<(), sqlx::Error> {
     let mut write = state.store().write().await?;
-    sqlx::query("DELETE FROM leases WHERE window_end < $1")
-        .bind(state.now().secs().saturating_sub(KEPT_AFTER_END_SECS))
-        .execute(&mut *write)
-        .await?;
+    let before = state.now().secs().saturating_sub(KEPT_AFTER_END_SECS);
+    for sql in [
+        "DELETE FROM leases WHERE window_end < $1",
+        "DELETE FROM warnings WHERE window_end < $1",
+    ] {
+        sqlx::query(sql).bind(before).execute(&mut *write).await?;
+    }
     write.commit().await
 }
 
@@ -546,6 +566,8 @@ struct Budget {
     forfeited: String,
     /// Left to lease.
     available: String,
+    /// The parts of the limit, in percent, that have been used and warned of in this window.
+    warned: Vec<i64>,
     /// Who has what.
     holders: Vec<BudgetHolder>,
 }
@@ -553,6 +575,8 @@ struct Budget {
 /// What one holder has of a [`Budget`].
 #[derive(Serialize, ToSchema)]
 struct BudgetHolder {
+    /// What people call its enrolment.
+    gate: String,
     /// Its name for itself.
     holder: String,
     /// The epoch it was granted under.
@@ -600,8 +624,8 @@ async fn budgets(
             _ => None,
         };
         let rows: Vec<HolderRow> = sqlx::query_as(
-            "SELECT l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
-             FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder
+            "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
+             FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
              WHERE l.workspace = $1 AND l.account = $2 AND l.window_start = $3 ORDER BY l.holder, l.epoch",
         )
         .bind(workspace.as_str())
@@ -616,6 +640,7 @@ async fn budgets(
                 let lost = row.epoch < row.running || gates::is_lost(&state, row.last_seen_ms, now);
                 sums.add(&row, lost);
                 BudgetHolder {
+                    gate: row.gate,
                     granted: row.granted.to_string(),
                     returned: row.returned.to_string(),
                     settled: row.settled.to_string(),
@@ -628,6 +653,7 @@ async fn budgets(
             })
             .collect();
         budgets.push(Budget {
+            warned: warnings::of(&mut connection, workspace, &account, window_start).await?,
             account,
             window_start,
             resets_at,
@@ -645,6 +671,7 @@ async fn budgets(
 
 #[derive(sqlx::FromRow)]
 struct HolderRow {
+    gate: String,
     holder: String,
     epoch: i64,
     granted: i64,

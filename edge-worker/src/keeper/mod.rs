@@ -94,9 +94,10 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 self.confirm_bundle().await;
                 heard.envelope = self.other_bundle(etag).await;
             }
-            Message::Reserve { call, changes } => {
-                heard.refused = self.reserve(&call, changes).await.err();
-            }
+            Message::Reserve { call, changes } => match self.reserve(&call, changes).await {
+                Ok(taken) => heard.taken = taken,
+                Err(refused) => heard.refused = Some(refused),
+            },
             Message::Lease {
                 call,
                 wants,
@@ -129,11 +130,11 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Reservations first, the note of them after: what goes wrong between the two leaves a reservation that nobody gives back, never one
     /// that is given back twice.
-    async fn reserve(&self, call: &str, changes: Vec<Change>) -> Result<(), Refused> {
+    async fn reserve(&self, call: &str, changes: Vec<Change>) -> Result<Vec<u64>, Refused> {
         let refused = |place, why| Refused { place, why };
         let key = format!("{OPEN}{call}");
         if matches!(self.store.get(&key).await, Ok(Some(_))) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let now = self.platform.now();
         let holder = self.holder().await.ok_or(refused(0, Refusal::NoLease))?;
@@ -142,11 +143,15 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             at: now,
             undo: Vec::new(),
         };
+        let mut taken = Vec::with_capacity(changes.len());
         let mut result = Ok(());
         for (place, change) in changes.into_iter().enumerate() {
-            if let Err(why) = self.apply(&open.holder, &change, now).await {
-                result = Err(refused(place, why));
-                break;
+            match self.apply(&open.holder, &change, now).await {
+                Ok(cell) => taken.push(change.op.taken(&cell)),
+                Err(why) => {
+                    result = Err(refused(place, why));
+                    break;
+                }
             }
             if let Op::Reserve { span, amount } = change.op {
                 open.undo.push(Change {
@@ -158,13 +163,13 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 });
             }
         }
-        if result.is_err() {
+        if let Err(refused) = result {
             self.apply_all(&open.holder, &open.undo).await;
-            return result;
+            return Err(refused);
         }
         let note = serde_json::to_vec(&open).unwrap_or_default();
         match self.store.swap(&key, None, Some(&note)).await {
-            Ok(true) => Ok(()),
+            Ok(true) => Ok(taken),
             // The same message twice at the same time: one of them holds.
             Ok(false) | Err(_) => {
                 self.apply_all(&open.holder, &open.undo).await;
@@ -271,11 +276,12 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     }
 
     /// Applies one change to one cell. A cell that cannot be written counts as one that somebody else is busy with.
-    async fn apply(&self, holder: &str, change: &Change, now: Time) -> Result<Cell, Refusal> {
+    /// The cell as it is then, in byte form.
+    async fn apply(&self, holder: &str, change: &Change, now: Time) -> Result<Vec<u8>, Refusal> {
         let key = cell_key(holder, &change.account);
         update(&self.store, &key, |old| change.op.apply(old, now).map(Some))
             .await
-            .map(|cell| cell.map(|cell| Cell::decode(&cell)).unwrap_or_default())
+            .map(Option::unwrap_or_default)
             .map_err(|unchanged| match unchanged {
                 Unchanged::Refused(refusal) => refusal,
                 Unchanged::Store => Refusal::AlreadyAsked,

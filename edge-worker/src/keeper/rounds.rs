@@ -14,7 +14,7 @@ use tollgate_engine::{
     exchange::{CellOp, LEASE_WAIT_MS},
     journal::Batch,
     lease::{Ask, MAX_ASKS},
-    ledger::{Account, Op, Refusal, Span},
+    ledger::{self, Account, Op, Refusal, Span},
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, Response},
 };
@@ -377,6 +377,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             op: Op::Ask { span },
         };
         let cell = self.apply(&holder.id, &change, now).await.ok()?;
+        let cell = ledger::Cell::decode(&cell);
         let slot = cell.slot(span.start)?;
         Some(upkeep::ask_for(account, slot, wanted, needed))
     }

@@ -9,11 +9,21 @@ use tollgate_engine::{
     bytes::to_base64url,
     envelope::{BUNDLE_TYPE, Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
     gate::{Config, Gate},
+    halt::{self, Halt},
     identity::{self, Claims, GovernanceLevel, TokenHeader},
     ledger::{Unit, Window},
     price::{Price, PriceTable},
     time::Time,
 };
+
+/// Stops whoever is in `scope`.
+pub(crate) fn halt(scope: &str, kind: halt::Kind) -> Halt {
+    Halt {
+        scope: Scope::parse(scope).unwrap(),
+        kind,
+        reason: "it buys too much".to_string(),
+    }
+}
 
 /// The workspace of every test.
 pub(crate) const WORKSPACE: &str = "ws-00000000-0000-4000-8000-000000000001";
@@ -114,6 +124,7 @@ pub(crate) fn payload(revision: u64) -> Payload {
         prices: PriceTable::default(),
         token_keys: vec![public(KEY_ID, &house())],
         revoked_agents: Vec::new(),
+        halts: Vec::new(),
     }
 }
 

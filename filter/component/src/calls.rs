@@ -138,7 +138,7 @@ impl wit::GuestExchange for Exchange {
     fn swapped(
         &self,
         gate: wit::GateBorrow<'_>,
-        outcome: Result<(), wit::Refused>,
+        outcome: Result<Vec<Vec<u8>>, wit::Refused>,
         now: wit::Time,
     ) -> wit::Step {
         let outcome = outcome.map_err(|refused| {
@@ -153,7 +153,14 @@ impl wit::GuestExchange for Exchange {
             (size(refused.at), refusal)
         });
         let gate = gate.get::<Gate>().0.borrow();
-        step(self.0.borrow_mut().swapped(&gate, outcome, time(now)))
+        let mut exchange = self.0.borrow_mut();
+        let outcome = outcome.map(|cells| {
+            let charges = exchange.decision().charges.iter().zip(&cells);
+            charges
+                .map(|(charge, cell)| charge.reserve().taken(cell))
+                .collect()
+        });
+        step(exchange.swapped(&gate, outcome, time(now)))
     }
 
     fn retry(&self) -> wit::Step {
@@ -170,10 +177,12 @@ impl wit::GuestExchange for Exchange {
         head_edits(head.remove, head.set)
     }
 
-    fn response_chunk(&self, chunk: Vec<u8>, end: bool) -> wit::Output {
-        match self.0.borrow_mut().response_chunk(&chunk, end) {
+    fn response_chunk(&self, gate: wit::GateBorrow<'_>, chunk: Vec<u8>, end: bool) -> wit::Output {
+        let gate = gate.get::<Gate>().0.borrow();
+        match self.0.borrow_mut().response_chunk(&gate, &chunk, end) {
             meter::Output::Pass => wit::Output::Pass,
             meter::Output::Replace(bytes) => wit::Output::Replace(bytes),
+            meter::Output::Cut(bytes) => wit::Output::Cut(bytes),
         }
     }
 
@@ -322,6 +331,7 @@ fn outcome(outcome: decide::Outcome) -> wit::Outcome {
 fn cause(cause: decide::Cause) -> wit::Cause {
     match cause {
         decide::Cause::Identity => wit::Cause::Identity,
+        decide::Cause::Halted => wit::Cause::Halted,
         decide::Cause::Policy => wit::Cause::Policy,
         decide::Cause::Approval => wit::Cause::Approval,
         decide::Cause::Rate => wit::Cause::Rate,

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tollgate_engine::time::Time;
+use tollgate_engine::{halt::Halt, time::Time};
 
 /// The workspace of every case.
 pub const WORKSPACE: &str = "ws-00000000-0000-4000-8000-000000000001";
@@ -37,6 +37,9 @@ pub struct Case {
     /// What bundle the gate has.
     #[serde(default)]
     pub bundle: BundleState,
+    /// Whom operators have stopped.
+    #[serde(default)]
+    pub halts: Vec<Halt>,
     /// The script.
     pub steps: Vec<Step>,
 }
@@ -288,6 +291,12 @@ pub struct Expect {
     /// The caller's `retry-after`.
     #[serde(default)]
     pub retry_after: Option<String>,
+    /// The caller's `ratelimit-policy`.
+    #[serde(default)]
+    pub limits: Option<String>,
+    /// The caller's `ratelimit`.
+    #[serde(default)]
+    pub left: Option<String>,
     /// What the caller got, whole; decision ids are written `d-*`.
     #[serde(default)]
     pub body: Option<String>,
@@ -317,6 +326,10 @@ pub struct Seen {
     pub reason: Option<String>,
     /// `retry-after`.
     pub retry_after: Option<String>,
+    /// `ratelimit-policy`.
+    pub limits: Option<String>,
+    /// `ratelimit`.
+    pub left: Option<String>,
     /// `content-type`.
     pub content_type: Option<String>,
     /// Body, decision ids written `d-*`; what is not UTF-8 is replaced.
@@ -466,12 +479,14 @@ impl Case {
             if let Some(status) = expect.status {
                 check("status", status.to_string(), seen.status.to_string());
             }
-            if expect.retry_after.is_some() {
-                check(
-                    "retry-after",
-                    format!("{:?}", expect.retry_after),
-                    format!("{:?}", seen.retry_after),
-                );
+            for (name, expected, got) in [
+                ("retry-after", &expect.retry_after, &seen.retry_after),
+                ("ratelimit-policy", &expect.limits, &seen.limits),
+                ("ratelimit", &expect.left, &seen.left),
+            ] {
+                if expected.is_some() {
+                    check(name, format!("{expected:?}"), format!("{got:?}"));
+                }
             }
             if let Some(body) = &expect.body {
                 check("body", format!("{body:?}"), format!("{:?}", seen.body));

@@ -137,6 +137,10 @@ impl Node {
                 })?,
                 Step::Swap(ops) => {
                     let outcome = self.swap(&ops, time)?;
+                    let outcome = match &outcome {
+                        Ok(cells) => Ok(cells.as_slice()),
+                        Err(refused) => Err(*refused),
+                    };
                     self.instance.calls(|calls, store| {
                         calls
                             .exchange()
@@ -175,6 +179,8 @@ impl Node {
                     seen.status = reply.status;
                     seen.reason = header(REASON_HEADER);
                     seen.retry_after = header("retry-after");
+                    seen.limits = header("ratelimit-policy");
+                    seen.left = header("ratelimit");
                     seen.content_type = header("content-type");
                     seen.body = String::from_utf8(reply.body)?;
                     break;
@@ -216,17 +222,26 @@ impl Node {
                 .iter()
                 .map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())),
         );
-        self.instance
+        let head = self
+            .instance
             .calls(|calls, store| calls.exchange().call_response_head(store, exchange, &pairs))?;
+        let header = |wanted: &str| {
+            let mut set = head.set.iter();
+            set.find(|(name, _)| name == wanted)
+                .map(|(_, value)| value.clone())
+        };
+        seen.limits = header("ratelimit-policy");
+        seen.left = header("ratelimit");
+        let gate = self.gate;
         let mut chunk = |bytes: &[u8], end: bool| {
             let output = self.instance.calls(|calls, store| {
                 calls
                     .exchange()
-                    .call_response_chunk(store, exchange, bytes, end)
+                    .call_response_chunk(store, exchange, gate, bytes, end)
             })?;
             anyhow::Ok(match output {
                 Output::Pass => bytes.to_vec(),
-                Output::Replace(bytes) => bytes,
+                Output::Replace(bytes) | Output::Cut(bytes) => bytes,
             })
         };
         let mut body = Vec::new();
@@ -242,23 +257,26 @@ impl Node {
         Ok(())
     }
 
-    fn apply(&mut self, op: &CellOp, now: i64) -> Result<Result<(), Refusal>> {
+    fn apply(&mut self, op: &CellOp, now: i64) -> Result<Result<Vec<u8>, Refusal>> {
         let old = self.cells.get(&op.key).map(|(_, cell)| cell.as_slice());
         let new = self
             .instance
             .calls(|calls, store| calls.call_apply(store, &op.op, old, now))?;
-        Ok(new.map(|new| {
-            self.cells.insert(op.key.clone(), (op.account.clone(), new));
+        Ok(new.inspect(|new| {
+            self.cells
+                .insert(op.key.clone(), (op.account.clone(), new.clone()));
         }))
     }
 
-    fn swap(&mut self, ops: &[CellOp], now: i64) -> Result<Result<(), Refused>> {
+    fn swap(&mut self, ops: &[CellOp], now: i64) -> Result<Result<Vec<Vec<u8>>, Refused>> {
+        let mut cells = Vec::new();
         for (at, op) in (0..).zip(ops) {
-            if let Err(why) = self.apply(op, now)? {
-                return Ok(Err(Refused { at, why }));
+            match self.apply(op, now)? {
+                Ok(cell) => cells.push(cell),
+                Err(why) => return Ok(Err(Refused { at, why })),
             }
         }
-        Ok(Ok(()))
+        Ok(Ok(cells))
     }
 
     /// Operations that cannot be refused.

@@ -125,6 +125,7 @@ impl ControlPlane {
                 } else {
                     Vec::new()
                 },
+                halts: case.halts.clone(),
             },
             caller,
             start,
@@ -285,6 +286,9 @@ impl ControlPlane {
                 granted: *granted,
                 returned: ask.returned,
                 settled: ask.settled,
+                // There is one holder.
+                spent: ask.settled,
+                lifted_ms: 0,
                 expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
                 retry_ms: if unmet { span.1 * 1_000 } else { 0 },
                 account: ask.account,

@@ -261,6 +261,8 @@ impl Scene {
             status: answer.word(1).parse().context("a status")?,
             reason: answer.header("x-tollgate-reason"),
             retry_after: answer.header("retry-after").filter(|_| upstream.is_none()),
+            limits: answer.header("ratelimit-policy"),
+            left: answer.header("ratelimit"),
             content_type: answer.header("content-type"),
             body: String::from_utf8_lossy(&answer.body).into_owned(),
             upstream,

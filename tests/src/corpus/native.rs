@@ -146,6 +146,8 @@ impl Node {
                     seen.status = reply.status;
                     seen.reason = header(REASON_HEADER);
                     seen.retry_after = header("retry-after");
+                    seen.limits = header("ratelimit-policy");
+                    seen.left = header("ratelimit");
                     seen.content_type = header("content-type");
                     seen.body = reply.body;
                     break;
@@ -183,17 +185,24 @@ impl Node {
                 .iter()
                 .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
         );
-        exchange.response_head(Headers(&pairs));
+        let head = exchange.response_head(Headers(&pairs));
+        let header = |wanted: &str| {
+            let mut set = head.set.iter();
+            set.find(|(name, _)| *name == wanted)
+                .map(|(_, value)| value.clone())
+        };
+        seen.limits = header("ratelimit-policy");
+        seen.left = header("ratelimit");
         let mut body = Vec::new();
         let chunks = answer.chunks()?;
         for chunk in &chunks {
-            match exchange.response_chunk(chunk, false) {
+            match exchange.response_chunk(&self.gate, chunk, false) {
                 Output::Pass => body.extend_from_slice(chunk),
-                Output::Replace(bytes) => body.extend(bytes),
+                Output::Replace(bytes) | Output::Cut(bytes) => body.extend(bytes),
             }
         }
         if answer.end == AnswerEnd::Whole
-            && let Output::Replace(bytes) = exchange.response_chunk(b"", true)
+            && let Output::Replace(bytes) = exchange.response_chunk(&self.gate, b"", true)
         {
             body.extend(bytes);
         }
@@ -203,24 +212,26 @@ impl Node {
         Ok(())
     }
 
-    fn apply(&mut self, op: &CellOp, now: Time) -> Result<(), Refusal> {
+    /// What is taken of the limit then.
+    fn apply(&mut self, op: &CellOp, now: Time) -> Result<u64, Refusal> {
         let old = self.cells.get(&op.account).map(Vec::as_slice);
         let new = op.op.apply(old, now)?;
+        let taken = op.op.taken(&new);
         self.cells.insert(op.account.clone(), new);
-        Ok(())
+        Ok(taken)
     }
 
-    fn swap(&mut self, ops: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
-        for (index, op) in ops.iter().enumerate() {
-            self.apply(op, now).map_err(|refusal| (index, refusal))?;
-        }
-        Ok(())
+    fn swap(&mut self, ops: &[CellOp], now: Time) -> Result<Vec<u64>, (usize, Refusal)> {
+        ops.iter()
+            .enumerate()
+            .map(|(index, op)| self.apply(op, now).map_err(|refusal| (index, refusal)))
+            .collect()
     }
 
     /// Operations that cannot be refused.
     fn undo(&mut self, ops: &[CellOp], now: Time) {
         for op in ops {
-            assert_eq!(self.apply(op, now), Ok(()), "{op:?}");
+            assert!(self.apply(op, now).is_ok(), "{op:?}");
         }
     }
 

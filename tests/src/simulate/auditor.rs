@@ -319,7 +319,7 @@ impl Auditor {
         let call = call.unwrap_or(0);
         let start = match change {
             Op::Reserve { span, .. } | Op::Ask { span, .. } => span.start,
-            Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start } => *start,
+            Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
             Op::Refill { grant, .. } => grant.window_start,
         };
         let window = (account.clone(), start);

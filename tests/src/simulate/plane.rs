@@ -109,6 +109,7 @@ impl Memory {
                 prices,
                 token_keys: vec![public(&key)],
                 revoked_agents: Vec::new(),
+                halts: Vec::new(),
             },
             key,
             envelope: Vec::new(),
@@ -232,6 +233,7 @@ impl Memory {
             };
             let lease = rules::answer(mine, asked, Others::of(others, now.millis()), terms);
             leases.insert(holder, lease);
+            let spent = leases.values().map(|lease| lease.settled).sum();
             grants.push(Grant {
                 account,
                 window_start: span.start,
@@ -240,6 +242,8 @@ impl Memory {
                 granted: lease.granted,
                 returned: lease.returned,
                 settled: lease.settled,
+                spent,
+                lifted_ms: 0,
                 expires_ms: lease.expires_ms,
                 retry_ms: lease.retry_ms,
             });

@@ -537,14 +537,22 @@ impl Worker {
             .map(|cell| Cell::decode(&cell))
     }
 
-    async fn swap(&self, call: u64, changes: &[CellOp], now: Time) -> Result<(), (usize, Refusal)> {
+    async fn swap(
+        &self,
+        call: u64,
+        changes: &[CellOp],
+        now: Time,
+    ) -> Result<Vec<u64>, (usize, Refusal)> {
         let holder = self.process.holder().ok_or((0, Refusal::NoLease))?;
+        let mut taken = Vec::with_capacity(changes.len());
         for (place, change) in changes.iter().enumerate() {
-            self.apply(&holder, change, Some(call), now)
+            let cell = self
+                .apply(&holder, change, Some(call), now)
                 .await
                 .map_err(|refusal| (place, refusal))?;
+            taken.push(change.op.taken(&cell.encode()));
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Changes that cannot be refused.
@@ -995,13 +1003,14 @@ impl Worker {
     async fn respond(self: Rc<Self>, id: u64) {
         let now = self.now();
         let end = self.with_call(id, |call| {
+            let gate = self.gate.borrow();
             let spec = call.spec.clone();
             match spec.answer {
                 Answered::Broken => return (End::UpstreamBroken, spec),
                 Answered::Error => {
                     call.exchange
                         .response_head(Headers(&[(b":status", b"500")]));
-                    call.exchange.response_chunk(b"", true);
+                    call.exchange.response_chunk(&gate, b"", true);
                 }
                 Answered::Json => {
                     let body = format!(
@@ -1012,15 +1021,15 @@ impl Worker {
                         (b":status", b"200"),
                         (b"content-type", b"application/json"),
                     ]));
-                    call.exchange.response_chunk(body.as_bytes(), true);
+                    call.exchange.response_chunk(&gate, body.as_bytes(), true);
                 }
                 Answered::Stream => {
-                    stream(&mut call.exchange, spec.output_tokens);
+                    stream(&gate, &mut call.exchange, spec.output_tokens);
                     let usage = format!(
                         "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{}}}}}\n\ndata: [DONE]\n\n",
                         spec.prompt_tokens, spec.output_tokens
                     );
-                    call.exchange.response_chunk(usage.as_bytes(), true);
+                    call.exchange.response_chunk(&gate, usage.as_bytes(), true);
                 }
             }
             (End::Complete, spec)
@@ -1041,7 +1050,7 @@ impl Worker {
         let sent = self.with_call(id, |call| {
             let sent = matches!(call.stage, Stage::Sent);
             if sent {
-                stream(&mut call.exchange, words);
+                stream(&self.gate.borrow(), &mut call.exchange, words);
             }
             sent.then(|| call.spec.clone())
         });
@@ -1081,13 +1090,14 @@ impl Worker {
     }
 }
 
-fn stream(exchange: &mut Exchange, words: u64) {
+fn stream(gate: &Gate, exchange: &mut Exchange, words: u64) {
     exchange.response_head(Headers(&[
         (b":status", b"200"),
         (b"content-type", b"text/event-stream"),
     ]));
     for _ in 0..words {
         exchange.response_chunk(
+            gate,
             b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"word \"}}]}\n\n",
             false,
         );

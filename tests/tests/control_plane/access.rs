@@ -58,6 +58,13 @@ const ROUTES: &[(&str, &str, For)] = &[
         "/v1/workspaces/{workspace}/agents/{id}/tokens",
         For::Operators,
     ),
+    ("GET", "/v1/workspaces/{workspace}/halts", For::Operators),
+    (
+        "PUT",
+        "/v1/workspaces/{workspace}/halts/{scope}",
+        For::Operators,
+    ),
+    ("GET", "/v1/workspaces/{workspace}/events", For::Operators),
     ("GET", "/v1/workspaces/{workspace}/policies", For::Operators),
     ("PUT", "/v1/workspaces/{workspace}/policies", For::Operators),
     (
@@ -99,6 +106,16 @@ const ROUTES: &[(&str, &str, For)] = &[
         For::Operators,
     ),
     ("GET", "/v1/workspaces/{workspace}/budgets", For::Operators),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/budgets/{account}/lift",
+        For::Operators,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/holders/{holder}/release",
+        For::Operators,
+    ),
     ("GET", "/v1/workspaces/{workspace}/usage", For::Operators),
     ("GET", "/v1/workspaces/{workspace}/audit", For::Operators),
     (
@@ -168,7 +185,11 @@ fn refusal(route: For, who: Who) -> Option<u16> {
 
 /// Puts the names of things that exist into a path.
 async fn filled(template: &str, workspace: &Workspace<'_>) -> String {
-    let mut path = template.replace("{workspace}", &workspace.id);
+    let path = template.replace("{workspace}", &workspace.id);
+    let mut path = path
+        .replace("{scope}", "global")
+        .replace("{account}", "agent:a%7Ccalls%7Cminute")
+        .replace("{holder}", "h-00000000000000000000000000000001");
     if path.contains("{name}") {
         let name = workspace.plane.name();
         let policy = format!(

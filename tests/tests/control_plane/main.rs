@@ -2,8 +2,10 @@
 
 mod access;
 mod audit;
+mod budgets;
 mod bundles;
 mod data_directory;
+mod halts;
 mod harness;
 mod leases;
 mod policies;

@@ -6,6 +6,7 @@
 mod budgets;
 mod calls;
 mod failures;
+mod halts;
 mod scene;
 mod streams;
 mod upstream;

@@ -1,0 +1,234 @@
+//! What an operator may do about a budget: lift a suspension, and release what a lost gate holds.
+
+use super::Row;
+use crate::{
+    ControlPlane,
+    access::Operator,
+    events, gates,
+    problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody},
+    store::stored,
+    workspaces::WorkspaceId,
+};
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
+use std::collections::HashMap;
+use tollgate_engine::{halt::MAX_REASON_CHARS, ledger::Account};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub(super) fn routes() -> OpenApiRouter<ControlPlane> {
+    OpenApiRouter::new()
+        .routes(routes!(lift))
+        .routes(routes!(release))
+}
+
+/// Why somebody does it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    /// For whoever reads the events.
+    #[schema(
+        min_length = 1,
+        max_length = 300,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )]
+    reason: String,
+}
+
+impl Why {
+    fn check(&self) -> Result<(), Problem> {
+        let reason = &self.reason;
+        if reason.is_empty()
+            || reason.chars().count() > MAX_REASON_CHARS
+            || reason.chars().any(char::is_control)
+        {
+            return Err(Problem::new(
+                Kind::Invalid,
+                format!(
+                    "`reason` must have 1 to {MAX_REASON_CHARS} characters and no control characters"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A suspension that was lifted.
+#[derive(Serialize, ToSchema)]
+struct Lifted {
+    /// The account.
+    account: String,
+    /// When; milliseconds since the Unix epoch.
+    at_ms: i64,
+}
+
+/// When operators have lifted suspensions, by account.
+pub(super) async fn lifted(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+) -> Result<HashMap<String, i64>, sqlx::Error> {
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("SELECT account, at_ms FROM lifted WHERE workspace = $1")
+            .bind(workspace.as_str())
+            .fetch_all(connection)
+            .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Lets an account be spent from again that a budget has suspended. Gates hear of it within a second.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/budgets/{account}/lift", tag = "budgets", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"),
+        ("account" = String, Path, description = "`<level>:<id>|<unit>|<window>`, as the budgets show it")),
+    request_body = Why,
+    responses((status = 200, body = Lifted), BodyProblems))]
+async fn lift(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Path((_, account)): Path<(String, String)>,
+    JsonBody(why): JsonBody<Why>,
+) -> Result<Json<Lifted>, Problem> {
+    why.check()?;
+    let workspace = &operator.workspace;
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let leased: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM leases WHERE workspace = $1 AND account = $2 AND window_start <= $3 AND window_end > $3",
+    )
+    .bind(workspace.as_str())
+    .bind(&account)
+    .bind(now.secs())
+    .fetch_one(&mut *write)
+    .await?;
+    if leased == 0 || Account::parse(&account).is_none() {
+        return Err(Problem::new(
+            Kind::NotFound,
+            "nothing has been spent from an account of this name in its running window",
+        ));
+    }
+    sqlx::query(
+        "INSERT INTO lifted (workspace, account, at_ms) VALUES ($1, $2, $3)
+         ON CONFLICT (workspace, account) DO UPDATE SET at_ms = excluded.at_ms",
+    )
+    .bind(workspace.as_str())
+    .bind(&account)
+    .bind(now.millis())
+    .execute(&mut *write)
+    .await?;
+    let event = events::New {
+        kind: "budget_lifted",
+        subject: &account,
+        by: Some(&operator.key),
+        message: &why.reason,
+    };
+    events::record(&mut write, workspace, now, event).await?;
+    write.commit().await?;
+    tracing::info!(account, by = operator.key, "suspension lifted");
+    Ok(Json(Lifted {
+        account,
+        at_ms: now.millis(),
+    }))
+}
+
+/// What was released.
+#[derive(Serialize, ToSchema)]
+struct Released {
+    /// The holder.
+    holder: String,
+    /// From how many accounts it still held something.
+    accounts: usize,
+}
+
+/// Releases what a lost gate was leased and has not reported as used. Whoever does it says that the gate is gone: what it spent and did not
+/// report is not counted.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/holders/{holder}/release", tag = "budgets", security(("operator" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("holder" = String, Path, description = "Its name for itself, as the budgets show it")),
+    request_body = Why,
+    responses((status = 200, body = Released),
+        (status = 409, description = "It is not lost", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+async fn release(
+    operator: Operator,
+    State(state): State<ControlPlane>,
+    Path((_, holder)): Path<(String, String)>,
+    JsonBody(why): JsonBody<Why>,
+) -> Result<Json<Released>, Problem> {
+    why.check()?;
+    let workspace = &operator.workspace;
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let last_seen_ms: Option<i64> =
+        sqlx::query_scalar("SELECT last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2")
+            .bind(workspace.as_str())
+            .bind(&holder)
+            .fetch_optional(&mut *write)
+            .await?;
+    let Some(last_seen_ms) = last_seen_ms else {
+        return Err(Problem::new(Kind::NotFound, "no holder has this name"));
+    };
+    if !gates::is_lost(&state, last_seen_ms, now) {
+        return Err(Problem::new(
+            Kind::Conflict,
+            "this gate was heard of within two lease terms; what it holds it may be spending",
+        ));
+    }
+    // Should it be alive after all, it has to begin anew: what it knows of its leases is no longer so.
+    sqlx::query("UPDATE holders SET epoch = epoch + 1 WHERE workspace = $1 AND holder = $2")
+        .bind(workspace.as_str())
+        .bind(&holder)
+        .execute(&mut *write)
+        .await?;
+    let rows: Vec<Held> = sqlx::query_as(
+        "SELECT account, window_start, holder, epoch, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
+         WHERE workspace = $1 AND holder = $2 AND window_end > $3",
+    )
+    .bind(workspace.as_str())
+    .bind(&holder)
+    .bind(now.secs())
+    .fetch_all(&mut *write)
+    .await?;
+    let mut accounts = 0;
+    for held in rows {
+        let lease = held.row.lease();
+        if lease.unused() == 0 {
+            continue;
+        }
+        accounts += 1;
+        let returned = stored(lease.returned.saturating_add(lease.unused()))
+            .ok_or_else(|| Problem::internal("lease", &"more was given back than can be"))?;
+        sqlx::query(
+            "UPDATE leases SET returned = $1, reserved = 0 WHERE workspace = $2 AND account = $3 AND window_start = $4 AND holder = $5 AND epoch = $6",
+        )
+        .bind(returned)
+        .bind(workspace.as_str())
+        .bind(&held.account)
+        .bind(held.window_start)
+        .bind(&held.row.holder)
+        .bind(held.row.epoch)
+        .execute(&mut *write)
+        .await?;
+    }
+    let event = events::New {
+        kind: "budget_released",
+        subject: &holder,
+        by: Some(&operator.key),
+        message: &why.reason,
+    };
+    events::record(&mut write, workspace, now, event).await?;
+    write.commit().await?;
+    tracing::info!(
+        holder,
+        accounts,
+        by = operator.key,
+        "what a lost gate held was released"
+    );
+    Ok(Json(Released { holder, accounts }))
+}
+
+/// A lease with its account.
+#[derive(sqlx::FromRow)]
+struct Held {
+    account: String,
+    window_start: i64,
+    #[sqlx(flatten)]
+    row: Row,
+}

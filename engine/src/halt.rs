@@ -1,0 +1,84 @@
+//! Whose calls an operator has stopped: paused, or killed.
+//!
+//! A halt travels in the bundle, so that it reaches a gate as policy does: signed, never older than what was there, and kept while the control
+//! plane is away. It comes before every document, and no document can lift it.
+
+use crate::{
+    bundle::{Payload, Scope},
+    decide::{Cause, Reason, covers},
+    identity::Caller,
+};
+use alloc::{format, string::String};
+use serde::{Deserialize, Serialize};
+
+/// Longest reason, in characters: it goes into every refusal.
+pub const MAX_REASON_CHARS: usize = 300;
+
+/// How far a halt reaches. The later beats the earlier where two meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// No new call. What is under way comes to its end.
+    Paused,
+    /// No new call, and event streams that are under way are ended.
+    Killed,
+}
+
+impl Kind {
+    /// The name used in the API and in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Paused => "paused",
+            Kind::Killed => "killed",
+        }
+    }
+}
+
+/// What an operator has stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Halt {
+    /// Whose calls. [`Scope::Global`] is the whole workspace; a tool's calls are not stopped this way, a document denies them.
+    pub scope: Scope,
+    /// How far.
+    pub kind: Kind,
+    /// Why, in the operator's words. The caller reads it.
+    pub reason: String,
+}
+
+impl Halt {
+    /// What the caller is told.
+    pub fn refusal(&self) -> Reason {
+        let (rule, whom) = match (self.kind, &self.scope) {
+            (Kind::Paused, scope) => ("halt.paused", whom(scope)),
+            (Kind::Killed, scope) => ("halt.killed", whom(scope)),
+        };
+        let message = format!(
+            "an operator has {} this {whom}: {}",
+            self.kind.name(),
+            self.reason
+        );
+        Reason::of_gate(Cause::Halted, rule, message)
+    }
+}
+
+const fn whom(scope: &Scope) -> &'static str {
+    match scope {
+        Scope::Global => "workspace",
+        Scope::Org(_) => "organisation",
+        Scope::Team(_) => "team",
+        Scope::Agent(_) => "agent",
+        Scope::Tool(_) => "tool",
+    }
+}
+
+/// The halt that stops this caller: a kill before a pause, the broadest of each.
+pub fn on<'p>(payload: &'p Payload, caller: &Caller) -> Option<&'p Halt> {
+    let mut found: Option<&Halt> = None;
+    for halt in &payload.halts {
+        if covers(&halt.scope, caller) && found.is_none_or(|found| found.kind < halt.kind) {
+            found = Some(halt);
+        }
+    }
+    found
+}

@@ -1,0 +1,166 @@
+//! What operators see of budgets, and what they can do about them.
+
+use crate::harness::{Gate, Plane, START, Workspace, ask, holder, text};
+use serde_json::{Value, json};
+use tollgate_engine::lease::Grant;
+
+/// 2026-11-20T00:00:00Z, eight hours before START.
+const DAY: i64 = START - 8 * 3_600;
+const TERM_SECS: i64 = 60;
+
+/// A hundred nano-USD a day for everybody together; the account.
+async fn limited(workspace: &Workspace<'_>) -> String {
+    let policy = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: house}\n\
+        spec: {scope: global, budget: {daily_limit_usd: 0.000000100, per: workspace}}\n";
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    workspace.agent("blue").await;
+    format!("workspace:{}|nano_usd|day@UTC", workspace.id)
+}
+
+/// The first holder: its ask with this number, what it has used, and what it wants.
+async fn told(gate: &Gate<'_>, account: &str, asked: (u64, u64, u64)) -> Grant {
+    let (seq, settled, want) = asked;
+    let epoch = u64::from(seq > 1);
+    let asks = vec![ask(account, DAY, seq, settled, want)];
+    gate.leased(&holder(1), epoch, asks).await.grants[0].clone()
+}
+
+/// An operator's `POST` with a reason.
+async fn post(workspace: &Workspace<'_>, path: &str) -> (u16, Value) {
+    let reply = workspace.post(path, json!({"reason": "INC-1"})).await;
+    (reply.status.as_u16(), reply.json())
+}
+
+fn encoded(account: &str) -> String {
+    account.replace('|', "%7C").replace('@', "%40")
+}
+
+#[tokio::test]
+async fn a_limit_that_is_nearly_used_is_warned_of_once_per_threshold() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 60)).await;
+    // 60 here, 19 there: 79 of 100.
+    told(&gate, &account, (2, 60, 0)).await;
+    gate.leased(&holder(2), 0, vec![ask(&account, DAY, 1, 0, 40)])
+        .await;
+    let other = |seq, settled| vec![ask(&account, DAY, seq, settled, 0)];
+    gate.leased(&holder(2), 1, other(2, 19)).await;
+    assert_eq!(workspace.get("/events").await, json!([]));
+    let grants = gate.leased(&holder(2), 1, other(3, 20)).await.grants;
+    assert_eq!((grants[0].settled, grants[0].spent), (20, 80));
+    assert_eq!(workspace.get("/budgets").await[0]["warned"], json!([80]));
+    gate.leased(&holder(2), 1, other(4, 29)).await;
+    gate.leased(&holder(2), 1, other(5, 40)).await;
+    assert_eq!(
+        workspace.get("/budgets").await[0]["warned"],
+        json!([80, 90])
+    );
+    let events = workspace.get("/events").await;
+    let events: Vec<(String, String, String)> = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| {
+            assert_eq!(event["by"], Value::Null);
+            let field = |field: &str| text(&event[field]);
+            (field("kind"), field("subject"), field("message"))
+        })
+        .collect();
+    let warning = |percent| {
+        (
+            "budget_warning".to_owned(),
+            account.clone(),
+            format!("{percent} % of $0.0000001 are used; it resets at 2026-11-21T00:00:00Z"),
+        )
+    };
+    assert_eq!(events, [warning(90), warning(80)]);
+}
+
+#[tokio::test]
+async fn the_next_window_is_warned_of_anew() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 80)).await;
+    told(&gate, &account, (2, 80, 0)).await;
+    plane.advance(86_400);
+    let asks = |seq, settled, want| vec![ask(&account, DAY + 86_400, seq, settled, want)];
+    gate.leased(&holder(1), 1, asks(1, 0, 80)).await;
+    gate.leased(&holder(1), 1, asks(2, 80, 0)).await;
+    let events = workspace.get("/events").await;
+    assert_eq!(events.as_array().map(Vec::len), Some(2), "{events}");
+}
+
+#[tokio::test]
+async fn what_a_lost_gate_held_can_be_released() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 60)).await;
+    told(&gate, &account, (2, 20, 0)).await;
+    let path = format!("/holders/{}/release", holder(1));
+    // It lives, and nobody of that name does.
+    assert_eq!(post(&workspace, &path).await.0, 409);
+    let nobody = format!("/holders/{}/release", holder(9));
+    assert_eq!(post(&workspace, &nobody).await.0, 404);
+    plane.advance(2 * TERM_SECS + 1);
+    let forfeited = async || {
+        let row = workspace.get("/budgets").await[0].clone();
+        assert!(!text(&row["holders"][0]["gate"]).is_empty());
+        (text(&row["forfeited"]), text(&row["available"]))
+    };
+    assert_eq!(forfeited().await, ("40".to_owned(), "40".to_owned()));
+    let (status, released) = post(&workspace, &path).await;
+    assert_eq!((status, &released["accounts"]), (200, &json!(1)));
+    assert_eq!(forfeited().await, ("0".to_owned(), "80".to_owned()));
+    // Whoever comes next may have it.
+    let asks = vec![ask(&account, DAY, 1, 0, 100)];
+    let next = gate.leased(&holder(2), 0, asks).await;
+    assert_eq!(next.grants[0].granted, 80);
+    // Should it be alive after all, it is told to begin anew, and what it says then counts beside that.
+    let late = vec![ask(&account, DAY, 3, 25, 5)];
+    let refused = gate.lease(&holder(1), 1, late).await.unwrap_err();
+    assert_eq!(refused.status, 409);
+    let again = gate
+        .leased(&holder(1), 0, vec![ask(&account, DAY, 4, 0, 5)])
+        .await;
+    assert_eq!(again.grants[0].granted, 0);
+    let events = workspace.get("/events").await;
+    assert_eq!(events[0]["kind"], "budget_released");
+    assert_eq!(events[0]["subject"], holder(1));
+    assert_eq!(events[0]["message"], "INC-1");
+    // Released twice, there is nothing more.
+    plane.advance(2 * TERM_SECS + 1);
+    assert_eq!(post(&workspace, &path).await.1["accounts"], 0);
+}
+
+#[tokio::test]
+async fn an_operator_lifts_a_suspension() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let path = format!("/budgets/{}/lift", encoded(&account));
+    // Nothing has been spent from it yet.
+    assert_eq!(post(&workspace, &path).await.0, 404);
+    let grant = told(&gate, &account, (1, 0, 60)).await;
+    assert_eq!(grant.lifted_ms, 0);
+    plane.advance(5);
+    let (status, lifted) = post(&workspace, &path).await;
+    assert_eq!((status, &lifted["account"]), (200, &json!(account)));
+    plane.advance(1);
+    let grant = told(&gate, &account, (2, 20, 0)).await;
+    assert_eq!(grant.lifted_ms, (START + 5) * 1_000);
+    let events = workspace.get("/events").await;
+    assert_eq!(
+        (&events[0]["kind"], &events[0]["subject"]),
+        (&json!("budget_lifted"), &json!(account))
+    );
+    let reply = workspace.post(&path, json!({"reason": ""})).await;
+    assert_eq!(reply.status, 422);
+}
