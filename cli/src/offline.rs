@@ -181,7 +181,7 @@ pub(crate) fn decide(
 ) -> Result<Decided> {
     let mut payload = payload(documents, now)?;
     if who.is_anybody() {
-        for document in &mut payload.documents {
+        for document in payload.documents.iter_mut().chain(&mut payload.shadow) {
             if !matches!(document.scope, Scope::Tool(_)) {
                 document.scope = Scope::Global;
             }
@@ -229,6 +229,7 @@ fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         issued_at,
         expires_at,
         documents: compiled.documents,
+        shadow: compiled.shadow,
         calendars: compiled.calendars,
         prices: prices::builtin(),
         token_keys: Vec::new(),

@@ -50,6 +50,9 @@ pub struct Payload {
     pub expires_at: i64,
     /// The policy.
     pub documents: Vec<Document>,
+    /// Documents that are tried out: what they would have said is recorded, and nothing more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shadow: Vec<Document>,
     /// Day edges of every time zone that a limit counts in.
     pub calendars: Vec<Calendar>,
     /// What models cost.

@@ -245,22 +245,27 @@ pub fn decide(
             "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
-    let estimate = worst_case(payload, facts);
     let mut reasons = Vec::new();
-    for document in applicable(payload, caller, facts) {
-        let mut check = Check {
-            document,
-            reasons: &mut reasons,
-        };
-        check.schedule(now);
-        check.network(head);
-        check.model(facts);
-        check.tools(facts);
-        check.data(patterns, hits);
-        check.approval(caller, head, facts, estimate, now);
-    }
+    let question = Question {
+        payload,
+        patterns,
+        caller,
+        head,
+        facts,
+        hits,
+        now,
+    };
+    question.check(&payload.documents, &mut reasons);
     let mut decision = Decision::default();
-    limits(payload, caller, facts, now, &mut decision, &mut reasons);
+    limits(
+        payload,
+        &payload.documents,
+        caller,
+        facts,
+        now,
+        &mut decision,
+        &mut reasons,
+    );
     if !reasons.is_empty() {
         return Decision {
             worst_case_nano_usd: decision.worst_case_nano_usd,
@@ -268,6 +273,73 @@ pub fn decide(
         };
     }
     decision
+}
+
+/// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
+/// taken from accounts, so a limit speaks only where it cannot hold the call whatever was spent before.
+pub fn shadow(
+    payload: &Payload,
+    patterns: &[String],
+    caller: &Caller,
+    head: &Head,
+    facts: &Facts,
+    hits: &Hits,
+    now: Time,
+) -> Option<Decision> {
+    let documents = &payload.shadow;
+    applicable(documents, caller, facts).next()?;
+    let mut reasons = Vec::new();
+    let question = Question {
+        payload,
+        patterns,
+        caller,
+        head,
+        facts,
+        hits,
+        now,
+    };
+    question.check(documents, &mut reasons);
+    let mut unused = Decision::default();
+    limits(
+        payload,
+        documents,
+        caller,
+        facts,
+        now,
+        &mut unused,
+        &mut reasons,
+    );
+    Some(match reasons.is_empty() {
+        true => Decision::default(),
+        false => Decision::against(reasons),
+    })
+}
+
+/// A call and what it is judged by.
+struct Question<'q> {
+    payload: &'q Payload,
+    patterns: &'q [String],
+    caller: &'q Caller,
+    head: &'q Head,
+    facts: &'q Facts,
+    hits: &'q Hits,
+    now: Time,
+}
+
+impl Question<'_> {
+    /// Everything but limits.
+    fn check(&self, documents: &[Document], reasons: &mut Vec<Reason>) {
+        let estimate = worst_case(self.payload, self.facts);
+        for document in applicable(documents, self.caller, self.facts) {
+            let mut check = Check { document, reasons };
+            check.schedule(self.now);
+            check.network(self.head);
+            check.model(self.facts);
+            check.tools(self.facts);
+            check.data(self.patterns, self.hits);
+            check.approval(self.caller, self.head, self.facts, estimate, self.now);
+        }
+    }
 }
 
 /// What a call may cost at most, in nano-USD; `None` where that cannot be known. What generates nothing costs nothing.
@@ -301,17 +373,14 @@ fn most_output(payload: &Payload, facts: &Facts) -> Option<u64> {
 
 /// The documents that apply to a call, broadest scope first.
 fn applicable<'p>(
-    payload: &'p Payload,
+    documents: &'p [Document],
     caller: &Caller,
     facts: &Facts,
 ) -> impl Iterator<Item = &'p Document> {
-    payload
-        .documents
-        .iter()
-        .filter(|document| match &document.scope {
-            Scope::Tool(tool) => facts.tools().any(|used| used.eq_ignore_ascii_case(tool)),
-            scope => covers(scope, caller),
-        })
+    documents.iter().filter(|document| match &document.scope {
+        Scope::Tool(tool) => facts.tools().any(|used| used.eq_ignore_ascii_case(tool)),
+        scope => covers(scope, caller),
+    })
 }
 
 /// Whether a document of this scope applies to everything `caller` does.
@@ -514,9 +583,11 @@ fn shown(name: &str) -> String {
     out
 }
 
-/// The budgets and rates a call falls under, each account once with its smallest limit; adds charges, or reasons where a charge cannot be known.
+/// The budgets and rates of `documents` that a call falls under, each account once with its smallest limit; adds charges, or reasons where a
+/// charge cannot be known.
 fn limits(
     payload: &Payload,
+    documents: &[Document],
     caller: &Caller,
     facts: &Facts,
     now: Time,
@@ -530,8 +601,8 @@ fn limits(
         decision.worst_case_nano_usd = worst_case(payload, facts);
     }
     // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
-    let unknown = dearest_unknown(payload, caller);
-    for (limit, document) in in_force(payload, caller) {
+    let unknown = dearest_unknown(documents, caller);
+    for (limit, document) in in_force(documents, caller) {
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
         {
@@ -645,11 +716,10 @@ fn limits(
 
 /// Every limit that applies to everything `caller` does, with its document.
 fn in_force<'p>(
-    payload: &'p Payload,
+    documents: &'p [Document],
     caller: &Caller,
 ) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    payload
-        .documents
+    documents
         .iter()
         .filter(|document| covers(&document.scope, caller))
         .flat_map(|document| {
@@ -705,7 +775,7 @@ fn full(secs: i64, now: Time) -> Span {
 
 /// The limit on `account` for a caller: the smallest in force. The control plane grants by it. `None` when there is none.
 pub fn limit_on(payload: &Payload, caller: &Caller, account: &Account) -> Option<u64> {
-    in_force(payload, caller)
+    in_force(&payload.documents, caller)
         .filter(|(limit, _)| account_of(limit, caller).as_ref() == Some(account))
         .map(|(limit, _)| limit.amount)
         .min()
@@ -716,12 +786,12 @@ pub fn price_for(payload: &Payload, caller: &Caller, model: Option<&str>) -> Opt
     model
         .and_then(|model| payload.prices.find(model))
         .copied()
-        .or_else(|| dearest_unknown(payload, caller))
+        .or_else(|| dearest_unknown(&payload.documents, caller))
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown(payload: &Payload, caller: &Caller) -> Option<Price> {
-    in_force(payload, caller)
+fn dearest_unknown(documents: &[Document], caller: &Caller) -> Option<Price> {
+    in_force(documents, caller)
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))
 }

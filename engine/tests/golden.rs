@@ -108,6 +108,10 @@ fn full_payload() -> Payload {
         suspend: false,
         unknown_model: None,
     });
+    payload.shadow = vec![tollgate_engine::bundle::Document {
+        denied_tools: vec!["mail".to_string()],
+        ..issuer::document("tried")
+    }];
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
     payload
 }
@@ -123,6 +127,7 @@ fn bundle_envelope() {
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
     assert_eq!(read.documents[0].limits.len(), 4);
     assert_eq!(read.revoked_agents.len(), 1);
+    assert_eq!(read.shadow[0].denied_tools, ["mail"]);
 }
 
 /// What is in the envelope, for people to read.

@@ -1,7 +1,7 @@
 //! Documents into what a gate runs.
 
 use crate::{
-    document::{ActiveHours, Capability, Document, Period},
+    document::{ActiveHours, Capability, Document, Period, Rollout},
     host::Host,
     pattern::fit_together,
     zone,
@@ -28,6 +28,8 @@ const DAY_SECS: i64 = 86_400;
 pub struct Compiled {
     /// Broadest scope first, by name within a scope.
     pub documents: Vec<bundle::Document>,
+    /// Those in shadow, in the same order.
+    pub shadow: Vec<bundle::Document>,
     /// One per time zone that a limit counts in, by name.
     pub calendars: Vec<Calendar>,
 }
@@ -84,18 +86,24 @@ pub fn compile(
         return Err(CompileError::DuplicateName(twice.name.clone()));
     }
     let life = Life::around(issued_at, expires_at);
-    let mut compiled: Vec<bundle::Document> = documents
-        .iter()
-        .map(|given| document(given, life))
-        .collect::<Result<_, _>>()?;
-    compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
-    // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
-    if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
-        return Err(CompileError::Patterns);
-    }
-    let calendars = calendars(&compiled, life)?;
+    let compiled = |rollout: Rollout| -> Result<Vec<bundle::Document>, CompileError> {
+        let mut compiled: Vec<bundle::Document> = documents
+            .iter()
+            .filter(|given| given.rollout == rollout)
+            .map(|given| document(given, life))
+            .collect::<Result<_, _>>()?;
+        compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
+        // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
+        if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
+            return Err(CompileError::Patterns);
+        }
+        Ok(compiled)
+    };
+    let (enforced, shadow) = (compiled(Rollout::Enforce)?, compiled(Rollout::Shadow)?);
+    let calendars = calendars(enforced.iter().chain(&shadow), life)?;
     Ok(Compiled {
-        documents: compiled,
+        documents: enforced,
+        shadow,
         calendars,
     })
 }
@@ -134,9 +142,11 @@ impl Life {
 
 /// The edges of every window that a limit counts in. Those of weeks and months reach one further, because a call that began in the window
 /// before is still settled in it.
-fn calendars(documents: &[bundle::Document], life: Life) -> Result<Vec<Calendar>, CompileError> {
+fn calendars<'d>(
+    documents: impl Iterator<Item = &'d bundle::Document>,
+    life: Life,
+) -> Result<Vec<Calendar>, CompileError> {
     let windows: BTreeSet<&Window> = documents
-        .iter()
         .flat_map(|document| &document.limits)
         .map(|limit| &limit.window)
         .collect();

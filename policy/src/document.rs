@@ -38,6 +38,10 @@ pub struct Document {
     pub version: Option<String>,
     /// For people.
     pub description: Option<String>,
+    /// Whether it has effect.
+    pub rollout: Rollout,
+    /// `metadata.replaces`, and where it stood.
+    pub replaces: Option<Replaces>,
     /// Whom it applies to; an agent's UUID is in lower case.
     pub scope: Scope,
     /// `schedule.active_hours`.
@@ -54,6 +58,25 @@ pub struct Document {
     pub budget: Option<Budget>,
     /// Calls per minute.
     pub rate: Option<Rate>,
+}
+
+/// What a document's verdicts are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rollout {
+    /// They count.
+    #[default]
+    Enforce,
+    /// They are recorded, for somebody to see what the document would do.
+    Shadow,
+}
+
+/// The version of the document of the same name whose place a document is to take: if another is there, its author has not seen that one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaces {
+    /// Its `metadata.version`.
+    pub version: String,
+    /// Where that was said.
+    pub at: Position,
 }
 
 /// `capabilities`: an allow list closes only the kinds it names, deny beats allow.
@@ -265,7 +288,7 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
         None => missing(findings, &top, "kind", "write `kind: Policy`"),
     }
     let metadata = match top.take("metadata") {
-        Some(metadata) => read_metadata(&metadata, findings),
+        Some(metadata) => read_metadata(&metadata, language, findings),
         None => {
             missing(
                 findings,
@@ -297,6 +320,8 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
     let (metadata, spec) = (metadata?, spec?);
     let mut document = spec.into_document(metadata.name, metadata.name_at, metadata.description);
     document.version = metadata.version.or(document.version);
+    document.rollout = metadata.rollout;
+    document.replaces = metadata.replaces;
     Some(document)
 }
 
@@ -339,9 +364,15 @@ struct Metadata<'n> {
     name_at: Position,
     version: Option<String>,
     description: Option<String>,
+    rollout: Rollout,
+    replaces: Option<Replaces>,
 }
 
-fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metadata<'n>> {
+fn read_metadata<'n>(
+    field: &Field<'n>,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<Metadata<'n>> {
     let mut table = findings.table(field)?;
     let name = match table.take("name") {
         Some(name) => findings.name(&name).map(|text| (text, name.node.at)),
@@ -357,6 +388,14 @@ fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metad
     };
     let version = optional_text(&mut table, "version", findings);
     let description = optional_text(&mut table, "description", findings);
+    let rollout = take_added(&mut table, "rollout", language, findings);
+    let rollouts = [("enforce", Rollout::Enforce), ("shadow", Rollout::Shadow)];
+    let rollout = rollout.and_then(|field| findings.choice(&field, &rollouts));
+    let replaces = take_added(&mut table, "replaces", language, findings).and_then(|field| {
+        let version = findings.name(&field)?.to_string();
+        let at = field.node.at;
+        Some(Replaces { version, at })
+    });
     table.finish(findings);
     let (name, name_at) = name?;
     Some(Metadata {
@@ -364,6 +403,8 @@ fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metad
         name_at,
         version,
         description,
+        rollout: rollout.unwrap_or_default(),
+        replaces,
     })
 }
 
@@ -431,6 +472,8 @@ impl Body {
             at,
             version: self.version,
             description,
+            rollout: Rollout::Enforce,
+            replaces: None,
             scope: self.scope.unwrap_or(Scope::Global),
             active_hours: self.active_hours,
             network: self.network,

@@ -17,7 +17,7 @@ const WHOLE: [&str; 2] = [
     r#"
 apiVersion: tollgate/v1
 kind: Policy
-metadata: {name: whole, version: "1", description: d}
+metadata: {name: whole, version: "1", description: d, rollout: enforce, replaces: "0"}
 spec:
   version: "1"
   scope: global

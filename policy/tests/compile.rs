@@ -112,6 +112,19 @@ fn every_enforced_field_reaches_the_bundle() {
 }
 
 #[test]
+fn a_document_in_shadow_stands_apart() {
+    let text = "---\n{apiVersion: tollgate/v1, kind: Policy, metadata: {name: a, rollout: shadow}, spec: {budget: {daily_limit_usd: 1, timezone: Asia/Taipei}}}\n";
+    let compiled = compile(&documents(&(v1("b", "{}") + text)), NOV_20, NOV_20 + DAY).unwrap();
+    let names = |documents: &[tollgate_engine::bundle::Document]| -> Vec<String> {
+        documents.iter().map(|d| d.name.clone()).collect()
+    };
+    assert_eq!(names(&compiled.documents), ["b"]);
+    assert_eq!(names(&compiled.shadow), ["a"]);
+    // It may say that a call is larger than the whole limit, and for that needs the days.
+    assert_eq!(compiled.calendars[0].zone, "Asia/Taipei");
+}
+
+#[test]
 fn an_allow_list_closes_only_the_kinds_it_names() {
     let compiled = |spec: &str| {
         compile(&documents(&v1("a", spec)), NOV_20, NOV_20 + DAY)

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use tollgate_engine::{
     bundle::{FORMAT, Payload},
+    decide::Decision,
     exchange::{Exchange, Step},
     facts::{Headers, Upstream},
     gate::{Config, Gate, Secret},
@@ -167,6 +168,10 @@ fn random_call(dice: &mut Dice) -> Call {
 
 /// The policy as a person would write it.
 fn written(name: &str, policy: &Policy) -> String {
+    written_as(name, "enforce", policy)
+}
+
+fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
     let mut tools: Vec<(&str, String)> = Vec::new();
     if let Some(tool) = policy.forbidden {
         tools.push((tool, "allow: false".to_string()));
@@ -214,7 +219,7 @@ fn written(name: &str, policy: &Policy) -> String {
         spec += ", data: {sensitive_patterns: ['key-[a-z]+']}";
     }
     format!(
-        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
+        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}, rollout: {rollout}}}, spec: {{{spec}}}}}\n"
     )
 }
 
@@ -336,6 +341,7 @@ fn gate(text: &str) -> Gate {
         issued_at: MIDNIGHT,
         expires_at: MIDNIGHT + 86_400,
         documents: compiled.documents,
+        shadow: compiled.shadow,
         calendars: compiled.calendars,
         prices: prices::builtin(),
         token_keys: Vec::new(),
@@ -347,6 +353,14 @@ fn gate(text: &str) -> Gate {
 
 /// What the engine says, in the same words.
 fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
+    both(gate, call).0
+}
+
+/// The same, and what it says of documents in shadow.
+fn both(
+    gate: &mut Gate,
+    call: &Call,
+) -> ((&'static str, Vec<String>), (&'static str, Vec<String>)) {
     let text = if call.secret { "key-abc" } else { "hello" };
     let (method, path, body) = match &call.what {
         What::Chat { model, tools } => {
@@ -392,7 +406,14 @@ fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
             Step::AwaitLease { .. } => panic!("nothing was refused"),
         }
     }
-    let decision = exchange.decision();
+    let shadow = exchange.shadow().map(in_words);
+    (
+        in_words(exchange.decision()),
+        shadow.unwrap_or(("allow", Vec::new())),
+    )
+}
+
+fn in_words(decision: &Decision) -> (&'static str, Vec<String>) {
     let mut reasons: Vec<String> = decision
         .reasons
         .iter()
@@ -432,6 +453,20 @@ fn the_engine_agrees_with_the_reference() {
         policies.push(("more".to_string(), random_policy(&mut dice)));
         let more = texts.concat() + &written("more", &policies[policies.len() - 1].1);
         let mut narrower = gate(&more);
+        // Documents in shadow are heard beside, and change nothing.
+        let mut tried: Vec<(String, Policy)> = (0..1 + dice.roll(2))
+            .map(|index| (format!("s{index}"), random_policy(&mut dice)))
+            .collect();
+        let tried_texts = tried
+            .iter()
+            .map(|(name, policy)| written_as(name, "shadow", policy));
+        let mut watched = gate(&(texts.concat() + &tried_texts.collect::<String>()));
+        // The reference denies whom no document covers; of documents in shadow that is not asked.
+        let covering = Policy {
+            scope: "global".to_string(),
+            ..Policy::default()
+        };
+        tried.push(("covering".to_string(), covering));
         for number in 0..CALLS {
             let call = random_call(&mut dice);
             let expected = reference(&policies[..policies.len() - 1], &call);
@@ -447,6 +482,12 @@ fn the_engine_agrees_with_the_reference() {
                 .position(|known| *known == found.0)
                 .unwrap()] += 1;
             if number % 10 == 0 {
+                assert_eq!(
+                    both(&mut watched, &call),
+                    (found.clone(), reference(&tried, &call)),
+                    "set {set}, beside shadow: {call:?}\n{}{tried:?}",
+                    texts.concat()
+                );
                 assert_eq!(
                     engine(&mut other, &call),
                     found,

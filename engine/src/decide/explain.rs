@@ -27,6 +27,9 @@ pub struct Met {
     pub document: String,
     /// Whom it applies to.
     pub scope: Scope,
+    /// Whether it is only tried out: what it says has no effect.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub shadow: bool,
     /// Whether the call falls under it; all its rules are silent otherwise.
     pub applies: bool,
     /// Its rules, in the order they are checked.
@@ -60,9 +63,10 @@ pub enum Verdict {
     Silent,
 }
 
-/// What every document says to a call, in the order of the bundle; the arguments are those of [`super::decide`].
+/// What every one of `documents`, all of a bundle that are enforced or all that are in shadow, says to a call, in their order; the other
+/// arguments are those of [`super::decide`].
 pub fn explain(
-    payload: &Payload,
+    (payload, documents): (&Payload, &[Document]),
     patterns: &[String],
     caller: &Caller,
     head: &Head,
@@ -72,8 +76,16 @@ pub fn explain(
 ) -> Vec<Met> {
     let mut charged = Decision::default();
     let mut unaffordable = Vec::new();
-    limits(payload, caller, facts, now, &mut charged, &mut unaffordable);
-    let met: Vec<&str> = applicable(payload, caller, facts)
+    limits(
+        payload,
+        documents,
+        caller,
+        facts,
+        now,
+        &mut charged,
+        &mut unaffordable,
+    );
+    let met: Vec<&str> = applicable(documents, caller, facts)
         .map(|document| document.name.as_str())
         .collect();
     let call = Call {
@@ -87,14 +99,14 @@ pub fn explain(
         charged: &charged,
         unaffordable: &unaffordable,
     };
-    payload
-        .documents
+    documents
         .iter()
         .map(|document| {
             let applies = met.contains(&document.name.as_str());
             Met {
                 document: document.name.clone(),
                 scope: document.scope.clone(),
+                shadow: false,
                 applies,
                 rules: call.rules(document, applies),
             }

@@ -109,6 +109,7 @@ pub(crate) fn payload(revision: u64) -> Payload {
             patterns: vec!["key-[a-z]{8}".to_string()],
             ..document("base")
         }],
+        shadow: Vec::new(),
         calendars: Vec::new(),
         prices: PriceTable::default(),
         token_keys: vec![public(KEY_ID, &house())],
