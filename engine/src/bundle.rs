@@ -4,6 +4,7 @@
 //! or says why not. An older, foreign, expired or differently signed one never replaces a good one.
 
 use crate::{
+    address::Range,
     bytes::Digest,
     condition::Program,
     envelope::{self, OpenError, PublicKey},
@@ -77,6 +78,12 @@ pub struct Document {
     /// Hosts that may be called; `None` where the document has no `network`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostPattern>>,
+    /// Hosts that may not be called, also where they are among those that may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_hosts: Vec<HostPattern>,
+    /// Addresses that may not be called, however they are spelt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_addresses: Vec<Range>,
     /// `capabilities.deny: network_outbound`: no host at all.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub no_network: bool,

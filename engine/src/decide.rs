@@ -9,6 +9,7 @@ mod explain;
 pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
+    address::Place,
     bundle::{Calendar, Document, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route},
@@ -439,6 +440,21 @@ impl Check<'_> {
             self.refuse(
                 "network.allowlist",
                 format!("the host `{}` is not on the allowlist", head.host),
+            );
+        }
+        let (hosts, ranges) = (&self.document.denied_hosts, &self.document.denied_addresses);
+        let denied = hosts.iter().any(|pattern| pattern.matches(&head.host))
+            || !ranges.is_empty()
+                && match Place::of(&head.host) {
+                    Place::Name => false,
+                    Place::Address(address) => ranges.iter().any(|range| range.contains(address)),
+                    // Whatever a library makes of it may be in the range.
+                    Place::Unclear => true,
+                };
+        if denied {
+            self.refuse(
+                "network.denylist",
+                format!("the host `{}` is on the denylist", head.host),
             );
         }
         if self.document.no_network {

@@ -2,7 +2,7 @@
 
 use crate::{
     document::{ActiveHours, Capability, Document, Period, Rollout},
-    host::Host,
+    host::{Denied, Host},
     pattern::fit_together,
     zone,
 };
@@ -206,6 +206,8 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .map(|hours| active(hours, life))
             .transpose()?,
         hosts: document.network.as_deref().and_then(hosts),
+        denied_hosts: denied(document, |denied| denied.hosts()),
+        denied_addresses: denied(document, |denied| denied.addresses()),
         no_network: capabilities.deny.contains(&Capability::NetworkOutbound),
         models: names(document, |capability| match capability {
             Capability::Model(name) => Some(name),
@@ -249,6 +251,17 @@ fn hosts(allowlist: &[Host]) -> Option<Vec<HostPattern>> {
             Host::Exact(_) | Host::Below(_) => Some(HostPattern(host.to_string())),
         })
         .collect()
+}
+
+/// What the denylist says of one kind, each once.
+fn denied<T: PartialEq>(document: &Document, of_kind: fn(&Denied) -> Vec<T>) -> Vec<T> {
+    let mut all = Vec::new();
+    for one in document.denied_hosts.iter().flat_map(of_kind) {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
 }
 
 /// The names of one kind. An allow list closes a kind only where it names one of it.

@@ -223,6 +223,13 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
         let hosts = hosts.iter().map(ToString::to_string).collect();
         rule("network.allowlist".to_string(), Rule::Allowed(hosts));
     }
+    if !document.denied_hosts.is_empty() {
+        let hosts = document.denied_hosts.iter().map(ToString::to_string);
+        rule(
+            "network.denylist".to_string(),
+            Rule::Denied(hosts.collect()),
+        );
+    }
     type Named = fn(&Capability) -> Option<&str>;
     let kinds: [(&str, Named); 3] = [
         ("model", |capability| match capability {

@@ -43,7 +43,7 @@ pub use document::{
     AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Condition,
     Document, Period, Rate, Replaces, Rollout, TOLLGATE_V1, Tool,
 };
-pub use host::Host;
+pub use host::{Denied, Host};
 pub use pattern::{
     MAX_AUTOMATON_BYTES, MAX_FILE_PATTERNS, MAX_PATTERN_CHARS, MAX_PATTERNS, MAX_REPETITION,
     Pattern, PatternError,

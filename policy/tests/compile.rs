@@ -141,6 +141,25 @@ fn an_allow_list_closes_only_the_kinds_it_names() {
 }
 
 #[test]
+fn a_denylist_alone_leaves_other_hosts_open() {
+    let text = v1(
+        "a",
+        "{network: {denylist: [a.example, 10.0.0.0/8, private]}}",
+    ) + &v1("b", "{network: {denylist: [a.example], allowlist: []}}");
+    let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).unwrap();
+    let [a, b] = compiled.documents.as_slice() else {
+        panic!("{compiled:?}")
+    };
+    assert_eq!(a.hosts, None);
+    assert_eq!(b.hosts, Some(Vec::new()));
+    let hosts: Vec<&str> = a.denied_hosts.iter().map(|host| host.0.as_str()).collect();
+    assert_eq!(hosts[..3], ["a.example", "localhost", "*.localhost"]);
+    // What `private` says again is there once.
+    let ranges: Vec<String> = a.denied_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges[..3], ["10.0.0.0/8", "0.0.0.0/8", "100.64.0.0/10"]);
+}
+
+#[test]
 fn network_without_entries_allows_nothing() {
     let hosts = |text: &str| {
         let parsed = parse("a.yaml", text.as_bytes(), true);

@@ -20,7 +20,13 @@ const CALLS: u64 = 100;
 /// 2026-11-20T00:00:00Z.
 const MIDNIGHT: i64 = 20_777 * 86_400;
 
-const HOSTS: [&str; 4] = ["a.example", "b.example", "api.b.example", "c.example"];
+const HOSTS: [&str; 5] = [
+    "a.example",
+    "b.example",
+    "api.b.example",
+    "c.example",
+    "10.0.0.7",
+];
 const TOOLS: [&str; 3] = ["bash", "git", "mail"];
 const MODELS: [&str; 3] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4-5"];
 const TEAMS: [&str; 2] = ["red", "blue"];
@@ -59,6 +65,8 @@ impl Dice {
 struct Policy {
     scope: String,
     hosts: Option<Vec<String>>,
+    /// `network.denylist`
+    hosts_denied: Vec<&'static str>,
     models_allowed: Vec<&'static str>,
     models_denied: Vec<&'static str>,
     tools_allowed: Vec<&'static str>,
@@ -119,6 +127,9 @@ fn random_policy(dice: &mut Dice) -> Policy {
             hosts.push("*.b.example".to_string());
         }
         policy.hosts = Some(hosts);
+    }
+    if dice.one_in(6) {
+        policy.hosts_denied = dice.some(&["b.example", "*.b.example", "10.0.0.0/28", "private"]);
     }
     if dice.one_in(5) {
         policy.models_allowed = dice.some(&MODELS);
@@ -198,9 +209,23 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         quoted("mcp_tool", &policy.tools_denied),
     ];
     let mut spec = format!("scope: '{}'", policy.scope);
-    if let Some(hosts) = &policy.hosts {
+    let list = |hosts: &[String]| -> String {
         let hosts: Vec<String> = hosts.iter().map(|host| format!("'{host}'")).collect();
-        write!(spec, ", network: {{allowlist: [{}]}}", hosts.join(", ")).unwrap();
+        hosts.join(", ")
+    };
+    let hosts_denied: Vec<String> = policy.hosts_denied.iter().map(|h| h.to_string()).collect();
+    let denylist = format!("denylist: [{}]", list(&hosts_denied));
+    match (&policy.hosts, hosts_denied.is_empty()) {
+        (Some(hosts), _) => {
+            write!(
+                spec,
+                ", network: {{allowlist: [{}], {denylist}}}",
+                list(hosts)
+            )
+            .unwrap();
+        }
+        (None, false) => write!(spec, ", network: {{{denylist}}}").unwrap(),
+        (None, true) => {}
     }
     let (allow, deny) = (allow.concat().join(", "), deny.concat().join(", "));
     write!(spec, ", capabilities: {{allow: [{allow}], deny: [{deny}]}}").unwrap();
@@ -269,6 +294,13 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> (&'static str, Vec<S
             if !below_b && !hosts.iter().any(|host| host == call.host) {
                 deny("network.allowlist");
             }
+        }
+        if policy.hosts_denied.iter().any(|denied| match *denied {
+            "*.b.example" => call.host == "api.b.example",
+            "10.0.0.0/28" | "private" => call.host == "10.0.0.7",
+            host => call.host == host,
+        }) {
+            deny("network.denylist");
         }
         if let Some(model) = model {
             if policy.models_denied.contains(&model) {

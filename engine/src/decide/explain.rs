@@ -173,6 +173,25 @@ impl Call<'_> {
                 "a host that is not listed".to_string(),
             ));
         }
+        let denied: Vec<String> = document
+            .denied_hosts
+            .iter()
+            .map(|host| host.0.clone())
+            .chain(document.denied_addresses.iter().map(ToString::to_string))
+            .collect();
+        if !denied.is_empty() {
+            rules.push(ruled(
+                "network.denylist",
+                &refused,
+                true,
+                format!("hosts that may not be called: {}", listed(&denied)),
+                format!(
+                    "call another host, or take what names `{}` off the list",
+                    self.head.host
+                ),
+                "a host on the list".to_string(),
+            ));
+        }
         if document.no_network {
             rules.push(ruled(
                 "capabilities.deny",

@@ -124,6 +124,8 @@ pub(crate) fn document(name: &str) -> Document {
         scope: Scope::Global,
         active: None,
         hosts: None,
+        denied_hosts: Vec::new(),
+        denied_addresses: Vec::new(),
         no_network: false,
         models: Names::default(),
         mcp_tools: Names::default(),
