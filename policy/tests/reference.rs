@@ -248,8 +248,11 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
     )
 }
 
+/// Outcome and reasons, as `rule @ document`.
+type Verdict = (&'static str, Vec<String>);
+
 /// What the reference says: outcome and reasons as `rule @ document`, in any order.
-fn reference(policies: &[(String, Policy)], call: &Call) -> (&'static str, Vec<String>) {
+fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
     let (model, mcp, used) = match &call.what {
         What::Chat { model, tools } => (Some(*model), None, tools.clone()),
         What::Mcp(tool) => (None, Some(*tool), vec![*tool]),
@@ -384,15 +387,12 @@ fn gate(text: &str) -> Gate {
 }
 
 /// What the engine says, in the same words.
-fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
+fn engine(gate: &mut Gate, call: &Call) -> Verdict {
     both(gate, call).0
 }
 
 /// The same, and what it says of documents in shadow.
-fn both(
-    gate: &mut Gate,
-    call: &Call,
-) -> ((&'static str, Vec<String>), (&'static str, Vec<String>)) {
+fn both(gate: &mut Gate, call: &Call) -> (Verdict, Verdict) {
     let text = if call.secret { "key-abc" } else { "hello" };
     let (method, path, body) = match &call.what {
         What::Chat { model, tools } => {
@@ -445,7 +445,7 @@ fn both(
     )
 }
 
-fn in_words(decision: &Decision) -> (&'static str, Vec<String>) {
+fn in_words(decision: &Decision) -> Verdict {
     let mut reasons: Vec<String> = decision
         .reasons
         .iter()
