@@ -71,6 +71,15 @@ struct Said<'v> {
     status: Option<u16>,
     worst_case_nano_usd: Option<String>,
     charges: Vec<Charged>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<InShadow<'v>>,
+}
+
+/// What documents in shadow would have made of it.
+#[derive(Serialize)]
+struct InShadow<'v> {
+    outcome: Outcome,
+    reasons: &'v [Reason],
 }
 
 #[derive(Serialize)]
@@ -151,34 +160,51 @@ fn said(decided: &Decided) -> Said<'_> {
                 document: charge.document.clone(),
             })
             .collect(),
+        shadow: decided.exchange.shadow().map(|shadow| InShadow {
+            outcome: shadow.outcome,
+            reasons: &shadow.reasons,
+        }),
     }
 }
 
 fn print(said: &Said<'_>) -> Result<()> {
-    let outcome = serde_json::to_value(said.outcome)?;
-    println!("{}", outcome.as_str().unwrap_or_default());
-    for reason in said.reasons {
-        let document = reason
-            .document
-            .as_ref()
-            .map_or(String::new(), |document| format!(" ({document})"));
-        println!("  {}{document}: {}", reason.rule, reason.message);
-    }
+    println!("{}", word(said.outcome)?);
+    print_reasons(said.reasons);
     for charge in &said.charges {
         println!(
             "  takes up to {} of {} from {} ({}, {})",
             charge.amount, charge.limit, charge.account, charge.document, charge.rule
         );
     }
+    if let Some(shadow) = &said.shadow {
+        println!("in shadow, without effect: {}", word(shadow.outcome)?);
+        print_reasons(shadow.reasons);
+    }
     Ok(())
+}
+
+fn word(outcome: Outcome) -> Result<String> {
+    let outcome = serde_json::to_value(outcome)?;
+    Ok(outcome.as_str().unwrap_or_default().to_string())
+}
+
+fn print_reasons(reasons: &[Reason]) {
+    for reason in reasons {
+        let document = reason
+            .document
+            .as_ref()
+            .map_or(String::new(), |document| format!(" ({document})"));
+        println!("  {}{document}: {}", reason.rule, reason.message);
+    }
 }
 
 fn in_words(explained: &Explained<'_>) -> String {
     let mut out = String::new();
     for met in &explained.documents {
-        let applies = match met.applies {
-            true => "applies",
-            false => "does not apply to this call",
+        let applies = match (met.applies, met.shadow) {
+            (true, false) => "applies",
+            (true, true) => "applies in shadow, without effect",
+            (false, _) => "does not apply to this call",
         };
         out += &format!("\n{} ({}) {applies}\n", met.document, met.scope);
         if !met.applies {
@@ -199,7 +225,7 @@ fn in_words(explained: &Explained<'_>) -> String {
     }
     let ruled = |wanted: &[Verdict]| -> Vec<String> {
         let rules = explained.documents.iter().flat_map(|met| {
-            let applying = met.rules.iter().filter(|_| met.applies);
+            let applying = met.rules.iter().filter(|_| met.applies && !met.shadow);
             applying.map(move |rule| (met, rule))
         });
         rules

@@ -181,13 +181,15 @@ pub(crate) fn decide(
 ) -> Result<Decided> {
     let mut payload = payload(documents, now)?;
     if who.is_anybody() {
-        payload.documents.change(|documents| {
-            for document in documents {
-                if !matches!(document.scope, Scope::Tool(_)) {
-                    document.scope = Scope::Global;
+        for documents in [&mut payload.documents, &mut payload.shadow] {
+            documents.change(|documents| {
+                for document in documents {
+                    if !matches!(document.scope, Scope::Tool(_)) {
+                        document.scope = Scope::Global;
+                    }
                 }
-            }
-        });
+            });
+        }
     }
     let mut gate = Gate::new(Config {
         workspace: WORKSPACE.to_string(),
@@ -231,6 +233,7 @@ fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         issued_at,
         expires_at,
         documents: compiled.documents,
+        shadow: compiled.shadow,
         calendars: compiled.calendars,
         prices: prices::builtin(),
         token_keys: Vec::new(),

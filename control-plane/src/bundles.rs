@@ -196,6 +196,7 @@ pub(crate) async fn publish(
             issued_at: issued.secs(),
             expires_at: expires.secs(),
             documents: compiled.documents,
+            shadow: compiled.shadow,
             calendars: compiled.calendars,
             prices: PRICES.clone(),
             token_keys: vec![state.signer().public().clone()],

@@ -222,7 +222,7 @@ fn texts(file: &File, parsed: &Parsed) -> Option<Vec<String>> {
 /// What a document comes to, for comparing.
 fn compiled(document: &Document) -> Option<String> {
     let compiled = tollgate_policy::compile(std::slice::from_ref(document), 0, 1).ok()?;
-    serde_json::to_string(&compiled.documents).ok()
+    serde_json::to_string(&(compiled.documents, compiled.shadow)).ok()
 }
 
 /// The documents that count now.
@@ -404,6 +404,9 @@ async fn put_into_service(
             .await?;
             let (former_version, former) = former.unwrap_or((0, None));
             let changed = former.as_ref() != Some(text);
+            if changed {
+                check_replaced(document, former.as_deref(), &file.source)?;
+            }
             let version = if changed {
                 insert(
                     &mut write,
@@ -448,6 +451,43 @@ enum Content<'c> {
     Restored { restores: i64, text: &'c str },
     /// Out of service.
     Deleted,
+}
+
+/// Refuses a document that was written to take the place of another than `former`: somebody has applied one meanwhile that its author does not
+/// know.
+fn check_replaced(
+    document: &Document,
+    former: Option<&str>,
+    source: &Source,
+) -> Result<(), Problem> {
+    let Some(replaces) = &document.replaces else {
+        return Ok(());
+    };
+    let former = former.map(|text| {
+        let parsed = parse(&Source::stored(&document.name), text.as_bytes(), false);
+        parsed.documents.into_iter().next()
+    });
+    let there = match former {
+        None => "there is none of this name".to_owned(),
+        Some(former) => match former.and_then(|former| former.version) {
+            Some(version) if version == replaces.version => return Ok(()),
+            Some(version) => format!("the one in place is version `{version}`"),
+            None => "the one in place has no version".to_owned(),
+        },
+    };
+    let found = tollgate_policy::Diagnostic {
+        severity: Severity::Error,
+        code: tollgate_policy::codes::REPLACES_ANOTHER,
+        path: "metadata.replaces".to_owned(),
+        message: format!(
+            "replaces version `{}` of `{}`, but {there}; look at it and name the version you have seen",
+            replaces.version, document.name
+        ),
+        line: replaces.at.line,
+        column: replaces.at.column,
+        suggestion: None,
+    };
+    Err(Problem::policy_refused(vec![finding(&found, source)]))
 }
 
 /// Writes the version after `former` and returns its number.

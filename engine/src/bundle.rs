@@ -8,6 +8,7 @@ mod documents;
 pub use documents::Documents;
 
 use crate::{
+    address::Range,
     bytes::Digest,
     condition::Program,
     envelope::{self, OpenError, PublicKey},
@@ -55,6 +56,9 @@ pub struct Payload {
     pub expires_at: i64,
     /// The policy.
     pub documents: Documents,
+    /// Documents that are tried out: what they would have said is recorded, and nothing more.
+    #[serde(default, skip_serializing_if = "Documents::is_empty")]
+    pub shadow: Documents,
     /// Day edges of every time zone that a limit counts in.
     pub calendars: Vec<Calendar>,
     /// What models cost.
@@ -82,6 +86,12 @@ pub struct Document {
     /// Hosts that may be called; `None` where the document has no `network`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostPattern>>,
+    /// Hosts that may not be called, also where they are among those that may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_hosts: Vec<HostPattern>,
+    /// Addresses that may not be called, however they are spelt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_addresses: Vec<Range>,
     /// `capabilities.deny: network_outbound`: no host at all.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub no_network: bool,

@@ -9,7 +9,8 @@ mod explain;
 pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
-    bundle::{Calendar, Document, Level, Limit, Payload, Scope},
+    address::Place,
+    bundle::{Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route},
     identity::Caller,
@@ -246,8 +247,7 @@ pub fn decide(
     hits: &Hits,
     now: Time,
 ) -> Decision {
-    let covering = payload.documents.covering(caller);
-    if covering.clone().next().is_none() {
+    if payload.documents.covering(caller).next().is_none() {
         return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
@@ -256,21 +256,21 @@ pub fn decide(
     }
     let cost = Cost::of(payload, facts);
     let mut reasons = Vec::new();
-    for document in covering.chain(payload.documents.about(facts.tools())) {
-        let mut check = Check {
-            document,
-            reasons: &mut reasons,
-        };
-        check.schedule(now);
-        check.network(head);
-        check.model(facts);
-        check.tools(facts);
-        check.data(patterns, hits);
-        check.approval(caller, head, facts, cost.worst_nano_usd, now);
-    }
+    let question = Question {
+        documents: &payload.documents,
+        patterns,
+        caller,
+        head,
+        facts,
+        hits,
+        cost: &cost,
+        now,
+    };
+    question.check(&mut reasons);
     let mut decision = Decision::default();
     limits(
         payload,
+        &payload.documents,
         caller,
         facts,
         &cost,
@@ -285,6 +285,82 @@ pub fn decide(
         };
     }
     decision
+}
+
+/// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
+/// taken from accounts, so a limit speaks only where it cannot hold the call whatever was spent before.
+pub fn shadow(
+    payload: &Payload,
+    patterns: &[String],
+    caller: &Caller,
+    head: &Head,
+    facts: &Facts,
+    hits: &Hits,
+    now: Time,
+) -> Option<Decision> {
+    let documents = &payload.shadow;
+    let applies = documents.covering(caller).next().is_some()
+        || documents.about(facts.tools()).next().is_some();
+    if !applies {
+        return None;
+    }
+    let cost = Cost::of(payload, facts);
+    let mut reasons = Vec::new();
+    let question = Question {
+        documents,
+        patterns,
+        caller,
+        head,
+        facts,
+        hits,
+        cost: &cost,
+        now,
+    };
+    question.check(&mut reasons);
+    let mut unused = Decision::default();
+    limits(
+        payload,
+        documents,
+        caller,
+        facts,
+        &cost,
+        now,
+        &mut unused,
+        &mut reasons,
+    );
+    Some(match reasons.is_empty() {
+        true => Decision::default(),
+        false => Decision::against(reasons),
+    })
+}
+
+/// A call and what it is judged by.
+struct Question<'q> {
+    documents: &'q Documents,
+    patterns: &'q [String],
+    caller: &'q Caller,
+    head: &'q Head,
+    facts: &'q Facts,
+    hits: &'q Hits,
+    cost: &'q Cost<'q>,
+    now: Time,
+}
+
+impl Question<'_> {
+    /// Everything but limits.
+    fn check(&self, reasons: &mut Vec<Reason>) {
+        let covering = self.documents.covering(self.caller);
+        let estimate = self.cost.worst_nano_usd;
+        for document in covering.chain(self.documents.about(self.facts.tools())) {
+            let mut check = Check { document, reasons };
+            check.schedule(self.now);
+            check.network(self.head);
+            check.model(self.facts);
+            check.tools(self.facts);
+            check.data(self.patterns, self.hits);
+            check.approval(self.caller, self.head, self.facts, estimate, self.now);
+        }
+    }
 }
 
 /// What a call may cost, as far as that can be known.
@@ -379,6 +455,21 @@ impl Check<'_> {
             self.refuse(
                 "network.allowlist",
                 format!("the host `{}` is not on the allowlist", head.host),
+            );
+        }
+        let (hosts, ranges) = (&self.document.denied_hosts, &self.document.denied_addresses);
+        let denied = hosts.iter().any(|pattern| pattern.matches(&head.host))
+            || !ranges.is_empty()
+                && match Place::of(&head.host) {
+                    Place::Name => false,
+                    Place::Address(address) => ranges.iter().any(|range| range.contains(address)),
+                    // Whatever a library makes of it may be in the range.
+                    Place::Unclear => true,
+                };
+        if denied {
+            self.refuse(
+                "network.denylist",
+                format!("the host `{}` is on the denylist", head.host),
             );
         }
         if self.document.no_network {
@@ -523,9 +614,11 @@ fn shown(name: &str) -> String {
     out
 }
 
-/// The budgets and rates a call falls under, each account once with its smallest limit; adds charges, or reasons where a charge cannot be known.
+/// The budgets and rates of `documents` that a call falls under, each account once with its smallest limit; adds charges, or reasons where a
+/// charge cannot be known.
 fn limits(
     payload: &Payload,
+    documents: &Documents,
     caller: &Caller,
     facts: &Facts,
     cost: &Cost<'_>,
@@ -538,7 +631,7 @@ fn limits(
     if let Route::Llm(_) = facts.route {
         decision.worst_case_nano_usd = cost.worst_nano_usd;
     }
-    for (limit, document) in in_force(payload, caller) {
+    for (limit, document) in in_force(documents, caller) {
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
         {
@@ -602,7 +695,7 @@ fn limits(
             Unit::NanoUsd => match cost.price.copied().or_else(|| {
                 limit
                     .unknown_model
-                    .and_then(|_| dearest_unknown(payload, caller))
+                    .and_then(|_| dearest_unknown(documents, caller))
             }) {
                 Some(price) => {
                     output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
@@ -657,10 +750,10 @@ fn limits(
 
 /// Every limit that applies to everything `caller` does, with its document.
 fn in_force<'p>(
-    payload: &'p Payload,
+    documents: &'p Documents,
     caller: &Caller,
 ) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    payload.documents.covering(caller).flat_map(|document| {
+    documents.covering(caller).flat_map(|document| {
         let limits = document.limits.iter();
         limits.map(|limit| (limit, document.name.as_str()))
     })
@@ -711,7 +804,7 @@ fn full(secs: i64, now: Time) -> Span {
 
 /// The limit on `account` for a caller: the smallest in force. The control plane grants by it. `None` when there is none.
 pub fn limit_on(payload: &Payload, caller: &Caller, account: &Account) -> Option<u64> {
-    in_force(payload, caller)
+    in_force(&payload.documents, caller)
         .filter(|(limit, _)| account_of(limit, caller).as_ref() == Some(account))
         .map(|(limit, _)| limit.amount)
         .min()
@@ -722,12 +815,12 @@ pub fn price_for(payload: &Payload, caller: &Caller, model: Option<&str>) -> Opt
     model
         .and_then(|model| payload.prices.find(model))
         .copied()
-        .or_else(|| dearest_unknown(payload, caller))
+        .or_else(|| dearest_unknown(&payload.documents, caller))
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown(payload: &Payload, caller: &Caller) -> Option<Price> {
-    in_force(payload, caller)
+fn dearest_unknown(documents: &Documents, caller: &Caller) -> Option<Price> {
+    in_force(documents, caller)
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))
 }

@@ -16,7 +16,7 @@ use crate::{
     bundle::Unusable,
     decide::{self, Cause, Charge, Decision, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
-    gate::Gate,
+    gate::{Found, Gate, Search},
     halt::{self, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
@@ -25,7 +25,6 @@ use crate::{
     price::{self, Price},
     quota,
     reply::{self, DECISION_HEADER, Reply},
-    scan::Hits,
     sse,
     time::Time,
 };
@@ -188,7 +187,7 @@ pub struct Exchange {
     revision: u64,
     head: Option<Head>,
     facts: Option<Facts>,
-    hits: Hits,
+    found: Found,
     dialect: Dialect,
     caller: Option<Rc<Caller>>,
     /// Headers that carry the agent's token.
@@ -197,6 +196,8 @@ pub struct Exchange {
     removable: Vec<&'static str>,
     awaiting: Awaiting,
     decision: Decision,
+    /// What documents in shadow would have made of it.
+    shadow: Option<Decision>,
     price: Option<Price>,
     forward: Forward,
     hide_usage: bool,
@@ -276,13 +277,14 @@ impl Exchange {
             revision: 0,
             head: None,
             facts: None,
-            hits: Hits::default(),
+            found: Found::default(),
             dialect: Dialect::Problem,
             caller: None,
             token_in: Vec::new(),
             removable: Vec::new(),
             awaiting: Awaiting::Body,
             decision: Decision::default(),
+            shadow: None,
             price: None,
             forward: Forward::default(),
             hide_usage: false,
@@ -310,19 +312,35 @@ impl Exchange {
         &self.decision
     }
 
+    /// What documents in shadow would have made of it; `None` where none applies, or it was not judged.
+    pub fn shadow(&self) -> Option<&Decision> {
+        self.shadow.as_ref()
+    }
+
     /// What every document of the running bundle says to this call at `now`; empty when no document was asked (nobody known, nothing
     /// readable).
     pub fn explain(&self, gate: &Gate, now: Time) -> Vec<decide::Met> {
         match (gate.payload(now), &self.caller, &self.head, &self.facts) {
-            (Ok(payload), Some(caller), Some(head), Some(facts)) => decide::explain(
-                payload,
-                &gate.patterns,
-                caller,
-                head,
-                facts,
-                &self.hits,
-                now,
-            ),
+            (Ok(payload), Some(caller), Some(head), Some(facts)) => {
+                let explain = |documents, search: &Search, hits| {
+                    decide::explain(
+                        (payload, documents),
+                        &search.patterns,
+                        caller,
+                        head,
+                        facts,
+                        hits,
+                        now,
+                    )
+                };
+                let enforced = explain(&payload.documents, &gate.enforced, &self.found.enforced);
+                let shadow = explain(&payload.shadow, &gate.shadow, &self.found.shadow);
+                let shadow = shadow.into_iter().map(|met| decide::Met {
+                    shadow: true,
+                    ..met
+                });
+                enforced.into_iter().chain(shadow).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -389,8 +407,8 @@ impl Exchange {
             return Step::NeedBody { cap };
         }
         let facts = Facts::of_head(head, has_body);
-        let hits = search_target(head, gate);
-        self.evaluate(gate, facts, &hits, now)
+        let found = search_target(head, gate);
+        self.evaluate(gate, facts, found, now)
     }
 
     /// Hands in the whole body that [`Step::NeedBody`] asked for.
@@ -403,11 +421,11 @@ impl Exchange {
         }
         if body.is_empty() {
             let facts = Facts::of_head(head, false);
-            let hits = search_target(head, gate);
-            return self.evaluate(gate, facts, &hits, now);
+            let found = search_target(head, gate);
+            return self.evaluate(gate, facts, found, now);
         }
         match read_body(head, gate, body) {
-            Ok((facts, hits, edited)) => {
+            Ok((facts, found, edited)) => {
                 self.dialect = facts.dialect;
                 if let Some(edited) = edited {
                     self.hide_usage = true;
@@ -416,7 +434,7 @@ impl Exchange {
                         .push(("content-length", edited.len().to_string()));
                     self.forward.body = Some(edited);
                 }
-                self.evaluate(gate, facts, &hits, now)
+                self.evaluate(gate, facts, found, now)
             }
             Err(why) => self.malformed(why, now),
         }
@@ -444,7 +462,7 @@ impl Exchange {
         Some(halt.refusal())
     }
 
-    fn evaluate(&mut self, gate: &mut Gate, facts: Facts, hits: &Hits, now: Time) -> Step {
+    fn evaluate(&mut self, gate: &mut Gate, facts: Facts, found: Found, now: Time) -> Step {
         let (Some(head), Some(caller)) = (&self.head, &self.caller) else {
             return self.deny(Vec::new(), None, now);
         };
@@ -457,12 +475,23 @@ impl Exchange {
         if let Some(halt) = halt::on(payload, caller) {
             return self.deny(vec_of(halt.refusal()), None, now);
         }
-        let decision = decide::decide(payload, &gate.patterns, caller, head, &facts, hits, now);
+        let patterns = &gate.enforced.patterns;
+        let decision = decide::decide(
+            payload,
+            patterns,
+            caller,
+            head,
+            &facts,
+            &found.enforced,
+            now,
+        );
+        let patterns = &gate.shadow.patterns;
+        self.shadow = decide::shadow(payload, patterns, caller, head, &facts, &found.shadow, now);
         if let Route::Llm(_) = facts.route {
             self.price = decide::price_for(payload, caller, facts.said.model.as_deref());
         }
         self.facts = Some(facts);
-        self.hits = hits.clone();
+        self.found = found;
         match decision.outcome {
             Outcome::Allow | Outcome::Redact => {}
             Outcome::Hold | Outcome::Deny => {
@@ -940,19 +969,11 @@ impl Exchange {
                 .map(|tool| bounded(tool, MAX_NAME_BYTES))
                 .collect(),
             outcome: self.decision.outcome,
-            reasons: self
-                .decision
-                .reasons
-                .iter()
-                .take(MAX_REASONS)
-                .map(|reason| RecordedReason {
-                    rule: bounded(&reason.rule, MAX_NAME_BYTES),
-                    document: reason
-                        .document
-                        .as_deref()
-                        .map(|document| bounded(document, MAX_NAME_BYTES)),
-                })
-                .collect(),
+            reasons: recorded(&self.decision.reasons),
+            shadow: self.shadow.as_ref().map(|shadow| RecordedShadow {
+                outcome: shadow.outcome,
+                reasons: recorded(&shadow.reasons),
+            }),
             status: self.answered.or(self.upstream_status),
             upstream_status: self.upstream_status,
             usage: RecordedUsage {
@@ -999,6 +1020,18 @@ const MAX_NAME_BYTES: usize = 128;
 const MAX_TOOLS: usize = 8;
 /// Reasons in a record.
 const MAX_REASONS: usize = 16;
+
+fn recorded(reasons: &[Reason]) -> Vec<RecordedReason<'_>> {
+    let name = |text| bounded(text, MAX_NAME_BYTES);
+    reasons
+        .iter()
+        .take(MAX_REASONS)
+        .map(|reason| RecordedReason {
+            rule: name(&reason.rule),
+            document: reason.document.as_deref().map(name),
+        })
+        .collect()
+}
 
 /// The first `max` bytes of `text`, cut at a character.
 fn bounded(text: &str, max: usize) -> &str {
@@ -1063,7 +1096,7 @@ fn read_body(
     head: &Head,
     gate: &mut Gate,
     body: &[u8],
-) -> Result<(Facts, Hits, Option<Vec<u8>>), facts::Unreadable> {
+) -> Result<(Facts, Found, Option<Vec<u8>>), facts::Unreadable> {
     let unreadable = |rule, message: String| facts::Unreadable {
         rule,
         message: message.into(),
@@ -1074,7 +1107,7 @@ fn read_body(
     );
     // Servers of these read JSON whatever the content type says.
     let must_be_json = generates || head.dialect == Dialect::Mcp;
-    let mut hits = search_target(head, gate);
+    let mut found = search_target(head, gate);
     match head.body {
         BodyKind::Encoded => Err(unreadable(
             "request.body_encoded",
@@ -1084,11 +1117,11 @@ fn read_body(
             "request.content_type",
             "a call to an LLM API or an MCP server must be application/json in UTF-8".to_string(),
         )),
-        BodyKind::Opaque => opaque(head, gate, hits),
+        BodyKind::Opaque => opaque(head, gate, found),
         BodyKind::Json | BodyKind::Unstated | BodyKind::Text => {
             let text = head.body == BodyKind::Text;
-            if let (Some(scanner), true) = (&mut gate.scanner, text) {
-                scanner.search(body, &mut hits);
+            if text {
+                gate.search(body, &mut found);
             }
             let doc = match json::parse(body) {
                 Ok(doc) => doc,
@@ -1097,9 +1130,9 @@ fn read_body(
                     if head.body != BodyKind::Json && !must_be_json && !opens_like_json(body) =>
                 {
                     return if text {
-                        Ok((Facts::of_head(head, false), hits, None))
+                        Ok((Facts::of_head(head, false), found, None))
                     } else {
-                        opaque(head, gate, hits)
+                        opaque(head, gate, found)
                     };
                 }
                 Err(error) => {
@@ -1110,10 +1143,10 @@ fn read_body(
                 }
             };
             let facts = facts::read_json(head, &doc)?;
-            if let Some(scanner) = &mut gate.scanner {
+            if gate.searches() {
                 let mut scratch = String::new();
                 for text in doc.strings() {
-                    scanner.search(text.resolve(&mut scratch).as_bytes(), &mut hits);
+                    gate.search(text.resolve(&mut scratch).as_bytes(), &mut found);
                 }
             }
             let ask = facts.route == Route::Llm(Provider::OpenAiChat)
@@ -1129,23 +1162,21 @@ fn read_body(
             } else {
                 None
             };
-            Ok((facts, hits, edited))
+            Ok((facts, found, edited))
         }
     }
 }
 
 /// What is found in path and query: percent-decoded, and again with each `+` as the space that it is in a query.
-fn search_target(head: &Head, gate: &mut Gate) -> Hits {
-    let mut hits = Hits::default();
-    if let Some(scanner) = &mut gate.scanner {
-        scanner.search(&head.target, &mut hits);
-        if head.target.contains(&b'+') {
-            let spaced = |byte: &u8| if *byte == b'+' { b' ' } else { *byte };
-            let target: Vec<u8> = head.target.iter().map(spaced).collect();
-            scanner.search(&target, &mut hits);
-        }
+fn search_target(head: &Head, gate: &mut Gate) -> Found {
+    let mut found = Found::default();
+    gate.search(&head.target, &mut found);
+    if gate.searches() && head.target.contains(&b'+') {
+        let spaced = |byte: &u8| if *byte == b'+' { b' ' } else { *byte };
+        let target: Vec<u8> = head.target.iter().map(spaced).collect();
+        gate.search(&target, &mut found);
     }
-    hits
+    found
 }
 
 /// Whether these bytes begin as a JSON object, or an array of objects, does. Such a body is JSON to servers that do not look at the content
@@ -1163,16 +1194,16 @@ fn opens_like_json(body: &[u8]) -> bool {
 fn opaque(
     head: &Head,
     gate: &Gate,
-    hits: Hits,
-) -> Result<(Facts, Hits, Option<Vec<u8>>), facts::Unreadable> {
-    if gate.scanner.is_some() {
+    found: Found,
+) -> Result<(Facts, Found, Option<Vec<u8>>), facts::Unreadable> {
+    if !gate.enforced.patterns.is_empty() {
         return Err(facts::Unreadable {
             rule: "request.body_uninspectable",
             message: "this kind of body cannot be inspected, and the policy has content rules"
                 .into(),
         });
     }
-    Ok((Facts::of_head(head, true), hits, None))
+    Ok((Facts::of_head(head, true), found, None))
 }
 
 /// `body` with `stream_options.include_usage` set to true.
@@ -1231,6 +1262,8 @@ struct Record<'r> {
     tools: Vec<&'r str>,
     outcome: Outcome,
     reasons: Vec<RecordedReason<'r>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<RecordedShadow<'r>>,
     status: Option<u16>,
     upstream_status: Option<u16>,
     usage: RecordedUsage,
@@ -1247,6 +1280,12 @@ struct Record<'r> {
 struct RecordedReason<'r> {
     rule: &'r str,
     document: Option<&'r str>,
+}
+
+#[derive(Serialize)]
+struct RecordedShadow<'r> {
+    outcome: Outcome,
+    reasons: Vec<RecordedReason<'r>>,
 }
 
 #[derive(Serialize)]

@@ -1,13 +1,13 @@
 //! What one enforcement point knows: its settings, its verified bundle, and what it has worked out from them.
 
 use crate::{
-    bundle::{Bundle, InstallError, Payload, Unusable},
+    bundle::{Bundle, Document, Documents, InstallError, Payload, Unusable},
     envelope::PublicKey,
     facts::{self, Upstream, normal_host},
     identity::{Caller, IdentityError, TokenCache},
     journal::hmac,
     meter::Provider,
-    scan::{self, Scanner},
+    scan::{self, Hits, NotCompiled, Scanner},
     time::Time,
 };
 use alloc::{
@@ -217,9 +217,44 @@ pub struct Gate {
     pub config: Config,
     bundle: Bundle,
     tokens: TokenCache,
-    pub(crate) patterns: Vec<String>,
-    pub(crate) scanner: Option<Scanner>,
+    pub(crate) enforced: Search,
+    pub(crate) shadow: Search,
     pub(crate) bodies_matter: bool,
+}
+
+/// The patterns of some documents and what searches for them; a pattern's number is its place in the list.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    pub(crate) patterns: Vec<String>,
+    scanner: Option<Scanner>,
+}
+
+impl Search {
+    fn of(documents: &[Document]) -> Result<Search, NotCompiled> {
+        let patterns = scan::distinct(
+            documents
+                .iter()
+                .map(|document| document.patterns.as_slice()),
+        );
+        let scanner = Scanner::new(&patterns)?;
+        Ok(Search {
+            scanner: (!patterns.is_empty()).then_some(scanner),
+            patterns: patterns.into_iter().map(String::from).collect(),
+        })
+    }
+
+    fn search(&mut self, text: &[u8], hits: &mut Hits) {
+        if let Some(scanner) = &mut self.scanner {
+            scanner.search(text, hits);
+        }
+    }
+}
+
+/// What was found in a call. Each of the two is searched for alone: patterns in shadow must not make a search give up that would not have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) enforced: Hits,
+    pub(crate) shadow: Hits,
 }
 
 impl Gate {
@@ -232,8 +267,8 @@ impl Gate {
             config,
             bundle: Bundle::closed(),
             tokens,
-            patterns: Vec::new(),
-            scanner: None,
+            enforced: Search::default(),
+            shadow: Search::default(),
             bodies_matter: false,
         }
     }
@@ -257,17 +292,14 @@ impl Gate {
     }
 
     fn run(&mut self, bundle: Bundle) -> Result<(), InstallError> {
-        let documents = bundle
-            .payload()
-            .map_or(&[][..], |payload| &*payload.documents);
-        let patterns = scan::distinct(
-            documents
-                .iter()
-                .map(|document| document.patterns.as_slice()),
-        );
-        let scanner = Scanner::new(&patterns).map_err(|_| InstallError::Pattern)?;
-        self.scanner = (!patterns.is_empty()).then_some(scanner);
-        self.patterns = patterns.into_iter().map(String::from).collect();
+        let search = |documents: Option<&Documents>| {
+            let documents = documents.map_or(&[][..], |documents| documents);
+            Search::of(documents).map_err(|_| InstallError::Pattern)
+        };
+        let payload = bundle.payload();
+        let enforced = search(payload.map(|payload| &payload.documents))?;
+        let shadow = search(payload.map(|payload| &payload.shadow))?;
+        (self.enforced, self.shadow) = (enforced, shadow);
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
         self.bundle = bundle;
         self.tokens.clear();
@@ -289,6 +321,17 @@ impl Gate {
             Ok(_) => Err(IdentityError::Revoked),
             Err(_) => Ok(caller),
         }
+    }
+
+    /// Adds the patterns found in `text` to `found`.
+    pub(crate) fn search(&mut self, text: &[u8], found: &mut Found) {
+        self.enforced.search(text, &mut found.enforced);
+        self.shadow.search(text, &mut found.shadow);
+    }
+
+    /// Whether there is anything to search for.
+    pub(crate) fn searches(&self) -> bool {
+        !self.enforced.patterns.is_empty() || !self.shadow.patterns.is_empty()
     }
 
     /// What to decide by at `now`.

@@ -20,6 +20,7 @@
 //! So a host is four small things: bytes in, steps out, a swap, an HTTP client.
 extern crate alloc;
 
+pub mod address;
 pub mod bundle;
 pub mod bytes;
 pub mod condition;

@@ -146,6 +146,59 @@ fn tools_only() -> Payload {
 }
 
 #[test]
+fn patterns_in_shadow_are_searched_and_stop_nothing() {
+    let mut tried = payload(1);
+    tried
+        .documents
+        .change(|documents| documents[0].patterns = Vec::new());
+    let mut shadow = issuer::document("tried");
+    // As many states as the text has bytes: a search for this gives up, one for the other does not.
+    shadow.patterns = vec!["secret".to_string(), "(a|b)*a(a|b){12}".to_string()];
+    tried.shadow = vec![shadow].into();
+    let mut gate = gate(Towards::Anywhere, &tried);
+    let found = |exchange: &Exchange| -> Vec<String> {
+        let shadow = exchange.shadow().unwrap();
+        shadow.reasons.iter().map(|r| r.rule.to_string()).collect()
+    };
+    let call = post("/rpc", "application/json", r#"{"a":"secret"}"#);
+    let (exchange, step) = call.decide(&mut gate);
+    assert!(matches!(step, Step::Forward(_)), "{step:?}");
+    assert_eq!(found(&exchange), ["data.sensitive_patterns[0]"]);
+    let record = record(&exchange.finish(End::Complete, NOW));
+    assert_eq!(record["outcome"], "allow");
+    assert_eq!(
+        record["shadow"],
+        serde_json::json!({"outcome": "deny", "reasons": [{"rule": "data.sensitive_patterns[0]", "document": "tried"}]})
+    );
+    // What cannot be searched for them passes too.
+    let bytes = post("/rpc", "application/octet-stream", "secret");
+    let (exchange, step) = bytes.decide(&mut gate);
+    assert!(matches!(step, Step::Forward(_)), "{step:?}");
+    assert_eq!(found(&exchange), [""; 0]);
+    tried
+        .documents
+        .change(|documents| documents[0].patterns = vec!["other".to_string()]);
+    gate.install(
+        &issuer::bundle(&Payload {
+            revision: 2,
+            ..tried
+        }),
+        NOW,
+    )
+    .unwrap();
+    let mut dice = 1_u32;
+    let mut letter = || {
+        dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if dice >> 31 == 0 { 'a' } else { 'b' }
+    };
+    let text: String = (0..1 << 18).map(|_| letter()).collect();
+    let body = format!(r#"{{"a":"{text}"}}"#);
+    let (exchange, step) = post("/rpc", "application/json", &body).decide(&mut gate);
+    assert!(matches!(step, Step::Forward(_)), "{step:?}");
+    assert_eq!(found(&exchange)[0], "data.unsearchable");
+}
+
+#[test]
 fn the_query_is_searched_whatever_the_body() {
     let mut gate = gate(Towards::Anywhere, &payload(1));
     let found = "data.sensitive_patterns[0]";

@@ -12,7 +12,10 @@ use issuer::{
 };
 use std::{fs, path::PathBuf};
 use tollgate_engine::{
-    bundle::{ActiveHours, Approval, Bundle, Calendar, Level, Limit, Names, Payload, Scope},
+    address::Range,
+    bundle::{
+        ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, Payload, Scope,
+    },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
     gate::Gate,
@@ -111,6 +114,16 @@ fn full_payload() -> Payload {
         // November and December.
         months: vec![1_793_491_200, 1_796_083_200],
     }];
+    payload.shadow = vec![tollgate_engine::bundle::Document {
+        denied_tools: vec!["mail".to_string()],
+        denied_hosts: vec![HostPattern("*.internal".to_string())],
+        denied_addresses: ["169.254.169.254", "10.0.0.0/8", "fe80::/10"]
+            .iter()
+            .filter_map(|range| Range::parse(range))
+            .collect(),
+        ..issuer::document("tried")
+    }]
+    .into();
     payload.revoked_agents = vec!["00000000-0000-4000-8000-00000000000b".to_string()];
     payload.halts = vec![
         issuer::halt("global", halt::Kind::Paused),
@@ -130,6 +143,8 @@ fn bundle_envelope() {
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
     assert_eq!(read.documents[0].limits.len(), 4);
     assert_eq!(read.revoked_agents.len(), 1);
+    assert_eq!(read.shadow[0].denied_tools, ["mail"]);
+    assert_eq!(read.shadow[0].denied_addresses.len(), 3);
 }
 
 /// What is in the envelope, for people to read.

@@ -1,8 +1,8 @@
 //! Documents into what a gate runs.
 
 use crate::{
-    document::{ActiveHours, Capability, Document, Period},
-    host::Host,
+    document::{ActiveHours, Capability, Document, Period, Rollout},
+    host::{Denied, Host},
     pattern::fit_together,
     zone,
 };
@@ -29,6 +29,8 @@ const DAY_SECS: i64 = 86_400;
 pub struct Compiled {
     /// Broadest scope first, by name within a scope.
     pub documents: bundle::Documents,
+    /// Those in shadow, in the same order.
+    pub shadow: bundle::Documents,
     /// One per time zone that a limit counts in, by name.
     pub calendars: Vec<Calendar>,
 }
@@ -85,18 +87,24 @@ pub fn compile(
         return Err(CompileError::DuplicateName(twice.name.clone()));
     }
     let life = Life::around(issued_at, expires_at);
-    let mut compiled: Vec<bundle::Document> = documents
-        .iter()
-        .map(|given| document(given, life))
-        .collect::<Result<_, _>>()?;
-    compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
-    // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
-    if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
-        return Err(CompileError::Patterns);
-    }
-    let calendars = calendars(&compiled, life)?;
+    let compiled = |rollout: Rollout| -> Result<Vec<bundle::Document>, CompileError> {
+        let mut compiled: Vec<bundle::Document> = documents
+            .iter()
+            .filter(|given| given.rollout == rollout)
+            .map(|given| document(given, life))
+            .collect::<Result<_, _>>()?;
+        compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
+        // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
+        if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
+            return Err(CompileError::Patterns);
+        }
+        Ok(compiled)
+    };
+    let (enforced, shadow) = (compiled(Rollout::Enforce)?, compiled(Rollout::Shadow)?);
+    let calendars = calendars(enforced.iter().chain(&shadow), life)?;
     Ok(Compiled {
-        documents: compiled.into(),
+        documents: enforced.into(),
+        shadow: shadow.into(),
         calendars,
     })
 }
@@ -135,9 +143,11 @@ impl Life {
 
 /// The edges of every window that a limit counts in. Those of weeks and months reach one further, because a call that began in the window
 /// before is still settled in it.
-fn calendars(documents: &[bundle::Document], life: Life) -> Result<Vec<Calendar>, CompileError> {
+fn calendars<'d>(
+    documents: impl Iterator<Item = &'d bundle::Document>,
+    life: Life,
+) -> Result<Vec<Calendar>, CompileError> {
     let windows: BTreeSet<&Window> = documents
-        .iter()
         .flat_map(|document| &document.limits)
         .map(|limit| &limit.window)
         .collect();
@@ -197,6 +207,8 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .map(|hours| active(hours, life))
             .transpose()?,
         hosts: document.network.as_deref().and_then(hosts),
+        denied_hosts: denied(document, |denied| denied.hosts()),
+        denied_addresses: denied(document, |denied| denied.addresses()),
         no_network: capabilities.deny.contains(&Capability::NetworkOutbound),
         models: names(document, |capability| match capability {
             Capability::Model(name) => Some(name),
@@ -240,6 +252,17 @@ fn hosts(allowlist: &[Host]) -> Option<Vec<HostPattern>> {
             Host::Exact(_) | Host::Below(_) => Some(HostPattern(host.to_string())),
         })
         .collect()
+}
+
+/// What the denylist says of one kind, each once.
+fn denied<T: PartialEq>(document: &Document, of_kind: fn(&Denied) -> Vec<T>) -> Vec<T> {
+    let mut all = Vec::new();
+    for one in document.denied_hosts.iter().flat_map(of_kind) {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
 }
 
 /// The names of one kind. An allow list closes a kind only where it names one of it.

@@ -158,5 +158,7 @@ pub mod codes {
         DUPLICATE_NAME = "P401";
         /// More documents than a bundle carries.
         TOO_MANY_DOCUMENTS = "P402";
+        /// Meant to take the place of another version than the one that is there.
+        REPLACES_ANOTHER = "P403";
     }
 }

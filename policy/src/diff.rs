@@ -1,6 +1,6 @@
 //! What a new set of documents changes: for whom, and whether it narrows or widens.
 
-use crate::document::{Capability, Document};
+use crate::document::{Capability, Document, Rollout};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 use tollgate_engine::{bundle::Scope, ledger::Unit, price};
@@ -53,6 +53,17 @@ pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
     for (name, document) in &old {
         match new.get(name) {
             None => whole(document, Effect::Widens, "is gone", &mut changes),
+            Some(next) if next.rollout != document.rollout => {
+                // What else has changed never was, or is no longer, in force.
+                let (effect, what) = match next.rollout {
+                    Rollout::Enforce => (Effect::Narrows, "was in shadow and is enforced now"),
+                    Rollout::Shadow => (Effect::Widens, "was enforced and is in shadow now"),
+                };
+                changes.push(Change {
+                    effect,
+                    ..about(document, what)
+                });
+            }
             Some(next) if next.scope != document.scope => {
                 // Whom it left and whom it reached are two changes.
                 let left = format!("no longer applies to {}", document.scope);
@@ -65,7 +76,11 @@ pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
     }
     for (name, document) in &new {
         if !old.contains_key(name) {
-            whole(document, Effect::Narrows, "is new", &mut changes);
+            let what = match document.rollout {
+                Rollout::Enforce => "is new",
+                Rollout::Shadow => "is new, in shadow",
+            };
+            whole(document, Effect::Narrows, what, &mut changes);
         }
     }
     changes
@@ -73,12 +88,28 @@ pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
 
 fn whole(document: &Document, effect: Effect, what: &str, changes: &mut Vec<Change>) {
     changes.push(Change {
+        effect: felt(document, effect),
+        ..about(document, what)
+    });
+}
+
+/// A document as a whole.
+fn about(document: &Document, what: &str) -> Change {
+    Change {
         document: document.name.clone(),
         scope: document.scope.clone(),
         rule: String::new(),
-        effect,
+        effect: Effect::Alters,
         message: what.to_string(),
-    });
+    }
+}
+
+/// What is left of an effect: a document in shadow neither lets anything pass nor stops it.
+fn felt(document: &Document, effect: Effect) -> Effect {
+    match document.rollout {
+        Rollout::Enforce => effect,
+        Rollout::Shadow => Effect::Alters,
+    }
 }
 
 fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
@@ -89,7 +120,7 @@ fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
             document: new.name.clone(),
             scope: new.scope.clone(),
             rule: rule.to_string(),
-            effect,
+            effect: felt(new, effect),
             message,
         });
     };
@@ -191,6 +222,13 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
     if let Some(hosts) = &document.network {
         let hosts = hosts.iter().map(ToString::to_string).collect();
         rule("network.allowlist".to_string(), Rule::Allowed(hosts));
+    }
+    if !document.denied_hosts.is_empty() {
+        let hosts = document.denied_hosts.iter().map(ToString::to_string);
+        rule(
+            "network.denylist".to_string(),
+            Rule::Denied(hosts.collect()),
+        );
     }
     type Named = fn(&Capability) -> Option<&str>;
     let kinds: [(&str, Named); 3] = [

@@ -8,7 +8,7 @@ use crate::{
     condition,
     decode::{Field, Findings, Shape, Table, name_problem, nearest},
     diagnostic::{Position, codes},
-    host::Host,
+    host::{Denied, Host},
     money,
     pattern::{MAX_FILE_PATTERNS, MAX_PATTERNS, Pattern},
     yaml::{Node, Value, child, shown},
@@ -38,12 +38,18 @@ pub struct Document {
     pub version: Option<String>,
     /// For people.
     pub description: Option<String>,
+    /// Whether it has effect.
+    pub rollout: Rollout,
+    /// `metadata.replaces`, and where it stood.
+    pub replaces: Option<Replaces>,
     /// Whom it applies to; an agent's UUID is in lower case.
     pub scope: Scope,
     /// `schedule.active_hours`.
     pub active_hours: Option<ActiveHours>,
-    /// `network.allowlist`; `None` without `network`, and empty allows nothing.
+    /// `network.allowlist`; `None` where the document restricts no hosts by it, and empty allows nothing.
     pub network: Option<Vec<Host>>,
+    /// `network.denylist`.
+    pub denied_hosts: Vec<Denied>,
     /// What calls may use.
     pub capabilities: Capabilities,
     /// `tools`, as they stand.
@@ -54,6 +60,25 @@ pub struct Document {
     pub budget: Option<Budget>,
     /// Calls per minute.
     pub rate: Option<Rate>,
+}
+
+/// What a document's verdicts are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rollout {
+    /// They count.
+    #[default]
+    Enforce,
+    /// They are recorded, for somebody to see what the document would do.
+    Shadow,
+}
+
+/// The version of the document of the same name whose place a document is to take: if another is there, its author has not seen that one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaces {
+    /// Its `metadata.version`.
+    pub version: String,
+    /// Where that was said.
+    pub at: Position,
 }
 
 /// `capabilities`: an allow list closes only the kinds it names, deny beats allow.
@@ -265,7 +290,7 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
         None => missing(findings, &top, "kind", "write `kind: Policy`"),
     }
     let metadata = match top.take("metadata") {
-        Some(metadata) => read_metadata(&metadata, findings),
+        Some(metadata) => read_metadata(&metadata, language, findings),
         None => {
             missing(
                 findings,
@@ -297,6 +322,8 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
     let (metadata, spec) = (metadata?, spec?);
     let mut document = spec.into_document(metadata.name, metadata.name_at, metadata.description);
     document.version = metadata.version.or(document.version);
+    document.rollout = metadata.rollout;
+    document.replaces = metadata.replaces;
     Some(document)
 }
 
@@ -339,9 +366,15 @@ struct Metadata<'n> {
     name_at: Position,
     version: Option<String>,
     description: Option<String>,
+    rollout: Rollout,
+    replaces: Option<Replaces>,
 }
 
-fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metadata<'n>> {
+fn read_metadata<'n>(
+    field: &Field<'n>,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<Metadata<'n>> {
     let mut table = findings.table(field)?;
     let name = match table.take("name") {
         Some(name) => findings.name(&name).map(|text| (text, name.node.at)),
@@ -357,6 +390,14 @@ fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metad
     };
     let version = optional_text(&mut table, "version", findings);
     let description = optional_text(&mut table, "description", findings);
+    let rollout = take_added(&mut table, "rollout", language, findings);
+    let rollouts = [("enforce", Rollout::Enforce), ("shadow", Rollout::Shadow)];
+    let rollout = rollout.and_then(|field| findings.choice(&field, &rollouts));
+    let replaces = take_added(&mut table, "replaces", language, findings).and_then(|field| {
+        let version = findings.name(&field)?.to_string();
+        let at = field.node.at;
+        Some(Replaces { version, at })
+    });
     table.finish(findings);
     let (name, name_at) = name?;
     Some(Metadata {
@@ -364,6 +405,8 @@ fn read_metadata<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<Metad
         name_at,
         version,
         description,
+        rollout: rollout.unwrap_or_default(),
+        replaces,
     })
 }
 
@@ -417,6 +460,7 @@ struct Body {
     scope: Option<Scope>,
     active_hours: Option<ActiveHours>,
     network: Option<Vec<Host>>,
+    denied_hosts: Vec<Denied>,
     capabilities: Capabilities,
     tools: Vec<Tool>,
     sensitive_patterns: Vec<Pattern>,
@@ -431,9 +475,12 @@ impl Body {
             at,
             version: self.version,
             description,
+            rollout: Rollout::Enforce,
+            replaces: None,
             scope: self.scope.unwrap_or(Scope::Global),
             active_hours: self.active_hours,
             network: self.network,
+            denied_hosts: self.denied_hosts,
             capabilities: self.capabilities,
             tools: self.tools,
             sensitive_patterns: self.sensitive_patterns,
@@ -453,7 +500,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.scope = scope(&field, findings);
     }
     if let Some(field) = table.take("network") {
-        body.network = network(&field, findings);
+        (body.network, body.denied_hosts) = network(&field, language, findings);
     }
     if let Some(field) = table.take("schedule") {
         body.active_hours = schedule(&field, language, findings);
@@ -541,45 +588,73 @@ fn is_hyphenated_uuid(text: &str) -> bool {
     }) && parts.next().is_none()
 }
 
-fn network(field: &Field<'_>, findings: &mut Findings) -> Option<Vec<Host>> {
-    let mut table = findings.table(field)?;
+/// The hosts that `network` allows, and those it denies. Where it only denies, it allows all others.
+fn network(
+    field: &Field<'_>,
+    language: Language,
+    findings: &mut Findings,
+) -> (Option<Vec<Host>>, Vec<Denied>) {
+    let Some(mut table) = findings.table(field) else {
+        return (None, Vec::new());
+    };
+    let allowlist = table.take("allowlist");
+    let denylist = take_added(&mut table, "denylist", language, findings);
+    table.finish(findings);
+    let allowed = match (&allowlist, &denylist) {
+        (None, Some(_)) => None,
+        (list, _) => Some(host_list(list.as_ref(), findings, Host::parse)),
+    };
+    for (host, entry) in allowed.iter().flatten() {
+        let broad = match host {
+            Host::Any => true,
+            Host::Below(domain) => !domain.contains('.'),
+            Host::Exact(_) => false,
+        };
+        if broad {
+            let message = format!("`{host}` allows hosts that anybody can register");
+            findings.warn(entry.node.at, &entry.path, codes::BROAD, message);
+        }
+    }
+    let denied = host_list(denylist.as_ref(), findings, Denied::parse);
+    let hosts = allowed.map(|hosts| hosts.into_iter().map(|(host, _)| host).collect());
+    (
+        hosts,
+        denied.into_iter().map(|(denied, _)| denied).collect(),
+    )
+}
+
+/// The entries of a list of hosts that can be read.
+fn host_list<'n, T>(
+    list: Option<&Field<'n>>,
+    findings: &mut Findings,
+    read: fn(&str) -> Result<T, &'static str>,
+) -> Vec<(T, Field<'n>)> {
     let mut hosts = Vec::new();
-    if let Some(list) = table.take("allowlist") {
-        for entry in findings.list(&list)? {
-            let Some(text) = findings.text(&entry) else {
-                continue;
-            };
-            if text.trim().is_empty() {
-                findings.error(
-                    entry.node.at,
-                    &entry.path,
-                    codes::EMPTY,
-                    "must not be empty",
-                );
-                continue;
-            }
-            match Host::parse(text) {
-                Ok(host) => {
-                    let broad = match &host {
-                        Host::Any => true,
-                        Host::Below(domain) => !domain.contains('.'),
-                        Host::Exact(_) => false,
-                    };
-                    if broad {
-                        let message = format!("`{host}` allows hosts that anybody can register");
-                        findings.warn(entry.node.at, &entry.path, codes::BROAD, message);
-                    }
-                    hosts.push(host);
-                }
-                Err(why) => {
-                    let message = format!("`{}`: {why}", shown(text));
-                    findings.error(entry.node.at, &entry.path, codes::HOST, message);
-                }
+    for entry in list
+        .and_then(|list| findings.list(list))
+        .unwrap_or_default()
+    {
+        let Some(text) = findings.text(&entry) else {
+            continue;
+        };
+        if text.trim().is_empty() {
+            findings.error(
+                entry.node.at,
+                &entry.path,
+                codes::EMPTY,
+                "must not be empty",
+            );
+            continue;
+        }
+        match read(text) {
+            Ok(host) => hosts.push((host, entry)),
+            Err(why) => {
+                let message = format!("`{}`: {why}", shown(text));
+                findings.error(entry.node.at, &entry.path, codes::HOST, message);
             }
         }
     }
-    table.finish(findings);
-    Some(hosts)
+    hosts
 }
 
 fn schedule(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<ActiveHours> {

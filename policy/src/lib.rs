@@ -42,9 +42,9 @@ pub use diagnostic::{Diagnostic, Position, Severity, codes};
 pub use diff::{Change, Effect, diff};
 pub use document::{
     AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Condition,
-    Document, Period, Rate, TOLLGATE_V1, Tool,
+    Document, Period, Rate, Replaces, Rollout, TOLLGATE_V1, Tool,
 };
-pub use host::Host;
+pub use host::{Denied, Host};
 pub use pattern::{
     MAX_AUTOMATON_BYTES, MAX_FILE_PATTERNS, MAX_PATTERN_CHARS, MAX_PATTERNS, MAX_REPETITION,
     Pattern, PatternError,
@@ -129,13 +129,14 @@ pub fn parse(file_name: &str, bytes: &[u8], strict: bool) -> Parsed {
 pub fn check_together(files: &mut [Parsed]) {
     let mut names: HashSet<String> = HashSet::new();
     let mut count = 0;
-    let mut patterns: Vec<Vec<String>> = Vec::new();
+    let mut patterns: Vec<(Rollout, Vec<String>)> = Vec::new();
     for file in files.iter_mut() {
         let mut twice = None;
         for document in &file.documents {
             count += 1;
             let normal = document.sensitive_patterns.iter();
-            patterns.push(normal.map(|pattern| pattern.normal.clone()).collect());
+            let normal = normal.map(|pattern| pattern.normal.clone()).collect();
+            patterns.push((document.rollout, normal));
             if !names.insert(document.name.clone()) && twice.is_none() {
                 twice = Some((document.at, document.name.clone()));
             }
@@ -151,7 +152,11 @@ pub fn check_together(files: &mut [Parsed]) {
             return;
         }
     }
-    if !pattern::fit_together(patterns.iter().map(Vec::as_slice))
+    let fit = |rollout: Rollout| {
+        let of_it = patterns.iter().filter(|(of, _)| *of == rollout);
+        pattern::fit_together(of_it.map(|(_, patterns)| patterns.as_slice()))
+    };
+    if !(fit(Rollout::Enforce) && fit(Rollout::Shadow))
         && let Some(last) = files.iter_mut().rfind(|file| !file.documents.is_empty())
     {
         let at = Position { line: 1, column: 1 };

@@ -17,11 +17,11 @@ const WHOLE: [&str; 2] = [
     r#"
 apiVersion: tollgate/v1
 kind: Policy
-metadata: {name: whole, version: "1", description: d}
+metadata: {name: whole, version: "1", description: d, rollout: enforce, replaces: "0"}
 spec:
   version: "1"
   scope: global
-  network: {allowlist: [a.example]}
+  network: {allowlist: [a.example], denylist: [private]}
   schedule: {active_hours: {start: "09:00", end: "18:00", timezone: UTC}}
   budget:
     {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,

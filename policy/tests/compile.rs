@@ -112,6 +112,19 @@ fn every_enforced_field_reaches_the_bundle() {
 }
 
 #[test]
+fn a_document_in_shadow_stands_apart() {
+    let text = "---\n{apiVersion: tollgate/v1, kind: Policy, metadata: {name: a, rollout: shadow}, spec: {budget: {daily_limit_usd: 1, timezone: Asia/Taipei}}}\n";
+    let compiled = compile(&documents(&(v1("b", "{}") + text)), NOV_20, NOV_20 + DAY).unwrap();
+    let names = |documents: &[tollgate_engine::bundle::Document]| -> Vec<String> {
+        documents.iter().map(|d| d.name.clone()).collect()
+    };
+    assert_eq!(names(&compiled.documents), ["b"]);
+    assert_eq!(names(&compiled.shadow), ["a"]);
+    // It may say that a call is larger than the whole limit, and for that needs the days.
+    assert_eq!(compiled.calendars[0].zone, "Asia/Taipei");
+}
+
+#[test]
 fn an_allow_list_closes_only_the_kinds_it_names() {
     let compiled = |spec: &str| {
         compile(&documents(&v1("a", spec)), NOV_20, NOV_20 + DAY)
@@ -125,6 +138,25 @@ fn an_allow_list_closes_only_the_kinds_it_names() {
     assert!(models.models.allow.is_some() && models.mcp_tools.is_open());
     let tools = compiled("{capabilities: {allow: ['mcp_tool:a']}}");
     assert!(tools.models.is_open() && tools.mcp_tools.allow.is_some());
+}
+
+#[test]
+fn a_denylist_alone_leaves_other_hosts_open() {
+    let text = v1(
+        "a",
+        "{network: {denylist: [a.example, 10.0.0.0/8, private]}}",
+    ) + &v1("b", "{network: {denylist: [a.example], allowlist: []}}");
+    let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).unwrap();
+    let [a, b] = &*compiled.documents else {
+        panic!("{compiled:?}")
+    };
+    assert_eq!(a.hosts, None);
+    assert_eq!(b.hosts, Some(Vec::new()));
+    let hosts: Vec<&str> = a.denied_hosts.iter().map(|host| host.0.as_str()).collect();
+    assert_eq!(hosts[..3], ["a.example", "localhost", "*.localhost"]);
+    // What `private` says again is there once.
+    let ranges: Vec<String> = a.denied_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges[..3], ["10.0.0.0/8", "0.0.0.0/8", "100.64.0.0/10"]);
 }
 
 #[test]

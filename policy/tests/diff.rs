@@ -33,6 +33,35 @@ fn what_is_the_same_is_no_change() {
 }
 
 #[test]
+fn a_document_in_shadow_narrows_nothing() {
+    let document = |rollout: &str, budget: u32| {
+        documents(&format!(
+            "{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: a, rollout: {rollout}}}, spec: {{budget: {{daily_limit_usd: {budget}}}}}}}"
+        ))
+    };
+    let said = |old: &[Document], new: &[Document]| -> Vec<String> {
+        let changes = diff(old, new).into_iter();
+        let shown = changes.map(|c| format!("{} {}: {}", c.effect, c.rule, c.message));
+        shown.collect()
+    };
+    let (enforced, shadow) = (document("enforce", 5), document("shadow", 5));
+    assert_eq!(said(&[], &shadow), ["alters : is new, in shadow"]);
+    assert_eq!(said(&shadow, &[]), ["alters : is gone"]);
+    assert_eq!(
+        said(&shadow, &document("shadow", 4)),
+        ["alters budget.daily_limit_usd (per agent, UTC): from $5.00 to $4.00"]
+    );
+    assert_eq!(
+        said(&shadow, &enforced),
+        ["narrows : was in shadow and is enforced now"]
+    );
+    assert_eq!(
+        said(&enforced, &shadow),
+        ["widens : was enforced and is in shadow now"]
+    );
+}
+
+#[test]
 fn lists_narrow_and_widen_by_what_they_mean() {
     assert_eq!(
         changes(

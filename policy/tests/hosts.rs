@@ -1,6 +1,6 @@
 //! Entries of `network.allowlist`.
 
-use tollgate_policy::{Host, codes, parse};
+use tollgate_policy::{Denied, Host, codes, parse};
 
 #[test]
 fn hosts_are_brought_into_one_form() {
@@ -16,6 +16,8 @@ fn hosts_are_brought_into_one_form() {
         exact("xn--bcher-kva.example")
     );
     assert_eq!(Host::parse("*.Slack.com"), below("slack.com"));
+    assert_eq!(Host::parse(".gov"), below("gov"));
+    assert_eq!(Host::parse(".Example.com."), below("example.com"));
     assert_eq!(Host::parse("*"), Ok(Host::Any));
     let longest = format!(
         "{}.{}.{}.{}",
@@ -43,7 +45,8 @@ fn what_is_no_host_is_refused_with_advice() {
         ("**.example.com", "whole first label"),
         ("*.*.example.com", "whole first label"),
         ("*.", "whole first label"),
-        (".example.com", "not a host name"),
+        ("..example.com", "not a host name"),
+        (".", "not a host name"),
         ("a..b", "not a host name"),
         ("a.example..", "not a host name"),
         ("-a.example", "not a host name"),
@@ -64,6 +67,61 @@ fn what_is_no_host_is_refused_with_advice() {
         }
     }
     assert!(Host::parse(&"a".repeat(64)).is_err());
+}
+
+#[test]
+fn denied_entries_are_hosts_addresses_and_a_word() {
+    for text in [
+        "private",
+        "a.example",
+        "*.a.example",
+        "10.0.0.0/8",
+        "::1",
+        "fe80::/10",
+        "10.0.0.1",
+    ] {
+        assert_eq!(Denied::parse(text).unwrap().to_string(), text);
+    }
+    for (text, advice) in [
+        ("*", "empty `allowlist`"),
+        ("10.0.0.1/8", "first address"),
+        ("10.0.0.0/33", "first address"),
+        ("a.example/b", "first address"),
+        ("https://a.example", "without scheme"),
+        ("0x7f.1", "IPv4"),
+        ("Private", "lower case"),
+    ] {
+        match Denied::parse(text) {
+            Ok(denied) => panic!("`{text}` was read as {denied:?}"),
+            Err(why) => assert!(why.contains(advice), "`{text}`: {why}"),
+        }
+    }
+    let findings = |text: &str| -> Vec<String> {
+        let parsed = parse("case.yaml", text.as_bytes(), false);
+        let shown = parsed
+            .diagnostics
+            .iter()
+            .map(|d| format!("{} {}", d.code, d.path));
+        shown.collect()
+    };
+    let v1 = |network: &str| {
+        findings(&format!(
+            "{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: n}}, spec: {{network: {network}}}}}"
+        ))
+    };
+    assert_eq!(v1("{denylist: [private, 10.0.0.0/8]}"), [""; 0]);
+    assert_eq!(
+        v1("{denylist: ['', 10.0.0.0/7, '*']}"),
+        [
+            "P105 spec.network.denylist[0]",
+            "P202 spec.network.denylist[2]"
+        ]
+    );
+    assert_eq!(v1("{denylist: private}"), ["P102 spec.network.denylist"]);
+    assert_eq!(
+        findings("network: {denylist: [private]}"),
+        ["P107 network.denylist"]
+    );
 }
 
 #[test]

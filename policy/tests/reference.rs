@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use tollgate_engine::{
     bundle::{FORMAT, Payload},
+    decide::Decision,
     exchange::{Exchange, Step},
     facts::{Headers, Upstream},
     gate::{Config, Gate, Secret},
@@ -19,7 +20,13 @@ const CALLS: u64 = 100;
 /// 2026-11-20T00:00:00Z.
 const MIDNIGHT: i64 = 20_777 * 86_400;
 
-const HOSTS: [&str; 4] = ["a.example", "b.example", "api.b.example", "c.example"];
+const HOSTS: [&str; 5] = [
+    "a.example",
+    "b.example",
+    "api.b.example",
+    "c.example",
+    "10.0.0.7",
+];
 const TOOLS: [&str; 3] = ["bash", "git", "mail"];
 const MODELS: [&str; 3] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4-5"];
 const TEAMS: [&str; 2] = ["red", "blue"];
@@ -58,6 +65,8 @@ impl Dice {
 struct Policy {
     scope: String,
     hosts: Option<Vec<String>>,
+    /// `network.denylist`
+    hosts_denied: Vec<&'static str>,
     models_allowed: Vec<&'static str>,
     models_denied: Vec<&'static str>,
     tools_allowed: Vec<&'static str>,
@@ -119,6 +128,9 @@ fn random_policy(dice: &mut Dice) -> Policy {
         }
         policy.hosts = Some(hosts);
     }
+    if dice.one_in(6) {
+        policy.hosts_denied = dice.some(&["b.example", "*.b.example", "10.0.0.0/28", "private"]);
+    }
     if dice.one_in(5) {
         policy.models_allowed = dice.some(&MODELS);
     }
@@ -167,6 +179,10 @@ fn random_call(dice: &mut Dice) -> Call {
 
 /// The policy as a person would write it.
 fn written(name: &str, policy: &Policy) -> String {
+    written_as(name, "enforce", policy)
+}
+
+fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
     let mut tools: Vec<(&str, String)> = Vec::new();
     if let Some(tool) = policy.forbidden {
         tools.push((tool, "allow: false".to_string()));
@@ -193,9 +209,23 @@ fn written(name: &str, policy: &Policy) -> String {
         quoted("mcp_tool", &policy.tools_denied),
     ];
     let mut spec = format!("scope: '{}'", policy.scope);
-    if let Some(hosts) = &policy.hosts {
+    let list = |hosts: &[String]| -> String {
         let hosts: Vec<String> = hosts.iter().map(|host| format!("'{host}'")).collect();
-        write!(spec, ", network: {{allowlist: [{}]}}", hosts.join(", ")).unwrap();
+        hosts.join(", ")
+    };
+    let hosts_denied: Vec<String> = policy.hosts_denied.iter().map(|h| h.to_string()).collect();
+    let denylist = format!("denylist: [{}]", list(&hosts_denied));
+    match (&policy.hosts, hosts_denied.is_empty()) {
+        (Some(hosts), _) => {
+            write!(
+                spec,
+                ", network: {{allowlist: [{}], {denylist}}}",
+                list(hosts)
+            )
+            .unwrap();
+        }
+        (None, false) => write!(spec, ", network: {{{denylist}}}").unwrap(),
+        (None, true) => {}
     }
     let (allow, deny) = (allow.concat().join(", "), deny.concat().join(", "));
     write!(spec, ", capabilities: {{allow: [{allow}], deny: [{deny}]}}").unwrap();
@@ -214,12 +244,15 @@ fn written(name: &str, policy: &Policy) -> String {
         spec += ", data: {sensitive_patterns: ['key-[a-z]+']}";
     }
     format!(
-        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
+        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}, rollout: {rollout}}}, spec: {{{spec}}}}}\n"
     )
 }
 
+/// Outcome and reasons, as `rule @ document`.
+type Verdict = (&'static str, Vec<String>);
+
 /// What the reference says: outcome and reasons as `rule @ document`, in any order.
-fn reference(policies: &[(String, Policy)], call: &Call) -> (&'static str, Vec<String>) {
+fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
     let (model, mcp, used) = match &call.what {
         What::Chat { model, tools } => (Some(*model), None, tools.clone()),
         What::Mcp(tool) => (None, Some(*tool), vec![*tool]),
@@ -264,6 +297,13 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> (&'static str, Vec<S
             if !below_b && !hosts.iter().any(|host| host == call.host) {
                 deny("network.allowlist");
             }
+        }
+        if policy.hosts_denied.iter().any(|denied| match *denied {
+            "*.b.example" => call.host == "api.b.example",
+            "10.0.0.0/28" | "private" => call.host == "10.0.0.7",
+            host => call.host == host,
+        }) {
+            deny("network.denylist");
         }
         if let Some(model) = model {
             if policy.models_denied.contains(&model) {
@@ -336,6 +376,7 @@ fn gate(text: &str) -> Gate {
         issued_at: MIDNIGHT,
         expires_at: MIDNIGHT + 86_400,
         documents: compiled.documents,
+        shadow: compiled.shadow,
         calendars: compiled.calendars,
         prices: prices::builtin(),
         token_keys: Vec::new(),
@@ -347,7 +388,12 @@ fn gate(text: &str) -> Gate {
 }
 
 /// What the engine says, in the same words.
-fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
+fn engine(gate: &mut Gate, call: &Call) -> Verdict {
+    both(gate, call).0
+}
+
+/// The same, and what it says of documents in shadow.
+fn both(gate: &mut Gate, call: &Call) -> (Verdict, Verdict) {
     let text = if call.secret { "key-abc" } else { "hello" };
     let (method, path, body) = match &call.what {
         What::Chat { model, tools } => {
@@ -393,7 +439,14 @@ fn engine(gate: &mut Gate, call: &Call) -> (&'static str, Vec<String>) {
             Step::AwaitLease { .. } => panic!("nothing was refused"),
         }
     }
-    let decision = exchange.decision();
+    let shadow = exchange.shadow().map(in_words);
+    (
+        in_words(exchange.decision()),
+        shadow.unwrap_or(("allow", Vec::new())),
+    )
+}
+
+fn in_words(decision: &Decision) -> Verdict {
     let mut reasons: Vec<String> = decision
         .reasons
         .iter()
@@ -433,6 +486,20 @@ fn the_engine_agrees_with_the_reference() {
         policies.push(("more".to_string(), random_policy(&mut dice)));
         let more = texts.concat() + &written("more", &policies[policies.len() - 1].1);
         let mut narrower = gate(&more);
+        // Documents in shadow are heard beside, and change nothing.
+        let mut tried: Vec<(String, Policy)> = (0..1 + dice.roll(2))
+            .map(|index| (format!("s{index}"), random_policy(&mut dice)))
+            .collect();
+        let tried_texts = tried
+            .iter()
+            .map(|(name, policy)| written_as(name, "shadow", policy));
+        let mut watched = gate(&(texts.concat() + &tried_texts.collect::<String>()));
+        // The reference denies whom no document covers; of documents in shadow that is not asked.
+        let covering = Policy {
+            scope: "global".to_string(),
+            ..Policy::default()
+        };
+        tried.push(("covering".to_string(), covering));
         for number in 0..CALLS {
             let call = random_call(&mut dice);
             let expected = reference(&policies[..policies.len() - 1], &call);
@@ -448,6 +515,12 @@ fn the_engine_agrees_with_the_reference() {
                 .position(|known| *known == found.0)
                 .unwrap()] += 1;
             if number % 10 == 0 {
+                assert_eq!(
+                    both(&mut watched, &call),
+                    (found.clone(), reference(&tried, &call)),
+                    "set {set}, beside shadow: {call:?}\n{}{tried:?}",
+                    texts.concat()
+                );
                 assert_eq!(
                     engine(&mut other, &call),
                     found,

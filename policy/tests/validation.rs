@@ -556,6 +556,26 @@ fn additions_need_tollgate_v1() {
 }
 
 #[test]
+fn rollout_and_replaces_are_of_tollgate_v1() {
+    let with = |fields: &str| {
+        findings(&format!(
+            "{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: case, {fields}}}, spec: {{}}}}"
+        ))
+    };
+    assert_eq!(with("rollout: enforce"), [""; 0]);
+    assert_eq!(with("rollout: shadow, replaces: 1.10"), [""; 0]);
+    assert_eq!(with("rollout: dark"), ["!P207 metadata.rollout"]);
+    assert_eq!(with("rollout: true"), ["!P207 metadata.rollout"]);
+    assert_eq!(with("replaces: ''"), ["!P105 metadata.replaces"]);
+    assert_eq!(with("replaces: [1]"), ["!P102 metadata.replaces"]);
+    let older = "{apiVersion: agent-assembly/v1, kind: Policy, metadata: {name: case, rollout: shadow, replaces: '1'}, spec: {}}";
+    assert_eq!(
+        findings(older),
+        ["!P107 metadata.rollout", "!P107 metadata.replaces"]
+    );
+}
+
+#[test]
 fn tool_documents_count_nothing() {
     all(&[
         (

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Documents in the bundle's order, with a hash table over their scopes. What is hashed was signed by the control plane, so nobody but
 /// the policies' own authors can make scopes collide.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Documents {
     all: Vec<Document>,
     /// The place in `all` of the first document of a scope, or [`NONE`]; open addressing, a power of two and at most half full.
@@ -50,6 +50,11 @@ impl Documents {
         found.sort_unstable();
         found.dedup();
         found.into_iter().filter_map(|at| self.all.get(at))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 
     /// Lets `edit` change them, and finds them anew.

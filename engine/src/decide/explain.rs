@@ -5,7 +5,7 @@
 
 use super::{Cause, Check, Cost, Decision, Reason, limits, shown};
 use crate::{
-    bundle::{Document, Limit, Names, Payload, Scope},
+    bundle::{Document, Documents, Limit, Names, Payload, Scope},
     facts::{Facts, Head},
     identity::Caller,
     ledger::Unit,
@@ -27,6 +27,9 @@ pub struct Met {
     pub document: String,
     /// Whom it applies to.
     pub scope: Scope,
+    /// Whether it is only tried out: what it says has no effect.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub shadow: bool,
     /// Whether the call falls under it; all its rules are silent otherwise.
     pub applies: bool,
     /// Its rules, in the order they are checked.
@@ -60,9 +63,10 @@ pub enum Verdict {
     Silent,
 }
 
-/// What every document says to a call, in the order of the bundle; the arguments are those of [`super::decide`].
+/// What every one of `documents`, all of a bundle that are enforced or all that are in shadow, says to a call, in their order; the other
+/// arguments are those of [`super::decide`].
 pub fn explain(
-    payload: &Payload,
+    (payload, documents): (&Payload, &Documents),
     patterns: &[String],
     caller: &Caller,
     head: &Head,
@@ -75,6 +79,7 @@ pub fn explain(
     let cost = Cost::of(payload, facts);
     limits(
         payload,
+        documents,
         caller,
         facts,
         &cost,
@@ -82,7 +87,6 @@ pub fn explain(
         &mut charged,
         &mut unaffordable,
     );
-    let documents = &payload.documents;
     let met: Vec<&str> = documents
         .covering(caller)
         .chain(documents.about(facts.tools()))
@@ -106,6 +110,7 @@ pub fn explain(
             Met {
                 document: document.name.clone(),
                 scope: document.scope.clone(),
+                shadow: false,
                 applies,
                 rules: call.rules(document, applies),
             }
@@ -170,6 +175,25 @@ impl Call<'_> {
                 format!("hosts that may be called: {}", listed(&hosts)),
                 format!("add `{}` to the list, or call a host on it", self.head.host),
                 "a host that is not listed".to_string(),
+            ));
+        }
+        let denied: Vec<String> = document
+            .denied_hosts
+            .iter()
+            .map(|host| host.0.clone())
+            .chain(document.denied_addresses.iter().map(ToString::to_string))
+            .collect();
+        if !denied.is_empty() {
+            rules.push(ruled(
+                "network.denylist",
+                &refused,
+                true,
+                format!("hosts that may not be called: {}", listed(&denied)),
+                format!(
+                    "call another host, or take what names `{}` off the list",
+                    self.head.host
+                ),
+                "a host on the list".to_string(),
             ));
         }
         if document.no_network {

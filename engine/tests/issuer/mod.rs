@@ -120,6 +120,7 @@ pub(crate) fn payload(revision: u64) -> Payload {
             ..document("base")
         }]
         .into(),
+        shadow: Vec::new().into(),
         calendars: Vec::new(),
         prices: PriceTable::default(),
         token_keys: vec![public(KEY_ID, &house())],
@@ -135,6 +136,8 @@ pub(crate) fn document(name: &str) -> Document {
         scope: Scope::Global,
         active: None,
         hosts: None,
+        denied_hosts: Vec::new(),
+        denied_addresses: Vec::new(),
         no_network: false,
         models: Names::default(),
         mcp_tools: Names::default(),

@@ -117,6 +117,7 @@ impl ControlPlane {
                 issued_at,
                 expires_at,
                 documents: compiled.documents,
+                shadow: compiled.shadow,
                 calendars: compiled.calendars,
                 prices: tollgate_policy::prices::builtin(),
                 token_keys: vec![trusted()],

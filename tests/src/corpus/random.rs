@@ -113,6 +113,7 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
             dice.below(60)
         ),
         upstream,
+        halts: Vec::new(),
         bundle: BundleState::Present,
         steps: (0..calls)
             .map(|_| {

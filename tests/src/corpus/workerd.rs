@@ -265,6 +265,8 @@ impl Scene {
             reason: answer.header("x-tollgate-reason"),
             retry_after: answer.header("retry-after").filter(|_| upstream.is_none()),
             content_type: answer.header("content-type"),
+            limits: answer.header("ratelimit-policy"),
+            left: answer.header("ratelimit"),
             body: String::from_utf8_lossy(&answer.body).into_owned(),
             upstream,
             record: serde_json::from_slice(&record)?,

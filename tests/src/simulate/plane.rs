@@ -105,6 +105,7 @@ impl Memory {
                 issued_at: 0,
                 expires_at: 0,
                 documents: Vec::new().into(),
+                shadow: Vec::new().into(),
                 calendars: Vec::new(),
                 prices,
                 token_keys: vec![public(&key)],

@@ -191,6 +191,58 @@ async fn nothing_of_a_bad_set_goes_live() {
 }
 
 #[tokio::test]
+async fn a_document_that_replaces_another_version_is_refused() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let policy = |version: &str, replaces: &str| {
+        format!(
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata:\n  name: cap\n  version: '{version}'\n  replaces: '{replaces}'\nspec: {{}}\n"
+        )
+    };
+    let refused = async |policy: &str| {
+        let reply = workspace.apply(policy).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.problem().as_str()),
+            (422, "policy-refused")
+        );
+        let finding = reply.json()["diagnostics"][0].clone();
+        assert_eq!(
+            (&finding["code"], &finding["line"]),
+            (&json!("P403"), &json!(6))
+        );
+        text(&finding["message"])
+    };
+    // Nothing is there yet.
+    let message = refused(&policy("2", "1")).await;
+    assert!(message.contains("there is none of this name"), "{message}");
+    let first =
+        "apiVersion: tollgate/v1\nkind: Policy\nmetadata:\n  name: cap\n  version: '1'\nspec: {}\n";
+    assert_eq!(workspace.apply(first).await.status, 200);
+    assert_eq!(workspace.apply(&policy("2", "1")).await.status, 200);
+    // The same again is no change, and replaces nothing.
+    assert_eq!(workspace.apply(&policy("2", "1")).await.status, 200);
+    // Somebody else who also began from version 1.
+    let message = refused(&policy("3", "1")).await;
+    assert!(
+        message.contains("the one in place is version `2`"),
+        "{message}"
+    );
+    assert_eq!(workspace.apply(&policy("3", "2")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_document_in_shadow_is_in_the_bundle_and_decides_nothing() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let tried = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: tried, rollout: shadow}\nspec: {network: {}}\n";
+    assert_eq!(workspace.apply(tried).await.status, 200);
+    let bundle = installed(&gate, &Bundle::closed()).await;
+    assert_eq!(names(&bundle), [""; 0]);
+    assert_eq!(payload(&bundle).shadow[0].name, "tried");
+}
+
+#[tokio::test]
 async fn a_deleted_policy_is_gone_from_the_bundle() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
