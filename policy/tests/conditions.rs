@@ -131,7 +131,7 @@ fn what_cannot_be_known_is_an_error_unless_the_other_side_decides() {
         "args.missing == 1 && true",
         "!(args.missing == 1)",
         "args.missing in ['a']",
-        "args.count in [3, args.missing]",
+        "args.count in [args.count, args.missing]",
         "args.paths == args.paths",
     ] {
         assert!(says(condition).is_err(), "{condition}");
