@@ -144,7 +144,7 @@ fn build_wasm() -> Result<Outcome> {
 fn rust() -> Result<Outcome> {
     // Fetched here, where it is announced, rather than in the middle of some test.
     tools::envoy(None)?;
-    process::run(cargo::cargo("test").args(["--quiet", "--workspace"]))?;
+    process::run(cargo::cargo("test").args(["--quiet", "--workspace", "--no-fail-fast"]))?;
     passed("")
 }
 
