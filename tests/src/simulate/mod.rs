@@ -66,8 +66,6 @@ pub struct Outcome {
     pub allowed: u64,
     /// Calls refused.
     pub denied: u64,
-    /// Calls let through before the first was refused because a limit was used up.
-    pub allowed_first: u64,
     /// Promises broken.
     pub violations: Vec<Violation>,
     /// The last lines of what happened, when asked for.

@@ -150,8 +150,6 @@ pub struct Scenario {
     pub faults: BTreeSet<Fault>,
     /// How many Envoys.
     pub gates: usize,
-    /// Whether the first of them has nine of ten calls.
-    pub hot: bool,
     /// How long a lease lasts.
     pub term_secs: u32,
     /// When it begins, seconds since the Unix epoch.
@@ -216,7 +214,6 @@ impl Scenario {
             seed,
             faults,
             gates: usize::try_from(gates).unwrap_or(1),
-            hot: false,
             term_secs: *dice.pick(&[15, 30, 30, 60]),
             start_secs: EVENING + dice.between(0, 330),
             storm_secs,

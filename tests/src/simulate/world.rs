@@ -79,7 +79,6 @@ pub(super) struct World {
     faults: Cell<u64>,
     allowed: Cell<u64>,
     denied: Cell<u64>,
-    allowed_first: Cell<Option<u64>>,
     /// How the last probe ended.
     probed: Cell<Option<bool>>,
     trace: Option<RefCell<VecDeque<String>>>,
@@ -137,7 +136,6 @@ impl World {
             faults: Cell::new(0),
             allowed: Cell::new(0),
             denied: Cell::new(0),
-            allowed_first: Cell::default(),
             probed: Cell::new(None),
             trace: options.trace.then(RefCell::default),
             seen_enough: Cell::new(false),
@@ -370,10 +368,6 @@ impl World {
         let Some(reason) = reasons.first() else {
             return;
         };
-        if matches!(reason.cause, Cause::Rate | Cause::Budget) && self.allowed_first.get().is_none()
-        {
-            self.allowed_first.set(Some(self.allowed.get()));
-        }
         self.note(|| {
             format!(
                 "gate {gate}: call {} is denied: {}: {}",
@@ -583,10 +577,6 @@ impl World {
     /// The first gates have most of the calls.
     fn some_gate(&self) -> usize {
         let gates = self.processes.len() as u64;
-        if self.scenario.hot {
-            let other = self.roll(|dice| dice.chance(100).then(|| dice.below(gates)));
-            return other.map_or(0, |other| usize::try_from(other).unwrap_or(0));
-        }
         let place = self.roll(|dice| dice.below(1_000) * dice.below(1_000) / 1_000);
         usize::try_from(place * gates / 1_000).unwrap_or(0)
     }
@@ -761,7 +751,6 @@ impl World {
             grants: auditor.grants,
             allowed: self.allowed.get(),
             denied: self.denied.get(),
-            allowed_first: self.allowed_first.get().unwrap_or(self.allowed.get()),
             violations: std::mem::take(&mut auditor.violations),
             trace: self
                 .trace
