@@ -269,8 +269,7 @@ pub fn decide(
     question.check(&mut reasons);
     let mut decision = Decision::default();
     limits(
-        payload,
-        &payload.documents,
+        (payload, &payload.documents),
         caller,
         facts,
         &cost,
@@ -319,8 +318,7 @@ pub fn shadow(
     question.check(&mut reasons);
     let mut unused = Decision::default();
     limits(
-        payload,
-        documents,
+        (payload, documents),
         caller,
         facts,
         &cost,
@@ -617,8 +615,7 @@ fn shown(name: &str) -> String {
 /// The budgets and rates of `documents` that a call falls under, each account once with its smallest limit; adds charges, or reasons where a
 /// charge cannot be known.
 fn limits(
-    payload: &Payload,
-    documents: &Documents,
+    (payload, documents): (&Payload, &Documents),
     caller: &Caller,
     facts: &Facts,
     cost: &Cost<'_>,

@@ -78,8 +78,7 @@ pub fn explain(
     let mut unaffordable = Vec::new();
     let cost = Cost::of(payload, facts);
     limits(
-        payload,
-        documents,
+        (payload, documents),
         caller,
         facts,
         &cost,
