@@ -408,6 +408,8 @@ fn ordered<'c>(b: Value<'c>, a: Value<'c>, fits: fn(Ordering) -> bool) -> Value<
         | (Value::Instant(a), Value::Instant(b)) => a.cmp(b),
         (Value::Text(a), Value::Text(b)) => a.cmp(b),
         (Value::Level(a), Value::Level(b)) => a.cmp(b),
+        // False before true, as in CEL.
+        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
         _ => return unfit(&[a, b]),
     };
     Value::Bool(fits(order))

@@ -79,6 +79,7 @@ fn true_conditions_hold_and_their_opposites_do_not() {
         "10 - 3 - 2 == 5",
         "args.force",
         "args.force == true",
+        "args.force <= args.force && !(args.force < args.force)",
         "args.none == args.none",
         "args.paths[0] == '/etc/passwd'",
         "'/tmp' in args.paths",

@@ -15,7 +15,8 @@ const CONDITIONS = 20_000;
 const SEED = Number(process.argv[2] ?? 20_261_120);
 
 // Not asked: `+` on texts, which joins none here (a condition could make long ones of a short body); and `has` of a member that is null,
-// which CEL's definition calls present ("whether the string f is a key in the map") and this implementation absent.
+// which CEL's definition calls present ("whether the string f is a key in the map") and this implementation absent; and `!(!(x))`, of which
+// this implementation makes `x`, whatever that is, where CEL's `!` knows truth values only.
 
 // The call that `policy/examples/oracle.rs` asks about.
 const call = {
@@ -57,6 +58,7 @@ const kinds = {
 };
 const { text, number, level, loose } = kinds;
 const order = () => pick(["==", "!=", "<", "<=", ">", ">="]);
+const negated = (condition) => (condition.startsWith("!") ? condition : `!(${condition})`);
 const condition = (depth) =>
   depth === 0 || roll(4) === 0
     ? pick([
@@ -69,7 +71,7 @@ const condition = (depth) =>
       ])()
     : pick([
         () => `${condition(depth - 1)} && ${condition(depth - 1)}`, () => `${condition(depth - 1)} || ${condition(depth - 1)}`,
-        () => `!(${condition(depth - 1)})`, () => `(${condition(depth - 1)}) ${pick(["==", "!="])} (${condition(depth - 1)})`,
+        () => negated(condition(depth - 1)), () => `(${condition(depth - 1)}) ${pick(["==", "!="])} (${condition(depth - 1)})`,
       ])();
 
 // Whole numbers are CEL's `int`, objects its maps, in which a key with null is a key.
