@@ -8,6 +8,7 @@ use crate::{
     bundles, events,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody, WorkspaceProblems},
     store::Write,
+    text,
     workspaces::WorkspaceId,
 };
 use axum::{Json, extract::State};
@@ -169,21 +170,6 @@ async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Resul
     Ok(())
 }
 
-fn check_reason(reason: &str) -> Result<(), Problem> {
-    if reason.is_empty()
-        || reason.chars().count() > MAX_REASON_CHARS
-        || reason.chars().any(char::is_control)
-    {
-        return Err(Problem::new(
-            Kind::Invalid,
-            format!(
-                "`reason` must have 1 to {MAX_REASON_CHARS} characters and no control characters"
-            ),
-        ));
-    }
-    Ok(())
-}
-
 /// Lists whose calls are stopped.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/halts", tag = "halts", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
@@ -224,7 +210,7 @@ async fn set(
     Path((_, scope)): Path<(String, String)>,
     JsonBody(new): JsonBody<NewHalt>,
 ) -> Result<Json<Ordered>, Problem> {
-    check_reason(&new.reason)?;
+    text::line("reason", &new.reason, MAX_REASON_CHARS)?;
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;

@@ -334,15 +334,7 @@ async fn apply_set(
     }
     let mut files = Vec::with_capacity(set.files.len());
     for NewFile { path, text } in set.files {
-        let control = path.chars().any(char::is_control);
-        if path.is_empty() || path.chars().count() > MAX_PATH_CHARS || control {
-            return Err(Problem::new(
-                Kind::Invalid,
-                format!(
-                    "`path` must have 1 to {MAX_PATH_CHARS} characters and no control characters"
-                ),
-            ));
-        }
+        text::line("path", &path, MAX_PATH_CHARS)?;
         let source = Source {
             file: path.clone(),
             shown: Some(path),

@@ -5,19 +5,26 @@ use crate::problem::{Kind, Problem};
 /// Characters of a name.
 pub(crate) const MAX_NAME_CHARS: usize = 128;
 
-/// A name for people: something to read, on one line. Whatever would reach a terminal as a control sequence is refused.
+/// A name for people.
 pub(crate) fn name<'a>(field: &'static str, text: &'a str) -> Result<&'a str, Problem> {
+    line(field, text, MAX_NAME_CHARS)
+}
+
+/// Something for people to read, on one line. Whatever would reach a terminal as a control sequence is refused.
+pub(crate) fn line<'a>(
+    field: &'static str,
+    text: &'a str,
+    max_chars: usize,
+) -> Result<&'a str, Problem> {
     let fine = !text.is_empty()
-        && text.chars().count() <= MAX_NAME_CHARS
+        && text.chars().count() <= max_chars
         && !text.chars().any(char::is_control);
     if fine {
         Ok(text)
     } else {
         Err(Problem::new(
             Kind::Invalid,
-            format!(
-                "`{field}` must have 1 to {MAX_NAME_CHARS} characters and no control characters"
-            ),
+            format!("`{field}` must have 1 to {max_chars} characters and no control characters"),
         ))
     }
 }

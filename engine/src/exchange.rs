@@ -17,7 +17,7 @@ use crate::{
     decide::{self, Cause, Charge, Decision, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
     gate::{Found, Gate, Search},
-    halt::{self, Kind},
+    halt::{self, Halt, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
     ledger::{Account, Op, Refusal, Span, Unit},
@@ -387,8 +387,8 @@ impl Exchange {
                 }
             }
         }
-        if let Some(stopped) = self.stopped(gate) {
-            return self.deny(vec_of(stopped), None, now);
+        if let Some(halt) = self.halt(gate) {
+            return self.deny(vec_of(halt.refusal()), None, now);
         }
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
@@ -456,10 +456,9 @@ impl Exchange {
         self.deny(vec_of(reason), None, now)
     }
 
-    /// Why the caller may make no call at all.
-    fn stopped(&self, gate: &Gate) -> Option<Reason> {
-        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
-        Some(halt.refusal())
+    /// What an operator has stopped the caller with, as of the newest bundle.
+    fn halt<'g>(&self, gate: &'g Gate) -> Option<&'g Halt> {
+        halt::on(gate.bundle().payload()?, self.caller.as_deref()?)
     }
 
     fn evaluate(&mut self, gate: &mut Gate, facts: Facts, found: Found, now: Time) -> Step {
@@ -472,7 +471,7 @@ impl Exchange {
             Ok(payload) => payload,
             Err(why) => return self.deny(vec_of(unusable(why)), None, now),
         };
-        if let Some(halt) = halt::on(payload, caller) {
+        if let Some(halt) = self.halt(gate) {
             return self.deny(vec_of(halt.refusal()), None, now);
         }
         let patterns = &gate.enforced.patterns;
@@ -778,7 +777,7 @@ impl Exchange {
 
     /// Why the response must not go on.
     fn killed(&self, gate: &Gate) -> Option<Reason> {
-        let halt = halt::on(gate.bundle().payload()?, self.caller.as_deref()?)?;
+        let halt = self.halt(gate)?;
         (halt.kind == Kind::Killed).then(|| halt.refusal())
     }
 

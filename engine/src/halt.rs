@@ -49,13 +49,14 @@ pub struct Halt {
 impl Halt {
     /// What the caller is told.
     pub fn refusal(&self) -> Reason {
-        let (rule, whom) = match (self.kind, &self.scope) {
-            (Kind::Paused, scope) => ("halt.paused", whom(scope)),
-            (Kind::Killed, scope) => ("halt.killed", whom(scope)),
+        let rule = match self.kind {
+            Kind::Paused => "halt.paused",
+            Kind::Killed => "halt.killed",
         };
         let message = format!(
-            "an operator has {} this {whom}: {}",
+            "an operator has {} this {}: {}",
             self.kind.name(),
+            whom(&self.scope),
             self.reason
         );
         Reason::of_gate(Cause::Halted, rule, message)

@@ -7,6 +7,7 @@ use crate::{
     events, gates,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody},
     store::stored,
+    text,
     workspaces::WorkspaceId,
 };
 use axum::{Json, extract::State};
@@ -34,24 +35,6 @@ struct Why {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
     )]
     reason: String,
-}
-
-impl Why {
-    fn check(&self) -> Result<(), Problem> {
-        let reason = &self.reason;
-        if reason.is_empty()
-            || reason.chars().count() > MAX_REASON_CHARS
-            || reason.chars().any(char::is_control)
-        {
-            return Err(Problem::new(
-                Kind::Invalid,
-                format!(
-                    "`reason` must have 1 to {MAX_REASON_CHARS} characters and no control characters"
-                ),
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// A suspension that was lifted.
@@ -88,7 +71,7 @@ async fn lift(
     Path((_, account)): Path<(String, String)>,
     JsonBody(why): JsonBody<Why>,
 ) -> Result<Json<Lifted>, Problem> {
-    why.check()?;
+    text::line("reason", &why.reason, MAX_REASON_CHARS)?;
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
@@ -152,7 +135,7 @@ async fn release(
     Path((_, holder)): Path<(String, String)>,
     JsonBody(why): JsonBody<Why>,
 ) -> Result<Json<Released>, Problem> {
-    why.check()?;
+    text::line("reason", &why.reason, MAX_REASON_CHARS)?;
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
