@@ -37,13 +37,6 @@ impl Host for InEnvoy {
         "envoy"
     }
 
-    fn skips(&self, case: &Case) -> Option<&'static str> {
-        SKIPPED
-            .iter()
-            .find(|(name, _)| case.name.starts_with(name))
-            .map(|(_, why)| *why)
-    }
-
     fn run(&self, case: &Case) -> Result<Vec<Seen>> {
         // Says what there is to wait for. Whether it came is judged by what was seen, like everywhere else.
         let awaited = Native.run(case)?;
@@ -59,9 +52,6 @@ impl Host for InEnvoy {
             .collect()
     }
 }
-
-/// Cases that cannot get through an Envoy to the filter, by the beginning of their names.
-const SKIPPED: &[(&str, &str)] = &[];
 
 /// What the servers beside Envoy share with the script.
 struct Shared {

@@ -52,8 +52,18 @@ pub trait Host: Sync {
     /// The name given to `--host`.
     fn name(&self) -> &'static str;
 
+    /// The cases that this host cannot run, by the beginning of their names, and why it cannot.
+    fn skipped(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// Why this host cannot run `case`, where it cannot; printed and counted.
-    fn skips(&self, case: &Case) -> Option<&'static str>;
+    fn skips(&self, case: &Case) -> Option<&'static str> {
+        let mut skipped = self.skipped().iter();
+        skipped
+            .find(|(name, _)| case.name.starts_with(name))
+            .map(|(_, why)| *why)
+    }
 
     /// Runs the script and tells what was seen, one per step.
     fn run(&self, case: &Case) -> Result<Vec<Seen>>;

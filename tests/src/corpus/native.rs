@@ -27,10 +27,6 @@ impl Host for Native {
         "native"
     }
 
-    fn skips(&self, _: &Case) -> Option<&'static str> {
-        None
-    }
-
     fn run(&self, case: &Case) -> Result<Vec<Seen>> {
         let start = case.start()?;
         let mut control_plane = ControlPlane::new(case)?;
