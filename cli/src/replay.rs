@@ -1,0 +1,439 @@
+//! Recorded calls, decided again by another set of policies.
+//!
+//! A record says who called where with which model and tools, and how it was decided. It holds neither content nor arguments nor what was
+//! left of a budget. Where a rule asks for those, the record itself helps: what a rule said then it says again, if it stands in the old
+//! set as in the new one. Everything else cannot be told, and is counted as that.
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+};
+use tollgate_engine::{
+    bundle::{Document, Payload},
+    condition,
+    decide::{self, Outcome},
+    facts::{BodyKind, Dialect, Facts, Head, Route},
+    identity::{Caller, GovernanceLevel},
+    ledger::Unit,
+    meter::Provider,
+    scan::Hits,
+    time::Time,
+};
+
+/// Tools that a record names at most; with as many, there may have been more.
+const RECORDED_TOOLS: usize = 8;
+
+/// Calls listed by name in each group; the counts are of all.
+const LISTED: usize = 100;
+
+/// What came of a replay.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Replay {
+    /// Calls that policies decided then.
+    pub(crate) calls: usize,
+    /// Decided the same by the new set.
+    pub(crate) same: usize,
+    /// Decided otherwise by the new set.
+    pub(crate) otherwise: usize,
+    /// What the record holds does not decide it.
+    pub(crate) cannot_tell: usize,
+    /// Refused before any policy was asked: no identity, no single reading, no bundle, no lease.
+    pub(crate) before_policy: usize,
+    /// The first of those decided otherwise.
+    pub(crate) changed: Vec<Changed>,
+    /// Calls that cannot be told, by the rules that stand in the way.
+    pub(crate) because_of: BTreeMap<String, usize>,
+}
+
+/// A call that would be decided otherwise.
+#[derive(Debug, Serialize)]
+pub(crate) struct Changed {
+    /// Its decision's id.
+    pub(crate) id: String,
+    /// When it was.
+    pub(crate) at: String,
+    /// The calling agent.
+    pub(crate) agent: String,
+    /// Where it went.
+    pub(crate) to: String,
+    /// How it was decided.
+    pub(crate) was: String,
+    /// How it would be.
+    pub(crate) now: Outcome,
+    /// By which rules.
+    pub(crate) reasons: Vec<String>,
+}
+
+/// What is read of a record; the rest of it decides nothing.
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+    at_ms: i64,
+    agent: Option<String>,
+    team: Option<String>,
+    org: Option<String>,
+    level: Option<String>,
+    method: Option<String>,
+    host: Option<String>,
+    path: Option<String>,
+    route: Option<String>,
+    model: Option<String>,
+    mcp_method: Option<String>,
+    tools: Vec<String>,
+    outcome: String,
+    reasons: Vec<Reason>,
+    reserved_nano_usd: Option<String>,
+    #[serde(default)]
+    uninspected: bool,
+}
+
+#[derive(Deserialize)]
+struct Reason {
+    rule: String,
+    document: Option<String>,
+}
+
+/// A rule that asks for what a record does not hold. Two are the same when everything is: document, field and content.
+#[derive(PartialEq, Eq)]
+struct Unknown {
+    rule: String,
+    document: String,
+    content: String,
+    /// What the rule makes of a call that it is about.
+    makes: Outcome,
+}
+
+/// Decides every call of an export again.
+pub(crate) fn replay(old: Payload, new: Payload, export: &Path) -> Result<Replay> {
+    let file = File::open(export).with_context(|| format!("cannot read `{}`", export.display()))?;
+    let (old, new) = (Set::of(old), Set::of(new));
+    let mut replay = Replay::default();
+    let mut is_export = false;
+    for line in BufReader::new(file).lines() {
+        let line = line.with_context(|| format!("cannot read `{}`", export.display()))?;
+        is_export |= line.starts_with("{\"tollgate_export\":");
+        // Between records stand the first and last lines of batches.
+        if let Ok(record) = serde_json::from_str::<Record>(&line) {
+            replay.add(&record, &old, &new);
+        }
+    }
+    ensure!(
+        is_export,
+        "`{}` is no export; `tollgate audit export -o FILE` writes one",
+        export.display()
+    );
+    Ok(replay)
+}
+
+impl Replay {
+    fn add(&mut self, record: &Record, old: &Set, new: &Set) {
+        let by_gate = |reason: &Reason| reason.document.is_none() && reason.rule != "policy.none";
+        let call = Call::of(record).filter(|_| !record.reasons.iter().any(by_gate));
+        let Some(call) = call else {
+            self.before_policy += 1;
+            return;
+        };
+        self.calls += 1;
+        let (mut now, mut reasons) = new.known(&call);
+        let before = old.unknown(&call);
+        let mut open = Vec::new();
+        for rule in new.unknown(&call) {
+            let named = record.reasons.iter().any(|reason| {
+                let same = reason.rule == rule.rule
+                    || (rule.rule.starts_with("budget.") && reason.rule.starts_with("budget."));
+                same && reason.document.as_deref() == Some(rule.document.as_str())
+            });
+            match before.contains(&rule) {
+                true if named => {
+                    now = now.max(rule.makes);
+                    reasons.push(format!("{} @ {}", rule.rule, rule.document));
+                }
+                // What was let through, or held, every rule had been asked about.
+                true if record.outcome != "deny" => {}
+                _ => open.push(rule),
+            }
+        }
+        open.retain(|rule| rule.makes > now);
+        if !open.is_empty() {
+            self.cannot_tell += 1;
+            for rule in open {
+                *self
+                    .because_of
+                    .entry(format!("{} @ {}", rule.rule, rule.document))
+                    .or_default() += 1;
+            }
+        } else if name(now) == record.outcome {
+            self.same += 1;
+        } else {
+            self.otherwise += 1;
+            if self.changed.len() < LISTED {
+                self.changed.push(Changed {
+                    id: record.id.clone(),
+                    at: call.at.to_string(),
+                    agent: call.caller.agent.clone(),
+                    to: format!("{} {}{}", call.head.method, call.head.host, call.head.path),
+                    was: record.outcome.clone(),
+                    now,
+                    reasons,
+                });
+            }
+        }
+    }
+
+    /// For people.
+    pub(crate) fn in_words(&self) -> String {
+        let mut out = format!(
+            "{} recorded calls: {} the same, {} otherwise, {} cannot be told; {} more were refused before any policy was asked\n",
+            self.calls, self.same, self.otherwise, self.cannot_tell, self.before_policy
+        );
+        for call in &self.changed {
+            out += &format!(
+                "  {}  {}  {}  {}: was {}, now {}{}{}\n",
+                call.at,
+                call.id,
+                call.agent,
+                call.to,
+                call.was,
+                name(call.now),
+                if call.reasons.is_empty() { "" } else { " by " },
+                call.reasons.join(", ")
+            );
+        }
+        if self.otherwise > self.changed.len() {
+            out += &format!("  and {} more\n", self.otherwise - self.changed.len());
+        }
+        if !self.because_of.is_empty() {
+            out += "records hold no content, arguments or balances, so these rules leave calls open:\n";
+        }
+        for (rule, calls) in &self.because_of {
+            out += &format!("  {rule}: {calls}\n");
+        }
+        out
+    }
+}
+
+const fn name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Allow => "allow",
+        Outcome::Redact => "redact",
+        Outcome::Hold => "hold",
+        Outcome::Deny => "deny",
+    }
+}
+
+/// A recorded call, as far as it is known.
+struct Call {
+    caller: Caller,
+    head: Head,
+    facts: Facts,
+    at: Time,
+    cost_nano_usd: Option<u64>,
+    /// Model and tools are known: the body was read.
+    read: bool,
+    /// All tools are known.
+    all_tools: bool,
+}
+
+impl Call {
+    /// `None` for what was not decided by policy.
+    fn of(record: &Record) -> Option<Call> {
+        let (route, dialect) = match record.route.as_deref()? {
+            "openai_chat" => (Route::Llm(Provider::OpenAiChat), Dialect::OpenAi),
+            "anthropic_messages" => (Route::Llm(Provider::AnthropicMessages), Dialect::Anthropic),
+            "anthropic_count_tokens" => (Route::CountTokens, Dialect::Anthropic),
+            "llm_unknown" => (Route::LlmUnknown, Dialect::OpenAi),
+            "mcp" => (Route::Mcp, Dialect::Mcp),
+            "plain" => (Route::Plain, Dialect::Problem),
+            _ => return None,
+        };
+        let path = record.path.clone()?;
+        let head = Head {
+            method: record.method.clone()?,
+            host: record.host.clone()?,
+            target: path.clone().into_bytes(),
+            path,
+            route,
+            dialect,
+            body: BodyKind::Json,
+            mcp_method: None,
+            mcp_name: None,
+        };
+        let mut facts = Facts::of_head(&head, record.uninspected);
+        facts.said.model = record.model.clone();
+        facts.said.mcp_method = record.mcp_method.clone();
+        match route {
+            Route::Mcp => facts.said.mcp_tool = record.tools.first().cloned(),
+            Route::Llm(_) | Route::CountTokens | Route::LlmUnknown | Route::Plain => {
+                facts.said.tools = record.tools.clone();
+            }
+        }
+        let silent = match route {
+            Route::Llm(_) | Route::CountTokens => record.model.is_none(),
+            Route::Mcp => record.mcp_method.is_none(),
+            Route::LlmUnknown | Route::Plain => false,
+        };
+        Some(Call {
+            caller: Caller {
+                workspace: String::new(),
+                agent: record.agent.clone()?,
+                org: record.org.clone(),
+                team: record.team.clone(),
+                level: GovernanceLevel::parse(record.level.as_deref()?)?,
+            },
+            at: Time::from_millis(record.at_ms),
+            cost_nano_usd: match route {
+                Route::Llm(_) | Route::LlmUnknown => record
+                    .reserved_nano_usd
+                    .as_ref()
+                    .and_then(|amount| amount.parse().ok()),
+                Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
+            },
+            read: !record.uninspected && !silent,
+            all_tools: record.tools.len() < RECORDED_TOOLS,
+            head,
+            facts,
+        })
+    }
+
+    fn uses(&self, tool: &str) -> bool {
+        self.facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
+    }
+}
+
+/// A set of policies, taken apart by what a record can say about them.
+struct Set {
+    whole: Payload,
+    /// Without what asks for content, arguments or balances.
+    known: Payload,
+    /// And without what asks for the body at all.
+    of_head: Payload,
+}
+
+impl Set {
+    fn of(whole: Payload) -> Set {
+        let mut known = whole.clone();
+        known.documents.change(|documents| {
+            for document in documents {
+                document.patterns.clear();
+                document.approvals.clear();
+                // A rate of none needs no balance.
+                document.limits.retain(|limit| limit.unit == Unit::Calls && limit.amount == 0);
+            }
+        });
+        let mut of_head = known.clone();
+        of_head.documents.change(|documents| {
+            for document in documents {
+                document.models = Default::default();
+                document.mcp_tools = Default::default();
+                document.denied_tools.clear();
+                document.limits.retain(|limit| limit.tool.is_none());
+            }
+        });
+        Set {
+            whole,
+            known,
+            of_head,
+        }
+    }
+
+    /// What the set says to a call by what is known of it.
+    fn known(&self, call: &Call) -> (Outcome, Vec<String>) {
+        let payload = if call.read { &self.known } else { &self.of_head };
+        let decision = decide::decide(
+            payload,
+            &[],
+            &call.caller,
+            &call.head,
+            &call.facts,
+            &Hits::default(),
+            call.at,
+        );
+        let reasons = decision.reasons.iter().map(|reason| match &reason.document {
+            Some(document) => format!("{} @ {document}", reason.rule),
+            None => reason.rule.to_string(),
+        });
+        let mut reasons: Vec<String> = reasons.collect();
+        let mut outcome = decision.outcome;
+        for document in self.applying(call) {
+            for approval in &document.approvals {
+                // Offered to a model, a tool has no arguments yet, for a gate as little as for us.
+                let offered = !matches!(call.facts.route, Route::Mcp);
+                let asked = self.asks(approval, call);
+                if asked == Some(Ok(true)) || (offered && matches!(asked, Some(Err(())))) {
+                    outcome = outcome.max(Outcome::Hold);
+                    reasons.push(format!("tools.{}.requires_approval_if @ {}", approval.tool, document.name));
+                }
+            }
+        }
+        (outcome, reasons)
+    }
+
+    /// Whether the condition holds, as far as that is known without arguments; `None` where the call does not use the tool.
+    fn asks(&self, approval: &tollgate_engine::bundle::Approval, call: &Call) -> Option<Result<bool, ()>> {
+        let tool = call.facts.tools().find(|used| used.eq_ignore_ascii_case(&approval.tool))?;
+        let asked = approval.condition.holds(&condition::Call {
+            caller: &call.caller,
+            head: &call.head,
+            facts: &call.facts,
+            tool,
+            args: None,
+            cost_nano_usd: call.cost_nano_usd,
+            now: call.at,
+        });
+        Some(asked.map_err(|_| ()))
+    }
+
+    fn applying<'s>(&'s self, call: &Call) -> impl Iterator<Item = &'s Document> {
+        let documents = &self.whole.documents;
+        documents
+            .covering(&call.caller)
+            .chain(documents.about(call.facts.tools()))
+    }
+
+    /// The rules over a call that ask for more than is known of it.
+    fn unknown(&self, call: &Call) -> Vec<Unknown> {
+        let mut unknown = Vec::new();
+        let generates = matches!(call.facts.route, Route::Llm(_) | Route::LlmUnknown);
+        for document in self.applying(call) {
+            let mut add = |rule: String, content: String, makes: Outcome| {
+                unknown.push(Unknown {
+                    rule,
+                    document: document.name.clone(),
+                    content,
+                    makes,
+                });
+            };
+            for (index, pattern) in document.patterns.iter().enumerate() {
+                add(format!("data.sensitive_patterns[{index}]"), pattern.clone(), Outcome::Deny);
+            }
+            for limit in &document.limits {
+                let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool)) && call.read;
+                let counts = limit.unit == Unit::Calls || generates || limit.suspend;
+                let none = limit.unit == Unit::Calls && limit.amount == 0;
+                if counts && !other_tool && !none {
+                    add(limit.rule.clone(), format!("{limit:?}"), Outcome::Deny);
+                }
+            }
+            for approval in &document.approvals {
+                let rule = format!("tools.{}.requires_approval_if", approval.tool);
+                let called = matches!(call.facts.route, Route::Mcp);
+                if called && self.asks(approval, call) == Some(Err(())) {
+                    add(rule, format!("{:?}", approval.condition), Outcome::Hold);
+                }
+            }
+            // The body was not read then, or had more tools than a record names.
+            let tools = (&document.denied_tools, &document.mcp_tools);
+            if !call.read && !document.models.is_open() {
+                add("capabilities".to_owned(), format!("{:?}", document.models), Outcome::Deny);
+            }
+            if (!call.read || !call.all_tools) && (!tools.0.is_empty() || !tools.1.is_open()) {
+                add("tools".to_owned(), format!("{tools:?}"), Outcome::Deny);
+            }
+        }
+        unknown
+    }
+}
