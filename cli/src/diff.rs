@@ -1,7 +1,8 @@
 //! `tollgate diff`: what a new set of policies changes, for whom, and whether it narrows or widens.
 
-use crate::offline;
+use crate::{offline, replay};
 use anyhow::{Context as _, Result};
+use serde_json::json;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -18,17 +19,31 @@ pub(crate) struct Args {
     /// The policies as they would be.
     #[arg(value_name = "NEW")]
     new: PathBuf,
+    /// Decide recorded calls again, and say which would now be decided otherwise: an export of `tollgate audit export`.
+    #[arg(long, value_name = "EXPORT")]
+    replay: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let changes = tollgate_policy::diff(&documents(&args.old)?, &documents(&args.new)?);
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&changes)?);
-    } else {
-        print!("{}", in_words(&changes));
+    let (old, new) = (documents(&args.old)?, documents(&args.new)?);
+    let changes = tollgate_policy::diff(&old, &new);
+    let replayed = match &args.replay {
+        Some(export) => Some(replay::replay(&old, &new, export)?),
+        None => None,
+    };
+    match (args.json, &replayed) {
+        (true, None) => println!("{}", serde_json::to_string_pretty(&changes)?),
+        (true, Some(replayed)) => {
+            let both = json!({"changes": changes, "replay": replayed});
+            println!("{}", serde_json::to_string_pretty(&both)?);
+        }
+        (false, _) => {
+            let replayed = replayed.map(|replayed| format!("\n{}", replayed.in_words()));
+            print!("{}{}", in_words(&changes), replayed.unwrap_or_default());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

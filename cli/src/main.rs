@@ -10,6 +10,7 @@ mod meter;
 mod offline;
 mod operate;
 mod policy;
+mod replay;
 mod schema;
 mod serve;
 mod table;

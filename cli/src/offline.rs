@@ -221,7 +221,8 @@ pub(crate) struct Decided {
     pub(crate) status: Option<u16>,
 }
 
-fn payload(documents: &[Document], now: Time) -> Result<Payload> {
+/// What a gate would run from `now` on, for a day.
+pub(crate) fn payload(documents: &[Document], now: Time) -> Result<Payload> {
     let (issued_at, expires_at) = (now.secs(), now.secs().saturating_add(BUNDLE_SECS));
     let compiled = compile(documents, issued_at, expires_at)
         .map_err(|error| anyhow!("the policies do not compile: {error}"))?;

@@ -4,6 +4,7 @@
 //! left of a budget. Where a rule asks for those, the record itself helps: what a rule said then it says again, if it stands in the old
 //! set as in the new one. Everything else cannot be told, and is counted as that.
 
+use crate::offline;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -26,6 +27,8 @@ use tollgate_engine::{
 
 /// Tools that a record names at most; with as many, there may have been more.
 const RECORDED_TOOLS: usize = 8;
+
+const DAY_SECS: i64 = 86_400;
 
 /// Calls listed by name in each group; the counts are of all.
 const LISTED: usize = 100;
@@ -107,18 +110,32 @@ struct Unknown {
     makes: Outcome,
 }
 
-/// Decides every call of an export again.
-pub(crate) fn replay(old: Payload, new: Payload, export: &Path) -> Result<Replay> {
+/// Decides every call of an export again, by what both sets of documents say at its time.
+pub(crate) fn replay(
+    old: &[tollgate_policy::Document],
+    new: &[tollgate_policy::Document],
+    export: &Path,
+) -> Result<Replay> {
     let file = File::open(export).with_context(|| format!("cannot read `{}`", export.display()))?;
-    let (old, new) = (Set::of(old), Set::of(new));
     let mut replay = Replay::default();
     let mut is_export = false;
+    // Hours of schedules are compiled for a day at a time. Calls of one day stand together in an export, or nearly.
+    let mut of_day: Option<(i64, Set, Set)> = None;
     for line in BufReader::new(file).lines() {
         let line = line.with_context(|| format!("cannot read `{}`", export.display()))?;
         is_export |= line.starts_with("{\"tollgate_export\":");
         // Between records stand the first and last lines of batches.
-        if let Ok(record) = serde_json::from_str::<Record>(&line) {
-            replay.add(&record, &old, &new);
+        let Ok(record) = serde_json::from_str::<Record>(&line) else {
+            continue;
+        };
+        let day = Time::from_millis(record.at_ms).secs().div_euclid(DAY_SECS);
+        if of_day.as_ref().is_none_or(|(known, ..)| *known != day) {
+            let midnight = Time::from_secs(day.saturating_mul(DAY_SECS));
+            let set = |documents| anyhow::Ok(Set::of(offline::payload(documents, midnight)?));
+            of_day = Some((day, set(old)?, set(new)?));
+        }
+        if let Some((_, old, new)) = &of_day {
+            replay.add(&record, old, new);
         }
     }
     ensure!(
@@ -300,7 +317,9 @@ impl Call {
     }
 
     fn uses(&self, tool: &str) -> bool {
-        self.facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
+        self.facts
+            .tools()
+            .any(|used| used.eq_ignore_ascii_case(tool))
     }
 }
 
@@ -321,7 +340,9 @@ impl Set {
                 document.patterns.clear();
                 document.approvals.clear();
                 // A rate of none needs no balance.
-                document.limits.retain(|limit| limit.unit == Unit::Calls && limit.amount == 0);
+                document
+                    .limits
+                    .retain(|limit| limit.unit == Unit::Calls && limit.amount == 0);
             }
         });
         let mut of_head = known.clone();
@@ -342,7 +363,11 @@ impl Set {
 
     /// What the set says to a call by what is known of it.
     fn known(&self, call: &Call) -> (Outcome, Vec<String>) {
-        let payload = if call.read { &self.known } else { &self.of_head };
+        let payload = if call.read {
+            &self.known
+        } else {
+            &self.of_head
+        };
         let decision = decide::decide(
             payload,
             &[],
@@ -352,10 +377,13 @@ impl Set {
             &Hits::default(),
             call.at,
         );
-        let reasons = decision.reasons.iter().map(|reason| match &reason.document {
-            Some(document) => format!("{} @ {document}", reason.rule),
-            None => reason.rule.to_string(),
-        });
+        let reasons = decision
+            .reasons
+            .iter()
+            .map(|reason| match &reason.document {
+                Some(document) => format!("{} @ {document}", reason.rule),
+                None => reason.rule.to_string(),
+            });
         let mut reasons: Vec<String> = reasons.collect();
         let mut outcome = decision.outcome;
         for document in self.applying(call) {
@@ -365,7 +393,10 @@ impl Set {
                 let asked = self.asks(approval, call);
                 if asked == Some(Ok(true)) || (offered && matches!(asked, Some(Err(())))) {
                     outcome = outcome.max(Outcome::Hold);
-                    reasons.push(format!("tools.{}.requires_approval_if @ {}", approval.tool, document.name));
+                    reasons.push(format!(
+                        "tools.{}.requires_approval_if @ {}",
+                        approval.tool, document.name
+                    ));
                 }
             }
         }
@@ -373,8 +404,15 @@ impl Set {
     }
 
     /// Whether the condition holds, as far as that is known without arguments; `None` where the call does not use the tool.
-    fn asks(&self, approval: &tollgate_engine::bundle::Approval, call: &Call) -> Option<Result<bool, ()>> {
-        let tool = call.facts.tools().find(|used| used.eq_ignore_ascii_case(&approval.tool))?;
+    fn asks(
+        &self,
+        approval: &tollgate_engine::bundle::Approval,
+        call: &Call,
+    ) -> Option<Result<bool, ()>> {
+        let tool = call
+            .facts
+            .tools()
+            .find(|used| used.eq_ignore_ascii_case(&approval.tool))?;
         let asked = approval.condition.holds(&condition::Call {
             caller: &call.caller,
             head: &call.head,
@@ -399,41 +437,98 @@ impl Set {
         let mut unknown = Vec::new();
         let generates = matches!(call.facts.route, Route::Llm(_) | Route::LlmUnknown);
         for document in self.applying(call) {
+            // Whole, so that a new field cannot be forgotten here.
+            let Document {
+                name,
+                scope: _,
+                active: _,
+                hosts: _,
+                denied_hosts: _,
+                denied_addresses: _,
+                no_network: _,
+                models,
+                mcp_tools,
+                denied_tools,
+                patterns,
+                approvals,
+                limits,
+            } = document;
             let mut add = |rule: String, content: String, makes: Outcome| {
                 unknown.push(Unknown {
                     rule,
-                    document: document.name.clone(),
+                    document: name.clone(),
                     content,
                     makes,
                 });
             };
-            for (index, pattern) in document.patterns.iter().enumerate() {
-                add(format!("data.sensitive_patterns[{index}]"), pattern.clone(), Outcome::Deny);
+            for (index, pattern) in patterns.iter().enumerate() {
+                let rule = format!("data.sensitive_patterns[{index}]");
+                add(rule, pattern.clone(), Outcome::Deny);
             }
-            for limit in &document.limits {
-                let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool)) && call.read;
+            for limit in limits {
+                let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));
                 let counts = limit.unit == Unit::Calls || generates || limit.suspend;
                 let none = limit.unit == Unit::Calls && limit.amount == 0;
-                if counts && !other_tool && !none {
+                if counts && !(other_tool && call.read) && !none {
                     add(limit.rule.clone(), format!("{limit:?}"), Outcome::Deny);
                 }
             }
-            for approval in &document.approvals {
-                let rule = format!("tools.{}.requires_approval_if", approval.tool);
+            for approval in approvals {
                 let called = matches!(call.facts.route, Route::Mcp);
                 if called && self.asks(approval, call) == Some(Err(())) {
-                    add(rule, format!("{:?}", approval.condition), Outcome::Hold);
+                    let rule = format!("tools.{}.requires_approval_if", approval.tool);
+                    let condition = format!("{:?}", approval.condition);
+                    add(rule, condition, Outcome::Hold);
                 }
             }
             // The body was not read then, or had more tools than a record names.
-            let tools = (&document.denied_tools, &document.mcp_tools);
-            if !call.read && !document.models.is_open() {
-                add("capabilities".to_owned(), format!("{:?}", document.models), Outcome::Deny);
+            if !call.read && !models.is_open() {
+                let rule = "capabilities".to_owned();
+                add(rule, format!("{models:?}"), Outcome::Deny);
             }
-            if (!call.read || !call.all_tools) && (!tools.0.is_empty() || !tools.1.is_open()) {
-                add("tools".to_owned(), format!("{tools:?}"), Outcome::Deny);
+            let restricts_tools = !denied_tools.is_empty() || !mcp_tools.is_open();
+            if !(call.read && call.all_tools) && restricts_tools {
+                let content = format!("{denied_tools:?} {mcp_tools:?}");
+                add("tools".to_owned(), content, Outcome::Deny);
             }
         }
         unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{Request, Who};
+    use tollgate_engine::exchange::End;
+
+    /// What the engine writes down is what is read here.
+    #[test]
+    fn a_record_of_the_engine_is_read() {
+        let policy = b"scope: global\ntools: {bash: {allow: false}}\n";
+        let documents = tollgate_policy::parse("all.yaml", policy, false).documents;
+        let now = Time::from_secs(1_795_176_000);
+        let body = r#"{"model":"gpt-5-mini","messages":[],"tools":[{"type":"function","function":{"name":"bash"}}]}"#;
+        let request =
+            serde_json::json!({"url": "https://api.openai.com/v1/chat/completions", "body": body});
+        let request: Request = serde_json::from_value(request).unwrap();
+        let who = Who::nobody_in_particular();
+        let decided = offline::decide(&documents, &who, false, &request, now).unwrap();
+        let exchange = decided.exchange;
+        let line = exchange.finish(End::Complete, now).record;
+
+        let record: Record = serde_json::from_slice(&line).unwrap();
+        assert_eq!(record.tools, ["bash"]);
+        let set = |documents| Set::of(offline::payload(documents, now).unwrap());
+        let mut replay = Replay::default();
+        replay.add(&record, &set(&documents), &set(&documents));
+        assert_eq!((replay.calls, replay.same), (1, 1));
+        let without = tollgate_policy::parse("all.yaml", b"scope: global\n", false).documents;
+        replay.add(&record, &set(&documents), &set(&without));
+        let changed = replay.changed.first().unwrap();
+        assert_eq!(
+            (changed.was.as_str(), changed.now),
+            ("deny", Outcome::Allow)
+        );
     }
 }

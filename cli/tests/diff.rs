@@ -47,3 +47,121 @@ fn in_words_and_in_json() {
     let output = diff("broken", old, "scope: nobody\n", &[]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// A call as an export holds it, of 2026-11-20 or so many hours later.
+fn recorded(id: &str, hours: i64, about: Value) -> Value {
+    const NOON: i64 = 1_795_176_000_000; // 2026-11-20T12:00:00Z
+    let mut record = json!({
+        "id": id, "at_ms": NOON + hours * 3_600_000, "kind": "call", "revision": 7,
+        "agent": "00000000-0000-4000-8000-00000000000a", "team": "platform", "org": "acme", "level": "L1",
+        "method": "POST", "host": "api.openai.com", "path": "/v1/chat/completions", "route": "openai_chat",
+        "model": "gpt-5-mini", "mcp_method": null, "tools": [], "outcome": "allow", "reasons": [],
+        "status": 200, "reserved_nano_usd": "5000", "uninspected": false
+    });
+    for (key, value) in about.as_object().unwrap() {
+        record[key] = value.clone();
+    }
+    record
+}
+
+#[test]
+fn recorded_calls_are_decided_again() {
+    let old = "
+scope: team:platform
+capabilities: {allow: ['model:gpt-5*', 'model:o3']}
+tools: {git: {requires_approval_if: 'args.force == true'}}
+data: {sensitive_patterns: ['sk-[a-z]{20}']}
+budget: {daily_limit_usd: 5}
+";
+    let new = "
+scope: team:platform
+capabilities: {allow: ['model:gpt-5-mini', 'model:o3']}
+schedule: {active_hours: {start: '08:00', end: '13:00', timezone: UTC}}
+tools: {bash: {allow: false}, git: {requires_approval_if: 'args.force == true || governance_level == L0'}}
+data: {sensitive_patterns: ['sk-[a-z]{20}']}
+budget: {daily_limit_usd: 5}
+";
+    let mcp = json!({"route": "mcp", "path": "/mcp", "model": null, "mcp_method": "tools/call", "tools": ["git"], "reserved_nano_usd": null});
+    let by = |rule: &str, document: Value| json!({"outcome": "deny", "reasons": [{"rule": rule, "document": document}]});
+    let records = [
+        // Nothing that changed is about it.
+        recorded("a", 0, json!({})),
+        // The model is no longer allowed.
+        recorded("b", 0, json!({"model": "gpt-5"})),
+        // The next day at three in the afternoon is out of hours.
+        recorded("c", 27, json!({})),
+        // The tool is denied now.
+        recorded("d", 0, json!({"tools": ["bash"]})),
+        // The pattern that matched then stands in both.
+        recorded("e", 0, by("data.sensitive_patterns[0]", json!("team"))),
+        // So does the budget that was used up then.
+        recorded("f", 0, by("budget.daily_limit_usd", json!("team"))),
+        // Denied for its model then and now: nothing else needs to be known.
+        recorded("g", 0, {
+            let mut about = by("capabilities.allow", json!("team"));
+            about["model"] = json!("claude-haiku-4-5");
+            about
+        }),
+        // What the tool was asked to do is not recorded, and the condition is another.
+        recorded("h", 0, mcp),
+        // No policy had been asked.
+        recorded("i", 0, by("identity.expired", Value::Null)),
+    ];
+    let mut export = "{\"tollgate_export\":1}\n".to_owned();
+    for record in &records {
+        export += &format!("{record}\n");
+    }
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("replayed.jsonl");
+    fs::write(&file, export).unwrap();
+    let file = file.to_str().unwrap();
+
+    let output = diff("replay-json", old, new, &["--json", "--replay", file]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let replay = &value["replay"];
+    assert_eq!(
+        json!([
+            replay["calls"],
+            replay["same"],
+            replay["otherwise"],
+            replay["cannot_tell"],
+            replay["before_policy"]
+        ]),
+        json!([8, 4, 3, 1, 1])
+    );
+    let changed = |index: usize| {
+        let call = &replay["changed"][index];
+        json!([call["id"], call["was"], call["now"], call["reasons"]])
+    };
+    assert_eq!(
+        changed(0),
+        json!(["b", "allow", "deny", ["capabilities.allow @ team"]])
+    );
+    assert_eq!(
+        changed(1),
+        json!(["c", "allow", "deny", ["schedule.active_hours @ team"]])
+    );
+    assert_eq!(
+        changed(2),
+        json!(["d", "allow", "deny", ["tools.bash.allow @ team"]])
+    );
+    assert_eq!(
+        replay["because_of"],
+        json!({"tools.git.requires_approval_if @ team": 1})
+    );
+
+    let output = diff("replay-words", old, new, &["--replay", file]);
+    let words = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "8 recorded calls: 4 the same, 3 otherwise, 1 cannot be told; 1 more were refused before any policy was asked\n",
+        "  2026-11-20T12:00:00Z  b  00000000-0000-4000-8000-00000000000a  POST api.openai.com/v1/chat/completions: was allow, now deny by capabilities.allow @ team\n",
+        "  tools.git.requires_approval_if @ team: 1\n",
+    ] {
+        assert!(words.contains(line), "{line}{words}");
+    }
+
+    fs::write(file, "{}\n").unwrap();
+    let output = diff("no-export", old, new, &["--replay", file]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is no export"));
+}
