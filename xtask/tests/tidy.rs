@@ -56,7 +56,6 @@ const ENGINE_DEPENDENCIES: &[&str] = &[
     "serde_json",
     "sha2",
     "siphasher",
-    "subtle",
     "hmac",
     "ed25519-dalek",
     "base64ct",
