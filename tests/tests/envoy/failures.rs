@@ -280,6 +280,69 @@ spec:
 }
 
 #[test]
+fn a_hundred_edits_under_load_lose_no_call() {
+    const EDITS: usize = 100;
+    let models = |edit: usize| {
+        format!(
+            "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: models
+spec:
+  scope: global
+  capabilities:
+    allow: ['model:gpt-5*', 'model:edit-{edit}']
+"
+        )
+    };
+    let scene = Scene::start("edits", &models(0));
+    let revision = || {
+        let metrics = scene.stack.envoy.prometheus().ok()?;
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("tollgate_bundle_revision{"))?;
+        line.rsplit(' ').next()?.parse::<usize>().ok()
+    };
+    let first = wait_for("a bundle", revision);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let callers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut calls = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let answer = scene.chat("hello", &[]);
+                        assert_eq!(answer.status, 200, "{}", answer.body);
+                        calls += 1;
+                    }
+                    calls
+                })
+            })
+            .collect();
+        for edit in 1..=EDITS {
+            let stack = &scene.stack;
+            stack
+                .control_plane
+                .apply_policy(&stack.workspace, &models(edit))
+                .unwrap();
+            // One after the other, so that the gate runs each.
+            wait_for("the edit", || {
+                (revision()? >= first + edit || callers.iter().any(|caller| caller.is_finished()))
+                    .then_some(())
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        let calls: usize = callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .sum();
+        assert!(calls >= EDITS, "{calls} calls are no load");
+    });
+    assert_eq!(revision(), Some(first + EDITS));
+}
+
+#[test]
 fn a_control_plane_that_does_not_answer_holds_calls_for_a_second() {
     let scene = Scene::start("stuck", &budget("1"));
     let signal = |name: &str| {
