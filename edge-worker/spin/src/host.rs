@@ -37,6 +37,8 @@ use tollgate_engine::{gate::Config, time::Time};
 const READ_BYTES: usize = 64 * 1024;
 /// While there is nothing to send, it is looked so often whether anybody is still there to read: a write of nothing tells, and nothing else does.
 const LISTEN_NANOS: u64 = 1_000_000_000;
+/// Time for what was passed on to leave the host before an answer is broken off.
+const LEAVE_NANOS: u64 = 50_000_000;
 
 /// What the variables say.
 pub(crate) struct Setup {
@@ -288,6 +290,9 @@ fn sending(
             match chunk {
                 None => break,
                 Some(Err(Broken)) => {
+                    // Taken by the host is not sent by it: what it still has when it hears of an error, the answer's head included, it drops.
+                    let _ = writer.write(Vec::new()).await;
+                    monotonic_clock::wait_for(LEAVE_NANOS).await;
                     result = Err(ErrorCode::ConnectionTerminated);
                     break;
                 }
