@@ -8,6 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::process;
@@ -20,7 +21,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Compiles the shim into `folder`. The clock shows the real time until it is set.
+    /// A clock whose file is in `folder`. It shows the real time until it is set.
     ///
     /// # Errors
     /// Elsewhere than on Linux, and without a C compiler called `cc`.
@@ -29,16 +30,11 @@ impl Clock {
             cfg!(target_os = "linux"),
             "a clock can be put under a process on Linux only"
         );
-        let (file, library) = (folder.join("clock"), folder.join("clock.so"));
+        let file = folder.join("clock");
         fs::write(&file, 0_i64.to_ne_bytes())?;
-        let source = xtask::root().join("tests/clock/clock.c");
-        process::run(
-            Command::new("cc")
-                .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
-                .arg(&library)
-                .arg(source),
-        )
-        .context("cannot compile tests/clock/clock.c: this needs a C compiler called `cc`")?;
+        static LIBRARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        let library = LIBRARY.get_or_init(|| compile().map_err(|error| format!("{error:#}")));
+        let library = library.clone().map_err(anyhow::Error::msg)?;
         Ok(Self { file, library })
     }
 
@@ -63,6 +59,26 @@ impl Clock {
             .write_all_at(&unix_ns.to_ne_bytes(), 0)?;
         Ok(())
     }
+}
+
+/// Compiles the shim, once for all clocks of a program.
+fn compile() -> Result<PathBuf> {
+    let folder = xtask::root().join("target");
+    fs::create_dir_all(&folder)?;
+    let (staged, library) = (
+        folder.join(format!("clock-{}.so", std::process::id())),
+        folder.join("clock.so"),
+    );
+    process::run(
+        Command::new("cc")
+            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
+            .arg(&staged)
+            .arg(xtask::root().join("tests/clock/clock.c")),
+    )
+    .context("cannot compile tests/clock/clock.c: this needs a C compiler called `cc`")?;
+    // Whoever runs the old one goes on with it.
+    fs::rename(&staged, &library)?;
+    Ok(library)
 }
 
 #[cfg(test)]

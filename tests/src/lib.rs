@@ -8,6 +8,7 @@ mod scratch;
 pub mod simulate;
 pub mod spin_host;
 pub mod trap;
+pub mod whole;
 
 pub use scratch::Scratch;
 pub use tollgate_stand_in as stand_in;

@@ -40,7 +40,7 @@ enum Command {
     Bench(bench::Options),
     /// Run the corpus of case files on every host and compare their decisions.
     Corpus {
-        /// Passed on: `--host NAME` (repeatable), `--filter TEXT`.
+        /// Passed on: `--host NAME` (repeatable), `--filter TEXT`, `--random CALLS` with `--seed SEED`.
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,

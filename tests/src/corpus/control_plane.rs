@@ -3,10 +3,13 @@
 //! A double, because a case has its own clock and wants its grants on the dot. The real one is under test in its own crate and, with a real
 //! gate, end to end.
 
-use super::case::{AGENT, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE};
+use super::{
+    case::{AGENT, BundleState, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE},
+    wire::{self, Message, Server},
+};
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::{Signer as _, SigningKey};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write as _};
 use tollgate_engine::{
     bundle::{self, Payload},
     bytes::to_base64url,
@@ -81,12 +84,30 @@ pub fn settings(upstream: Upstream) -> (String, Vec<(&'static str, String)>) {
     (settings.to_string(), secrets)
 }
 
+/// A control plane over HTTP.
+///
+/// # Errors
+/// When there is no port.
+pub fn serve(
+    answer: impl Fn(&Message) -> Result<Vec<u8>> + Send + Sync + 'static,
+) -> Result<Server> {
+    Server::start(move |request, stream| {
+        // A gate that has gone meanwhile asks again.
+        let _ = stream.write_all(&response(answer(&request)));
+    })
+}
+
+/// An answer, or what is wrong.
+pub fn response(answer: Result<Vec<u8>>) -> Vec<u8> {
+    answer.unwrap_or_else(|error| wire::response(500, &[], format!("{error:#}").as_bytes()))
+}
+
 impl ControlPlane {
     /// Compiles the case's policies.
     pub fn new(case: &Case) -> Result<ControlPlane> {
         let start = case.start()?;
         let (issued_at, expires_at) = match case.bundle {
-            super::case::BundleState::Short => (start.secs(), start.secs() + 60),
+            BundleState::Short => (start.secs(), start.secs() + 60),
             _ => (start.secs() - 60, start.secs() + 2 * 86_400),
         };
         let mut documents = Vec::new();
@@ -136,6 +157,16 @@ impl ControlPlane {
             records: Vec::new(),
             last_batch: Vec::new(),
         })
+    }
+
+    /// The control plane of a case, and its bundle where there is one.
+    pub fn with_bundle(case: &Case) -> Result<(ControlPlane, Option<Vec<u8>>)> {
+        let mut control_plane = ControlPlane::new(case)?;
+        let bundle = match case.bundle {
+            BundleState::Missing => None,
+            BundleState::Present | BundleState::Short => Some(control_plane.bundle(1)?),
+        };
+        Ok((control_plane, bundle))
     }
 
     /// The signed bundle, as this revision.

@@ -4,8 +4,8 @@
 //! gate does between calls is due by that clock, so it is put forward where a report or the end of a wait is what comes next.
 
 use super::{
-    Host,
-    case::{AnswerEnd, BundleState, Case, Seen, SeenUpstream, Step as Script},
+    Host, caller,
+    case::{Answer, BundleState, Case, Seen, SeenUpstream, Step as Script},
     control_plane::{self, ControlPlane},
     native::Native,
     upstream::{self, Notices},
@@ -14,8 +14,7 @@ use super::{
 use crate::{Scratch, built, clock::Clock};
 use anyhow::{Context as _, Result, bail};
 use std::{
-    io::Write as _,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -117,14 +116,10 @@ impl Shared {
     }
 
     /// The upstream's side.
-    fn upstream(&self, request: &Message, stream: &mut TcpStream) -> Result<()> {
-        let answer = {
-            let mut state = self.state();
-            state.reached = Some(upstream::seen(request));
-            let script = state.script.as_ref().context("nobody called")?;
-            script.answer.clone()
-        };
-        upstream::answer(&answer, stream, Notices::AtOnce)
+    fn reached(&self, seen: SeenUpstream) -> Option<Answer> {
+        let mut state = self.state();
+        state.reached = Some(seen);
+        Some(state.script.as_ref()?.answer.clone())
     }
 }
 
@@ -140,11 +135,7 @@ impl Scene {
     fn start(case: &Case) -> Result<Scene> {
         let scratch = Scratch::new("corpus");
         let start = case.start()?;
-        let mut control_plane = ControlPlane::new(case)?;
-        let bundle = match case.bundle {
-            BundleState::Missing => None,
-            BundleState::Present | BundleState::Short => Some(control_plane.bundle(1)?),
-        };
+        let (control_plane, bundle) = ControlPlane::with_bundle(case)?;
         let clock = Clock::new(scratch.path())?;
         let environment = clock.environment();
         let shared = Arc::new(Shared {
@@ -165,19 +156,11 @@ impl Scene {
         shared.set_clock(&mut shared.state(), start)?;
         let upstream = {
             let shared = Arc::clone(&shared);
-            Server::start(move |request, stream| {
-                // What Envoy does not take any more was not to be taken.
-                let _ = shared.upstream(&request, stream);
-            })?
+            upstream::serve(Notices::AtOnce, move |seen| shared.reached(seen))?
         };
         let control_plane = {
             let shared = Arc::clone(&shared);
-            Server::start(move |request, stream| {
-                let response = shared.control_plane(&request).unwrap_or_else(|error| {
-                    wire::response(500, &[], format!("{error:#}").as_bytes())
-                });
-                let _ = stream.write_all(&response);
-            })?
+            control_plane::serve(move |request| shared.control_plane(request))?
         };
         let (settings, secrets) = control_plane::settings(case.upstream);
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -221,45 +204,19 @@ impl Scene {
 
     /// Step number `number` of the script, the first being 1.
     fn step(&self, number: u64, script: &Script, awaited: &Seen, now: Time) -> Result<Seen> {
-        let call = &script.call;
-        let body = call.bytes()?;
         let token = {
             let mut state = self.shared.state();
             state.script = Some(script.clone());
             state.reached = None;
             self.shared.set_clock(&mut state, now)?;
-            state.control_plane.token(call.token.kind)?
+            state.control_plane.token(script.call.token.kind)?
         };
-        let mut headers = vec![("host".to_string(), call.authority.clone().into_bytes())];
-        headers.extend(call.headers(token.as_deref(), body.as_ref().map(Vec::len))?);
-        let enough = match script.answer.end {
-            AnswerEnd::ClientLeaves if awaited.upstream.is_some() => awaited.body.len(),
-            AnswerEnd::ClientLeaves | AnswerEnd::Whole | AnswerEnd::UpstreamBreaks => usize::MAX,
-        };
-        let answer = wire::send(
-            self.envoy.listen,
-            &format!("{} {} HTTP/1.1", call.method, call.path),
-            &headers,
-            body.as_deref().unwrap_or_default(),
-            enough,
-        )?;
+        let answer = caller::call(self.envoy.listen, script, token.as_deref(), awaited)?;
         let record = self.record(number)?;
         self.report(awaited)?;
         let mut state = self.shared.state();
         let upstream = state.reached.take();
-        let seen = Seen {
-            status: answer.word(1).parse().context("a status")?,
-            reason: answer.header("x-tollgate-reason"),
-            retry_after: answer.header("retry-after").filter(|_| upstream.is_none()),
-            limits: answer.header("ratelimit-policy"),
-            left: answer.header("ratelimit"),
-            content_type: answer.header("content-type"),
-            body: String::from_utf8_lossy(&answer.body).into_owned(),
-            upstream,
-            record: serde_json::from_slice(&record)?,
-            spent: state.control_plane.spent().0,
-        };
-        Ok(seen.normalise())
+        caller::seen(&answer, upstream, &record, &state.control_plane)
     }
 
     /// The one record of the call, and of `calls` so far.

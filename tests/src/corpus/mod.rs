@@ -4,6 +4,7 @@
 //! A [`Host`] says only how to carry a script out; everything else (keys, tokens, bundles, the control plane's side) is here and the same
 //! for all. `tests/corpus/README.md` describes the format.
 
+pub mod caller;
 pub mod case;
 pub mod component;
 pub mod control_plane;
@@ -22,9 +23,12 @@ use envoy::InEnvoy;
 use native::Native;
 use spin::InSpin;
 use std::{
-    panic::resume_unwind,
+    collections::BTreeMap,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 use workerd::InWorkerd;
@@ -128,46 +132,68 @@ pub fn load(folder: &Path, filter: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Cases run at the same time. Gates in Envoy and workerd spend most of a case waiting for their timers.
-const AT_ONCE: usize = 6;
+/// Cases run at the same time: gates in Envoy and workerd spend most of a case waiting for their timers, and two cores are busy with so many.
+const AT_ONCE: usize = 8;
 
 /// Runs `cases` on `hosts`; prints every difference and every skip, in the order of the cases.
 pub fn run(cases: &[Case], hosts: &[Box<dyn Host>]) -> Summary {
     let next = AtomicUsize::new(0);
-    let run_some = || -> Vec<(usize, Findings)> {
-        std::iter::from_fn(|| {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            Some((index, compare(cases.get(index)?, hosts)))
-        })
-        .collect()
-    };
-    let mut findings: Vec<(usize, Findings)> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(run_some)).collect();
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
+    let told = Mutex::new(Told {
+        next: 0,
+        waiting: BTreeMap::new(),
+        summary: Summary {
+            cases: cases.iter().map(Case::count).sum(),
+            hosts: hosts.len(),
+            ..Summary::default()
+        },
     });
-    findings.sort_by_key(|(index, _)| *index);
-    let mut summary = Summary {
-        cases: cases.iter().map(Case::count).sum(),
-        hosts: hosts.len(),
-        ..Summary::default()
+    let run_some = || {
+        let next_case = || {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            Some((index, cases.get(index)?))
+        };
+        for (index, case) in std::iter::from_fn(next_case) {
+            let found = compare(case, hosts);
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.hear(index, found);
+        }
     };
-    for (_, found) in findings {
-        for skip in &found.skips {
-            println!("skipped: {skip}");
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(run_some);
         }
-        for difference in &found.differences {
-            println!("difference: {difference}");
+    });
+    told.into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .summary
+}
+
+/// What was said so far, so that a long run says early what it finds.
+struct Told {
+    /// The case that is told next.
+    next: usize,
+    waiting: BTreeMap<usize, Findings>,
+    summary: Summary,
+}
+
+impl Told {
+    fn hear(&mut self, index: usize, found: Findings) {
+        self.waiting.insert(index, found);
+        while let Some(found) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            for skip in &found.skips {
+                println!("skipped: {skip}");
+            }
+            for difference in &found.differences {
+                println!("difference: {difference}");
+            }
+            if let Some(case) = &found.drawn {
+                println!("{case}");
+            }
+            self.summary.skipped += found.skips.len();
+            self.summary.differences += found.differences.len();
         }
-        if let Some(case) = &found.drawn {
-            println!("{case}");
-        }
-        summary.skipped += found.skips.len();
-        summary.differences += found.differences.len();
     }
-    summary
 }
 
 /// What there is to say of one case.

@@ -4,8 +4,8 @@
 //! delivered and reported, or has given up; that is what is waited for.
 
 use super::{
-    Host,
-    case::{AnswerEnd, BundleState, Case, Seen, SeenUpstream, Step as Script},
+    Host, caller,
+    case::{Case, Seen, SeenUpstream, Step as Script},
     control_plane::{self, ControlPlane},
     native::Native,
     upstream::{self, Notices},
@@ -17,7 +17,6 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
-    io::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -127,11 +126,7 @@ struct Scene {
 impl Scene {
     fn start(case: &Case) -> Result<Scene> {
         let start = case.start()?;
-        let mut control_plane = ControlPlane::new(case)?;
-        let bundle = match case.bundle {
-            BundleState::Missing => None,
-            BundleState::Present | BundleState::Short => Some(control_plane.bundle(1)?),
-        };
+        let (control_plane, bundle) = ControlPlane::with_bundle(case)?;
         let clock = Clock::default();
         clock.set(start);
         let shared = Arc::new(Shared {
@@ -147,26 +142,15 @@ impl Scene {
         });
         let upstream = {
             let shared = Arc::clone(&shared);
-            Server::start(move |request, stream| {
-                let script = {
-                    let mut state = shared.state();
-                    state.reached = Some(upstream::seen(&request));
-                    state.script.clone()
-                };
-                if let Some(script) = script {
-                    // What the gate does not take any more was not to be taken.
-                    let _ = upstream::answer(&script.answer, stream, Notices::AtOnce);
-                }
+            upstream::serve(Notices::AtOnce, move |seen| {
+                let mut state = shared.state();
+                state.reached = Some(seen);
+                Some(state.script.as_ref()?.answer.clone())
             })?
         };
         let control_plane = {
             let shared = Arc::clone(&shared);
-            Server::start(move |request, stream| {
-                let response = shared.control_plane(&request).unwrap_or_else(|error| {
-                    wire::response(500, &[], format!("{error:#}").as_bytes())
-                });
-                let _ = stream.write_all(&response);
-            })?
+            control_plane::serve(move |request| shared.control_plane(request))?
         };
         let hosts = [&upstream, &control_plane].map(|server| format!("http://{}", server.address));
         let (settings, secrets) = control_plane::settings(case.upstream);
@@ -192,28 +176,14 @@ impl Scene {
     }
 
     fn step(&self, script: &Script, awaited: &Seen, now: Time) -> Result<Seen> {
-        let call = &script.call;
-        let body = call.bytes()?;
         let token = {
             let mut state = self.shared.state();
             state.script = Some(script.clone());
             state.reached = None;
             self.shared.set_clock(&mut state, now);
-            state.control_plane.token(call.token.kind)?
+            state.control_plane.token(script.call.token.kind)?
         };
-        let mut headers = vec![("host".to_string(), call.authority.clone().into_bytes())];
-        headers.extend(call.headers(token.as_deref(), body.as_ref().map(Vec::len))?);
-        let enough = match script.answer.end {
-            AnswerEnd::ClientLeaves if awaited.upstream.is_some() => awaited.body.len(),
-            AnswerEnd::ClientLeaves | AnswerEnd::Whole | AnswerEnd::UpstreamBreaks => usize::MAX,
-        };
-        let answer = wire::send(
-            self.gate.listen,
-            &format!("{} {} HTTP/1.1", call.method, call.path),
-            &headers,
-            body.as_deref().unwrap_or_default(),
-            enough,
-        )?;
+        let answer = caller::call(self.gate.listen, script, token.as_deref(), awaited)?;
         self.finish(awaited)?;
         let mut state = self.shared.state();
         let mut records = std::mem::take(&mut state.records);
@@ -221,19 +191,7 @@ impl Scene {
             bail!("not one record of one call");
         };
         let upstream = state.reached.take();
-        let seen = Seen {
-            status: answer.word(1).parse().context("a status")?,
-            reason: answer.header("x-tollgate-reason"),
-            retry_after: answer.header("retry-after").filter(|_| upstream.is_none()),
-            content_type: answer.header("content-type"),
-            limits: answer.header("ratelimit-policy"),
-            left: answer.header("ratelimit"),
-            body: String::from_utf8_lossy(&answer.body).into_owned(),
-            upstream,
-            record: serde_json::from_slice(&record)?,
-            spent: state.control_plane.spent().0,
-        };
-        Ok(seen.normalise())
+        caller::seen(&answer, upstream, &record, &state.control_plane)
     }
 
     /// Until the instance has done all that it will.

@@ -2,7 +2,7 @@
 
 use super::{
     case::{Answer, AnswerEnd, SeenUpstream},
-    wire::{self, Message},
+    wire::{self, Message, Server},
 };
 use anyhow::{Result, ensure};
 use std::{
@@ -12,8 +12,7 @@ use std::{
 };
 
 /// What came.
-#[must_use]
-pub fn seen(request: &Message) -> SeenUpstream {
+fn seen(request: &Message) -> SeenUpstream {
     SeenUpstream {
         method: request.word(0).to_string(),
         path: request.word(1).to_string(),
@@ -35,14 +34,27 @@ pub enum Notices {
     OnWriting,
 }
 
+/// An upstream: is told what came, and answers with what that gives.
+///
+/// # Errors
+/// When there is no port.
+pub fn serve(
+    notices: Notices,
+    reached: impl Fn(SeenUpstream) -> Option<Answer> + Send + Sync + 'static,
+) -> Result<Server> {
+    Server::start(move |request, stream| {
+        if let Some(script) = reached(seen(&request)) {
+            // What the gate does not take any more was not to be taken.
+            let _ = answer(&script, stream, notices);
+        }
+    })
+}
+
 /// Between two comments. Long enough that whoever wants to leave has left.
 const COMMENT_EVERY: Duration = Duration::from_millis(300);
 
-/// Sends `answer`, and ends as it says.
-///
-/// # Errors
-/// When the other side takes no more.
-pub fn answer(answer: &Answer, stream: &mut TcpStream, notices: Notices) -> Result<()> {
+/// Sends `answer`, and ends as it says. An error when the other side takes no more.
+fn answer(answer: &Answer, stream: &mut TcpStream, notices: Notices) -> Result<()> {
     let mut headers = vec![("content-type", answer.content_type.as_str())];
     headers.extend(
         answer

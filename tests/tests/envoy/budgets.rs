@@ -4,7 +4,9 @@ use serde_json::Value;
 use ureq::http::HeaderValue;
 use xtask::stack::Stack;
 
-use crate::scene::{Scene, answer, at_once, chat_body, wait_for, within_a_minute};
+use tollgate_tests::whole::{Whole as _, answer, at_once, chat_body, wait_for, within_a_minute};
+
+use crate::scene::Scene;
 
 const CALLERS: usize = 40;
 
@@ -66,7 +68,7 @@ fn a_burst_admits_exactly(cap: usize) {
     let mut attempt = 0;
     let (admitted, reached) = within_a_minute(|| {
         attempt += 1;
-        scene.provider.forget_requests();
+        scene.provider().forget_requests();
         let admitted = burst(&scene, &format!("robot-{attempt}"));
         (admitted, scene.reached().len())
     });

@@ -5,9 +5,11 @@ use ureq::http::HeaderValue;
 use xtask::envoy::{self, Envoy, Run};
 use xtask::stack::{gate_secrets, gate_settings};
 
-use crate::scene::{
-    self, MODEL, PROVIDER_KEY, Scene, alone, answer, chat_body, over_http2, wait_for,
+use tollgate_tests::whole::{
+    self, MODEL, PROVIDER_KEY, Whole as _, answer, chat_body, upstream, wait_for,
 };
+
+use crate::scene::{Scene, alone, over_http2};
 
 /// Everything that the reading of one call can meet.
 const POLICY: &str = "
@@ -185,7 +187,7 @@ fn a_body_that_does_not_say_its_length_is_held_and_judged_whole() {
                 body,
             )))
             .unwrap();
-        scene::read(scene::client().run(request).unwrap())
+        whole::read(whole::client().run(request).unwrap())
     };
     let words = "word ".repeat(100_000);
     let allowed = send(chat_body(&words).to_string());
@@ -229,7 +231,7 @@ fn before_its_first_bundle_a_gate_lets_nothing_pass() {
     // The same Envoy again, with a key that opens nothing: it gets no bundle.
     let mut workspace = scene.stack.workspace.clone();
     workspace.enrolment_key = workspace.enrolment_key.chars().rev().collect();
-    let upstream = scene::upstream(&scene.provider);
+    let upstream = upstream(scene.provider());
     let (settings, run) = alone(&scene, gate_settings(&workspace, &upstream));
     let run = Run {
         environment: gate_secrets(&workspace, &upstream),
@@ -253,7 +255,7 @@ fn before_its_first_bundle_a_gate_lets_nothing_pass() {
 #[test]
 fn a_configuration_that_cannot_work_keeps_envoy_from_starting() {
     let scene = Scene::start("bad-configuration", POLICY);
-    let upstream = scene::upstream(&scene.provider);
+    let upstream = upstream(scene.provider());
     let mut gate = gate_settings(&scene.stack.workspace, &upstream);
     // Its secrets are not in the environment.
     let (settings, run) = alone(&scene, gate.clone());

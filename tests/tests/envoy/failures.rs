@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tollgate_tests::corpus::wire;
+use tollgate_tests::whole::{DEADLINE, Whole as _, answer, chat_body, upstream, wait_for};
 use tollgate_tests::{built, trap};
 use xtask::envoy::Envoy;
 use xtask::process;
 use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
 
-use crate::scene::{
-    self, DEADLINE, Http2, Scene, alone, answer, chat_body, next_chunk, runtime, wait_for,
-};
+use crate::scene::{Http2, Scene, alone, next_chunk, runtime};
 
 fn budget(per_day_usd: &str) -> String {
     format!(
@@ -437,7 +436,7 @@ fn a_control_plane_that_talks_nonsense_changes_nothing() {
         })
         .unwrap()
     };
-    let upstream = scene::upstream(&scene.provider);
+    let upstream = upstream(scene.provider());
     let (mut settings, mut run) = alone(&scene, gate_settings(&scene.stack.workspace, &upstream));
     settings.control_plane = relay.address.into();
     run.environment = gate_secrets(&scene.stack.workspace, &upstream);

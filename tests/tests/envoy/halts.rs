@@ -7,8 +7,9 @@ use std::{
 
 use serde_json::{Value, json};
 use tollgate_tests::process::wait_until;
+use tollgate_tests::whole::{Whole as _, chat_body, client};
 
-use crate::scene::{Scene, chat_body, client};
+use crate::scene::Scene;
 
 const POLICY: &str = "
 apiVersion: tollgate/v1

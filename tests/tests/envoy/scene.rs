@@ -1,28 +1,18 @@
-//! One whole: control plane, workspace, agent, gate, provider.
+//! One whole, with the gate in Envoy.
 
 use std::fs;
-use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tollgate_tests::stand_in::StandIn;
-use tollgate_tests::stand_in::requests::Received;
-use tollgate_tests::{Scratch, built, process};
-use ureq::Agent;
+use tollgate_tests::whole::{PROVIDER_KEY, Whole, upstream};
+use tollgate_tests::{Scratch, built};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::envoy::{self, Run};
-use xtask::stack::{LOOPBACK, Plan, Programs, Stack, Upstream};
-
-/// How long anything may take that happens by itself.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What the stand-in wants to see. Opens nothing.
-pub(crate) const PROVIDER_KEY: &str = "provider-key-of-a-test";
-
-/// The model of the tests: 250 nano-USD per input token, 2,000 per output token (`policy/prices`).
-pub(crate) const MODEL: &str = "gpt-5-mini";
+use xtask::stack::{LOOPBACK, Plan, Programs, Stack};
 
 pub(crate) struct Scene {
     pub(crate) stack: Stack,
@@ -30,30 +20,6 @@ pub(crate) struct Scene {
     pub(crate) agent: String,
     pub(crate) token: String,
     scratch: Scratch,
-}
-
-/// What a caller got.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn header(&self, name: &str) -> &str {
-        let value = self.headers.get(name).map(|value| value.to_str());
-        value.and_then(Result::ok).unwrap_or_default()
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
-    }
-
-    /// Status and first reason.
-    pub(crate) fn verdict(&self) -> (u16, &str) {
-        (self.status, self.header("x-tollgate-reason"))
-    }
 }
 
 impl Scene {
@@ -89,80 +55,27 @@ impl Scene {
         }
     }
 
-    /// A chat completion, as OpenAI's SDK would ask for it.
-    pub(crate) fn chat(&self, prompt: &str, headers: &[(&str, &str)]) -> Answer {
-        self.post("/v1/chat/completions", &chat_body(prompt), headers)
-    }
-
-    /// A JSON body with the agent's token.
-    pub(crate) fn post(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
-        self.send(path, body.to_string().as_bytes(), headers)
-    }
-
-    /// Any body with the agent's token.
-    pub(crate) fn send(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
-        answer(self.request(path, headers).body(body.to_vec()).unwrap())
-    }
-
-    pub(crate) fn request(
-        &self,
-        path: &str,
-        headers: &[(&str, &str)],
-    ) -> ureq::http::request::Builder {
-        let mut request = Request::post(self.stack.envoy.url(path))
-            .header("authorization", format!("Bearer {}", self.token))
-            .header("content-type", "application/json");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request
-    }
-
-    /// What reached the provider.
-    pub(crate) fn reached(&self) -> Vec<Received> {
-        self.provider.requests()
-    }
-
-    /// An operator's `GET` below the workspace.
-    pub(crate) fn ask(&self, path: &str) -> Value {
-        let Stack {
-            control_plane,
-            workspace,
-            ..
-        } = &self.stack;
-        let path = format!("/v1/workspaces/{}/{path}", workspace.id);
-        control_plane
-            .call(&workspace.operator_key, "GET", &path, "")
-            .unwrap_or_else(|error| panic!("{error:#}"))
-    }
-
-    /// All records, by the time their calls began, once there are this many. (The journal has them worker by worker.)
-    pub(crate) fn records(&self, count: usize) -> Vec<Value> {
-        wait_for("the records", || {
-            let answer = self.ask("audit?limit=1000");
-            let entries = answer["records"].as_array()?.iter();
-            let mut records: Vec<_> = entries.map(|entry| entry["record"].clone()).collect();
-            records.sort_by_key(|record| record["at_ms"].as_i64());
-            Some(records).filter(|records| records.len() >= count)
-        })
-    }
-
-    /// The budget whose account ends in this, as the control plane has it.
-    pub(crate) fn budget(&self, account: &str) -> Option<Value> {
-        let budgets = self.ask("budgets");
-        let mut budgets = budgets.as_array()?.iter();
-        budgets
-            .find(|budget| {
-                budget["account"]
-                    .as_str()
-                    .is_some_and(|name| name.ends_with(account))
-            })
-            .cloned()
-    }
-
     /// A file of this scene's.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
+    }
+}
+
+impl Whole for Scene {
+    fn gate(&self) -> SocketAddr {
+        self.stack.envoy.listen
+    }
+
+    fn token(&self) -> &str {
+        &self.token
+    }
+
+    fn provider(&self) -> &StandIn {
+        &self.provider
+    }
+
+    fn control_plane(&self) -> (&ControlPlane, &Workspace) {
+        (&self.stack.control_plane, &self.stack.workspace)
     }
 }
 
@@ -172,70 +85,6 @@ fn programs() -> Programs {
         filter: built::filter().to_owned(),
         envoy: built::envoy().to_owned(),
     }
-}
-
-pub(crate) fn upstream(provider: &StandIn) -> Upstream {
-    Upstream {
-        origin: provider.address().into(),
-        openai_key: Some(PROVIDER_KEY.to_owned()),
-        anthropic_key: Some(PROVIDER_KEY.to_owned()),
-    }
-}
-
-/// A chat completion with a bound, so that its worst case is known.
-pub(crate) fn chat_body(prompt: &str) -> Value {
-    json!({
-        "model": MODEL,
-        "max_completion_tokens": 100,
-        "messages": [{"role": "user", "content": prompt}],
-    })
-}
-
-/// Sends a request; every status is an answer.
-pub(crate) fn answer(request: Request<Vec<u8>>) -> Answer {
-    read(client().run(request).unwrap())
-}
-
-/// Reads a response to its end.
-pub(crate) fn read(mut response: Response<ureq::Body>) -> Answer {
-    let mut body = Vec::new();
-    response
-        .body_mut()
-        .as_reader()
-        .read_to_end(&mut body)
-        .unwrap();
-    Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        body: String::from_utf8(body).unwrap(),
-    }
-}
-
-/// A client with connections of its own.
-pub(crate) fn client() -> Agent {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(DEADLINE))
-        .proxy(None)
-        .build()
-        .into()
-}
-
-/// Sends `count` requests at once, each on a connection of its own, and gives the answers.
-pub(crate) fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> Vec<Answer> {
-    let start = std::sync::Barrier::new(count);
-    std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..count)
-            .map(|_| {
-                scope.spawn(|| {
-                    let request = request();
-                    start.wait();
-                    answer(request)
-                })
-            })
-            .collect();
-        calls.into_iter().map(|call| call.join().unwrap()).collect()
-    })
 }
 
 /// A chat completion over HTTP/2 without a `content-length`: status and body.
@@ -317,33 +166,6 @@ pub(crate) async fn next_chunk(
         let _ = body.flow_control().release_capacity(chunk.len());
     }
     Some(chunk)
-}
-
-/// Looks until there is something.
-pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    process::wait_until(what, DEADLINE, probe).unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-/// The UTC minute it is, for tests whose limits count by the minute.
-pub(crate) fn minute() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.unwrap().as_secs() / 60
-}
-
-/// Runs `attempt` until no minute has begun in its middle.
-pub(crate) fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
-    let begun = Instant::now();
-    loop {
-        let before = minute();
-        let result = attempt();
-        if minute() == before {
-            return result;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "never within one minute"
-        );
-    }
 }
 
 /// Another Envoy in a scene, with this gate.

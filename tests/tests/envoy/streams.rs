@@ -3,8 +3,9 @@
 use std::io::{BufRead as _, BufReader};
 
 use serde_json::{Value, json};
+use tollgate_tests::whole::{Whole as _, client, stream_body, wait_for};
 
-use crate::scene::{Scene, chat_body, client, wait_for};
+use crate::scene::Scene;
 
 const POLICY: &str = "
 apiVersion: tollgate/v1
@@ -17,15 +18,6 @@ spec:
     per: agent
     daily_limit_usd: 1
 ";
-
-fn stream_body(include_usage: bool) -> Value {
-    let mut body = chat_body("three short words");
-    body["stream"] = true.into();
-    if include_usage {
-        body["stream_options"] = json!({"include_usage": true});
-    }
-    body
-}
 
 /// The events of a stream, without `data: ` and without the last, which says that it is done.
 fn events(stream: &str) -> Vec<Value> {
@@ -46,7 +38,9 @@ fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
     let path = "/v1/chat/completions";
 
     // Asked for by the client: everything is passed on, byte for byte.
-    let asked = scene.post(path, &stream_body(true), &[("x-stand-in-split", "37")]);
+    let mut asking = stream_body();
+    asking["stream_options"] = json!({"include_usage": true});
+    let asked = scene.post(path, &asking, &[("x-stand-in-split", "37")]);
     assert_eq!(asked.status, 200, "{}", asked.body);
     let with_usage = events(&asked.body);
     let usage = &with_usage.last().unwrap()["usage"];
@@ -56,7 +50,7 @@ fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
     );
 
     // Not asked for: the gate asks, and takes the frame out again, also where chunks cut it.
-    let not_asked = scene.post(path, &stream_body(false), &[("x-stand-in-split", "37")]);
+    let not_asked = scene.post(path, &stream_body(), &[("x-stand-in-split", "37")]);
     let without_usage = events(&not_asked.body);
     assert_eq!(without_usage.len(), with_usage.len() - 1);
     assert!(
@@ -84,7 +78,7 @@ fn a_client_that_leaves_in_the_middle_pays_for_what_it_saw_once() {
         ("x-stand-in-delay-ms", "100"),
         ("x-stand-in-completion-tokens", "100"),
     ];
-    let body = stream_body(false).to_string().into_bytes();
+    let body = stream_body().to_string().into_bytes();
     let request = scene
         .request("/v1/chat/completions", &knobs)
         .body(body)
@@ -126,7 +120,7 @@ fn a_stream_that_breaks_off_is_settled_on_an_estimate() {
     let knobs = [("x-stand-in-cut-after", "3"), ("x-stand-in-delay-ms", "10")];
     let request = scene
         .request("/v1/chat/completions", &knobs)
-        .body(stream_body(false).to_string().into_bytes())
+        .body(stream_body().to_string().into_bytes())
         .unwrap();
     let mut response = client().run(request).unwrap();
     assert_eq!(response.status(), 200);

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use tollgate_tests::envoy::{Envoy, Origin, Run};
+use tollgate_tests::whole::Whole as _;
 use tollgate_tests::{Scratch, built};
 
 const POLICY: &str = "
@@ -157,6 +158,6 @@ fn the_provider_learns_nothing_about_where_an_agent_sits() {
             || name.starts_with("x-tollgate-")
     };
     assert_eq!(names.iter().copied().find(telling), None, "{names:?}");
-    let provider = scene.provider.address().to_string();
+    let provider = scene.provider().address().to_string();
     assert_eq!(received.header("host").collect::<Vec<_>>(), [provider]);
 }

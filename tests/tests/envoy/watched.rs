@@ -3,8 +3,9 @@
 use std::fs;
 
 use tollgate_tests::http;
+use tollgate_tests::whole::{PROVIDER_KEY, Whole as _, wait_for};
 
-use crate::scene::{PROVIDER_KEY, Scene, wait_for};
+use crate::scene::Scene;
 
 #[test]
 fn metrics_tell_the_story_and_no_secret_is_anywhere() {

@@ -4,8 +4,11 @@ use std::io::{BufRead as _, BufReader};
 
 use serde_json::json;
 use tollgate_tests::spin_host::Reuse;
+use tollgate_tests::whole::{
+    self, PROVIDER_KEY, Whole as _, at_once, chat_body, client, stream_body, wait_for,
+};
 
-use crate::scene::{self, Gate, PROVIDER_KEY, Scene, at_once, chat_body, client, wait_for};
+use crate::scene::{Gate, Scene};
 
 /// Everything that the reading of one call can meet.
 const POLICY: &str = "
@@ -26,7 +29,7 @@ spec:
 fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
     for reuse in [Reuse::NEVER, Reuse::SPIN] {
         let scene = Scene::start("allowed", POLICY, reuse);
-        let answer = scene.chat("four words are here");
+        let answer = scene.chat("four words are here", &[]);
         assert_eq!(answer.status, 200, "{}", answer.body);
         let decision = answer.header("x-tollgate-decision").to_owned();
         assert!(decision.starts_with("d-"), "{decision}");
@@ -57,7 +60,7 @@ fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
 fn what_an_instance_knew_outlives_it() {
     let scene = Scene::start("outlives", POLICY, Reuse::NEVER);
     for _ in 0..4 {
-        assert_eq!(scene.chat("hello").status, 200);
+        assert_eq!(scene.chat("hello", &[]).status, 200);
     }
     if let Gate::StandIn(host) = &scene.gate {
         assert_eq!(host.instances(), 4);
@@ -96,7 +99,7 @@ spec:
 fn a_burst_and_what_follows_get_what_the_cap_allows_and_no_more() {
     for reuse in [Reuse::NEVER, Reuse::SPIN] {
         let scene = Scene::start("burst", &cap(10), reuse);
-        assert_eq!(scene.chat("hello").status, 200);
+        assert_eq!(scene.chat("hello", &[]).status, 200);
         let body = chat_body("hello").to_string().into_bytes();
         let answers = at_once(30, || {
             let request = scene.request("/v1/chat/completions", &[]);
@@ -112,7 +115,7 @@ fn a_burst_and_what_follows_get_what_the_cap_allows_and_no_more() {
         assert!(burst <= 9, "{burst}");
         let mut served = 1 + burst;
         wait_for("the cap to be reached", || {
-            let answer = scene.chat("hello");
+            let answer = scene.chat("hello", &[]);
             served += usize::from(answer.status == 200);
             (answer.verdict() == denied).then_some(())
         });
@@ -124,23 +127,17 @@ fn a_burst_and_what_follows_get_what_the_cap_allows_and_no_more() {
 fn without_its_control_plane_a_gate_spends_its_lease_and_no_more() {
     for reuse in [Reuse::NEVER, Reuse::SPIN] {
         let mut scene = Scene::start("orphan", POLICY, reuse);
-        assert_eq!(scene.chat("hello").status, 200);
+        assert_eq!(scene.chat("hello", &[]).status, 200);
         scene.records(1);
         scene.control_plane.process.kill().unwrap();
         for _ in 0..3 {
-            assert_eq!(scene.chat("hello").status, 200, "within the lease");
+            assert_eq!(scene.chat("hello", &[]).status, 200, "within the lease");
         }
         scene.restart_control_plane();
-        assert_eq!(scene.chat("hello").status, 200);
+        assert_eq!(scene.chat("hello", &[]).status, 200);
         assert_eq!(scene.records(5).len(), 5);
         assert_eq!(scene.ask("audit/gaps"), json!([]));
     }
-}
-
-fn stream_body() -> Vec<u8> {
-    let mut body = chat_body("three short words");
-    body["stream"] = true.into();
-    body.to_string().into_bytes()
 }
 
 #[test]
@@ -151,7 +148,7 @@ fn a_slow_stream_arrives_as_it_is_sent_and_who_leaves_it_pays_once() {
         let knobs = [("x-stand-in-delay-ms", "2000")];
         let request = scene
             .request("/v1/chat/completions", &knobs)
-            .body(stream_body())
+            .body(stream_body().to_string().into_bytes())
             .unwrap();
         let started = std::time::Instant::now();
         let mut response = client().run(request).unwrap();
@@ -193,7 +190,7 @@ fn a_stream_that_breaks_off_breaks_off_for_the_caller_too() {
     let knobs = [("x-stand-in-cut-after", "3"), ("x-stand-in-delay-ms", "10")];
     let request = scene
         .request("/v1/chat/completions", &knobs)
-        .body(stream_body())
+        .body(stream_body().to_string().into_bytes())
         .unwrap();
     let mut response = client().run(request).unwrap();
     assert_eq!(response.status(), 200);
@@ -218,10 +215,10 @@ fn a_body_over_the_cap_is_refused_before_it_has_come() {
         .unwrap();
     // The client may see the connection closed under its upload, or the answer.
     if let Ok(response) = client().run(request) {
-        assert_eq!(scene::read(response).status, 413);
+        assert_eq!(whole::read(response).status, 413);
     }
     assert_eq!(scene.reached(), []);
-    assert_eq!(scene.chat("hello").status, 200);
+    assert_eq!(scene.chat("hello", &[]).status, 200);
 }
 
 /// Nothing but what the manifest allows is reached, whatever the settings say.
@@ -234,7 +231,7 @@ fn a_host_that_the_manifest_does_not_allow_is_not_reached() {
         eprintln!("skipped: on a real Spin it is spin.toml that says what is allowed");
         return;
     }
-    let answer = scene.chat("hello");
+    let answer = scene.chat("hello", &[]);
     assert_eq!(answer.status, 502, "{}", answer.body);
     assert_eq!(scene.reached(), []);
     assert_eq!(scene.records(1)[0]["end"], "upstream_broken");
@@ -265,7 +262,7 @@ fn a_gate_that_is_not_configured_says_so_in_its_log() {
     let scene = Scene::start_as("unconfigured", POLICY, Reuse::SPIN, |app| {
         app.variables.remove("upstream");
     });
-    assert_eq!(scene.chat("hello").status, 503);
+    assert_eq!(scene.chat("hello", &[]).status, 503);
     if let Gate::StandIn(host) = &scene.gate {
         let log = host.log();
         assert!(log.contains("the variable `upstream` is not set"), "{log}");

@@ -1,36 +1,22 @@
-//! One whole: control plane, workspace, agent, gate, provider.
+//! One whole, with the gate in Spin or what stands in for it.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
 
-use serde_json::{Value, json};
 use tollgate_tests::spin_host::{App, Clock, Reuse, SpinHost, Values};
 use tollgate_tests::stand_in::StandIn;
-use tollgate_tests::stand_in::requests::Received;
-use tollgate_tests::{Scratch, built, process};
-use ureq::Agent;
-use ureq::http::{HeaderMap, Request, Response};
+use tollgate_tests::whole::{PROVIDER_KEY, Whole, upstream, wait_for};
+use tollgate_tests::{Scratch, built};
 use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::process::Process;
-use xtask::stack::{self, LOOPBACK, Upstream};
-
-/// How long anything may take that happens by itself.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What the stand-in wants to see. Opens nothing.
-pub(crate) const PROVIDER_KEY: &str = "provider-key-of-a-test";
-
-/// The model of the tests: 250 nano-USD per input token, 2,000 per output token (`policy/prices`).
-pub(crate) const MODEL: &str = "gpt-5-mini";
+use xtask::stack::{self, LOOPBACK};
 
 pub(crate) struct Scene {
     pub(crate) gate: Gate,
     pub(crate) control_plane: ControlPlane,
-    pub(crate) workspace: Workspace,
-    pub(crate) provider: StandIn,
+    workspace: Workspace,
+    provider: StandIn,
     pub(crate) token: String,
     _scratch: Scratch,
 }
@@ -75,7 +61,7 @@ impl Gate {
             command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
         }
         let process = Process::spawn("Spin", command, &scratch.path().join("spin.log")).unwrap();
-        wait_for("Spin", || std::net::TcpStream::connect(listen).ok());
+        wait_for("Spin", || TcpStream::connect(listen).ok());
         Gate::Spin {
             listen,
             _process: process,
@@ -87,26 +73,6 @@ impl Gate {
             Gate::StandIn(host) => host.listen,
             Gate::Spin { listen, .. } => *listen,
         }
-    }
-}
-
-/// What a caller got.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn header(&self, name: &str) -> &str {
-        let value = self.headers.get(name).map(|value| value.to_str());
-        value.and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// Status and first reason.
-    pub(crate) fn verdict(&self) -> (u16, &str) {
-        (self.status, self.header("x-tollgate-reason"))
     }
 }
 
@@ -132,11 +98,7 @@ impl Scene {
             .unwrap();
         control_plane.apply_policy(&workspace, policy).unwrap();
         let token = control_plane.issue_token(&workspace, &agent).unwrap();
-        let upstream = Upstream {
-            origin: provider.address().into(),
-            openai_key: Some(PROVIDER_KEY.to_owned()),
-            anthropic_key: Some(PROVIDER_KEY.to_owned()),
-        };
+        let upstream = upstream(&provider);
         let hosts = [
             format!("http://{}", provider.address()),
             format!("http://{}", control_plane.address),
@@ -176,69 +138,23 @@ impl Scene {
         self.control_plane.process.kill().unwrap();
         self.control_plane = start_control_plane(&self._scratch, self.control_plane.address);
     }
+}
 
-    /// A chat completion, as OpenAI's SDK would ask for it.
-    pub(crate) fn chat(&self, prompt: &str) -> Answer {
-        self.send(
-            "/v1/chat/completions",
-            chat_body(prompt).to_string().as_bytes(),
-            &[],
-        )
+impl Whole for Scene {
+    fn gate(&self) -> SocketAddr {
+        self.gate.listen()
     }
 
-    /// Any body with the agent's token.
-    pub(crate) fn send(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
-        answer(self.request(path, headers).body(body.to_vec()).unwrap())
+    fn token(&self) -> &str {
+        &self.token
     }
 
-    pub(crate) fn request(
-        &self,
-        path: &str,
-        headers: &[(&str, &str)],
-    ) -> ureq::http::request::Builder {
-        let mut request = Request::post(format!("http://{}{path}", self.gate.listen()))
-            .header("authorization", format!("Bearer {}", self.token))
-            .header("content-type", "application/json");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request
+    fn provider(&self) -> &StandIn {
+        &self.provider
     }
 
-    /// What reached the provider.
-    pub(crate) fn reached(&self) -> Vec<Received> {
-        self.provider.requests()
-    }
-
-    /// An operator's `GET` below the workspace.
-    pub(crate) fn ask(&self, path: &str) -> Value {
-        let path = format!("/v1/workspaces/{}/{path}", self.workspace.id);
-        self.control_plane
-            .call(&self.workspace.operator_key, "GET", &path, "")
-            .unwrap_or_else(|error| panic!("{error:#}"))
-    }
-
-    /// The records, oldest first, once there are this many.
-    pub(crate) fn records(&self, count: usize) -> Vec<Value> {
-        wait_for("the records", || {
-            let answer = self.ask("audit?limit=1000");
-            let records = answer["records"].as_array()?;
-            let records = records.iter().map(|entry| entry["record"].clone());
-            Some(records.collect::<Vec<_>>()).filter(|records| records.len() >= count)
-        })
-    }
-
-    /// The budget whose account ends in this, as the control plane has it.
-    pub(crate) fn budget(&self, account: &str) -> Option<Value> {
-        let budgets = self.ask("budgets");
-        let mut budgets = budgets.as_array()?.iter();
-        budgets
-            .find(|budget| {
-                budget["account"]
-                    .as_str()
-                    .is_some_and(|name| name.ends_with(account))
-            })
-            .cloned()
+    fn control_plane(&self) -> (&ControlPlane, &Workspace) {
+        (&self.control_plane, &self.workspace)
     }
 }
 
@@ -261,65 +177,4 @@ fn start_control_plane(scratch: &Scratch, listen: SocketAddr) -> ControlPlane {
     serve.arg("serve");
     let log = scratch.path().join("control-plane.log");
     ControlPlane::start(serve, &scratch.path().join("data"), listen, &log).unwrap()
-}
-
-/// A chat completion with a bound, so that its worst case is known.
-pub(crate) fn chat_body(prompt: &str) -> Value {
-    json!({
-        "model": MODEL,
-        "max_completion_tokens": 100,
-        "messages": [{"role": "user", "content": prompt}],
-    })
-}
-
-/// Sends a request; every status is an answer.
-pub(crate) fn answer(request: Request<Vec<u8>>) -> Answer {
-    read(client().run(request).unwrap())
-}
-
-/// Reads a response to its end.
-pub(crate) fn read(mut response: Response<ureq::Body>) -> Answer {
-    let mut body = Vec::new();
-    response
-        .body_mut()
-        .as_reader()
-        .read_to_end(&mut body)
-        .unwrap();
-    Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        body: String::from_utf8(body).unwrap(),
-    }
-}
-
-/// A client with connections of its own.
-pub(crate) fn client() -> Agent {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(DEADLINE))
-        .proxy(None)
-        .build()
-        .into()
-}
-
-/// Sends `count` requests at once, each on a connection of its own, and gives the answers.
-pub(crate) fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> Vec<Answer> {
-    let start = std::sync::Barrier::new(count);
-    std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..count)
-            .map(|_| {
-                scope.spawn(|| {
-                    let request = request();
-                    start.wait();
-                    answer(request)
-                })
-            })
-            .collect();
-        calls.into_iter().map(|call| call.join().unwrap()).collect()
-    })
-}
-
-/// Looks until there is something.
-pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    process::wait_until(what, DEADLINE, probe).unwrap_or_else(|error| panic!("{error:#}"))
 }

@@ -5,9 +5,12 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::scene::{
-    self, PROVIDER_KEY, Scene, at_once, chat_body, client, wait_for, within_a_minute,
+use tollgate_tests::whole::{
+    self, PROVIDER_KEY, Whole as _, at_once, chat_body, client, stream_body, wait_for,
+    within_a_minute,
 };
+
+use crate::scene::Scene;
 
 /// Everything that the reading of one call can meet.
 const POLICY: &str = "
@@ -94,7 +97,7 @@ spec:
     let body = chat_body("hello").to_string().into_bytes();
     // A burst over the edge of a minute may rightly admit twice as many; the next one is not.
     let served = within_a_minute(|| {
-        scene.provider.forget_requests();
+        scene.provider().forget_requests();
         let answers = at_once(200, || {
             let request = scene.request("/v1/chat/completions", &[]);
             request.body(body.clone()).unwrap()
@@ -115,12 +118,6 @@ spec:
     assert!(scene.records(200).len().is_multiple_of(200));
 }
 
-fn stream_body() -> Vec<u8> {
-    let mut body = chat_body("three short words");
-    body["stream"] = true.into();
-    body.to_string().into_bytes()
-}
-
 #[test]
 fn a_slow_stream_arrives_as_it_is_sent() {
     let scene = Scene::start("slow", POLICY);
@@ -128,7 +125,7 @@ fn a_slow_stream_arrives_as_it_is_sent() {
     let knobs = [("x-stand-in-delay-ms", "2000")];
     let request = scene
         .request("/v1/chat/completions", &knobs)
-        .body(stream_body())
+        .body(stream_body().to_string().into_bytes())
         .unwrap();
     let started = std::time::Instant::now();
     let mut response = client().run(request).unwrap();
@@ -170,7 +167,7 @@ fn a_slow_stream_arrives_as_it_is_sent() {
 #[test]
 fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
     let scene = Scene::start("streams", POLICY);
-    let answer = scene.send(
+    let answer = scene.post(
         "/v1/chat/completions",
         &stream_body(),
         &[("x-stand-in-split", "37")],
@@ -194,7 +191,7 @@ fn a_stream_that_breaks_off_is_settled_on_an_estimate() {
     let knobs = [("x-stand-in-cut-after", "3"), ("x-stand-in-delay-ms", "10")];
     let request = scene
         .request("/v1/chat/completions", &knobs)
-        .body(stream_body())
+        .body(stream_body().to_string().into_bytes())
         .unwrap();
     let mut response = client().run(request).unwrap();
     assert_eq!(response.status(), 200);
@@ -249,7 +246,7 @@ fn a_body_over_the_cap_is_refused_before_it_has_come() {
         .unwrap();
     // The client may see the connection closed under its upload, or the answer.
     if let Ok(response) = client().run(request) {
-        assert_eq!(scene::read(response).status, 413);
+        assert_eq!(whole::read(response).status, 413);
     }
     assert_eq!(scene.reached(), []);
     let records = scene.records(2);

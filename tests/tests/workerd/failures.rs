@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tollgate_tests::clock::Clock;
 use tollgate_tests::corpus::wire::{self, Server};
+use tollgate_tests::whole::{Whole as _, chat_body, client, wait_for};
 
-use crate::scene::{Scene, chat_body, client, wait_for};
+use crate::scene::Scene;
 
 fn budget(per_day_usd: &str) -> String {
     format!(

@@ -1,50 +1,19 @@
-//! One whole: control plane, workspace, agent, gate, provider.
+//! One whole, with the gate in workerd.
 
-use std::io::Read as _;
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tollgate_tests::stand_in::StandIn;
-use tollgate_tests::stand_in::requests::Received;
-use tollgate_tests::{Scratch, built, process};
-use ureq::Agent;
-use ureq::http::{HeaderMap, Request, Response};
-use xtask::stack::{EdgePlan, EdgeStack, LOOPBACK, Upstream};
-
-/// How long anything may take that happens by itself.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What the stand-in wants to see. Opens nothing.
-pub(crate) const PROVIDER_KEY: &str = "provider-key-of-a-test";
-
-/// The model of the tests: 250 nano-USD per input token, 2,000 per output token (`policy/prices`).
-pub(crate) const MODEL: &str = "gpt-5-mini";
+use tollgate_tests::whole::{PROVIDER_KEY, Whole, upstream};
+use tollgate_tests::{Scratch, built};
+use xtask::control_plane::{ControlPlane, Workspace};
+use xtask::stack::{EdgePlan, EdgeStack, LOOPBACK};
 
 pub(crate) struct Scene {
     pub(crate) stack: EdgeStack,
-    pub(crate) provider: StandIn,
     pub(crate) token: String,
+    provider: StandIn,
     _scratch: Scratch,
-}
-
-/// What a caller got.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn header(&self, name: &str) -> &str {
-        let value = self.headers.get(name).map(|value| value.to_str());
-        value.and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// Status and first reason.
-    pub(crate) fn verdict(&self) -> (u16, &str) {
-        (self.status, self.header("x-tollgate-reason"))
-    }
 }
 
 impl Scene {
@@ -62,11 +31,7 @@ impl Scene {
             tollgate: built::tollgate().to_owned(),
             workerd: built::workerd().to_owned(),
             worker: built::cloudflare().to_owned(),
-            upstream: Upstream {
-                origin: provider.address().into(),
-                openai_key: Some(PROVIDER_KEY.to_owned()),
-                anthropic_key: Some(PROVIDER_KEY.to_owned()),
-            },
+            upstream: upstream(&provider),
             gate: LOOPBACK,
             control_plane: LOOPBACK,
             bundles: None,
@@ -87,163 +52,32 @@ impl Scene {
             .unwrap();
         Scene {
             stack,
-            provider,
             token,
+            provider,
             _scratch: scratch,
         }
     }
-
-    /// A chat completion, as OpenAI's SDK would ask for it.
-    pub(crate) fn chat(&self, prompt: &str, headers: &[(&str, &str)]) -> Answer {
-        self.send(
-            "/v1/chat/completions",
-            chat_body(prompt).to_string().as_bytes(),
-            headers,
-        )
-    }
-
-    /// Any body with the agent's token.
-    pub(crate) fn send(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
-        answer(self.request(path, headers).body(body.to_vec()).unwrap())
-    }
-
-    pub(crate) fn request(
-        &self,
-        path: &str,
-        headers: &[(&str, &str)],
-    ) -> ureq::http::request::Builder {
-        let mut request = Request::post(self.stack.gate.url(path))
-            .header("authorization", format!("Bearer {}", self.token))
-            .header("content-type", "application/json");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request
-    }
-
-    /// What reached the provider.
-    pub(crate) fn reached(&self) -> Vec<Received> {
-        self.provider.requests()
-    }
-
-    /// An operator's `GET` below the workspace.
-    pub(crate) fn ask(&self, path: &str) -> Value {
-        let EdgeStack {
-            control_plane,
-            workspace,
-            ..
-        } = &self.stack;
-        let path = format!("/v1/workspaces/{}/{path}", workspace.id);
-        control_plane
-            .call(&workspace.operator_key, "GET", &path, "")
-            .unwrap_or_else(|error| panic!("{error:#}"))
-    }
-
-    /// The records of the agent's calls, oldest first, once there are this many.
-    pub(crate) fn records(&self, count: usize) -> Vec<Value> {
-        wait_for("the records", || {
-            let answer = self.ask("audit?limit=1000");
-            let records = answer["records"].as_array()?;
-            let records = records
-                .iter()
-                .map(|entry| entry["record"].clone())
-                // Without those that asked whether the gate is there.
-                .filter(|record| !record["agent"].is_null());
-            Some(records.collect::<Vec<_>>()).filter(|records| records.len() >= count)
-        })
-    }
-
-    /// The budget whose account ends in this, as the control plane has it.
-    pub(crate) fn budget(&self, account: &str) -> Option<Value> {
-        let budgets = self.ask("budgets");
-        let mut budgets = budgets.as_array()?.iter();
-        budgets
-            .find(|budget| {
-                budget["account"]
-                    .as_str()
-                    .is_some_and(|name| name.ends_with(account))
-            })
-            .cloned()
-    }
 }
 
-/// A chat completion with a bound, so that its worst case is known.
-pub(crate) fn chat_body(prompt: &str) -> Value {
-    json!({
-        "model": MODEL,
-        "max_completion_tokens": 100,
-        "messages": [{"role": "user", "content": prompt}],
-    })
-}
-
-/// Sends a request; every status is an answer.
-pub(crate) fn answer(request: Request<Vec<u8>>) -> Answer {
-    read(client().run(request).unwrap())
-}
-
-/// Reads a response to its end.
-pub(crate) fn read(mut response: Response<ureq::Body>) -> Answer {
-    let mut body = Vec::new();
-    response
-        .body_mut()
-        .as_reader()
-        .read_to_end(&mut body)
-        .unwrap();
-    Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        body: String::from_utf8(body).unwrap(),
+impl Whole for Scene {
+    fn gate(&self) -> SocketAddr {
+        self.stack.gate.listen
     }
-}
 
-/// A client with connections of its own.
-pub(crate) fn client() -> Agent {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(DEADLINE))
-        .proxy(None)
-        .build()
-        .into()
-}
+    fn token(&self) -> &str {
+        &self.token
+    }
 
-/// Sends `count` requests at once, each on a connection of its own, and gives the answers.
-pub(crate) fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> Vec<Answer> {
-    let start = std::sync::Barrier::new(count);
-    std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..count)
-            .map(|_| {
-                scope.spawn(|| {
-                    let request = request();
-                    start.wait();
-                    answer(request)
-                })
-            })
-            .collect();
-        calls.into_iter().map(|call| call.join().unwrap()).collect()
-    })
-}
+    fn provider(&self) -> &StandIn {
+        &self.provider
+    }
 
-/// Looks until there is something.
-pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    process::wait_until(what, DEADLINE, probe).unwrap_or_else(|error| panic!("{error:#}"))
-}
+    fn control_plane(&self) -> (&ControlPlane, &Workspace) {
+        (&self.stack.control_plane, &self.stack.workspace)
+    }
 
-/// Runs `attempt` until no minute has begun in its middle, for limits that count by the minute.
-pub(crate) fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
-    let minute = || {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        since.unwrap().as_secs() / 60
-    };
-    let begun = std::time::Instant::now();
-    loop {
-        let before = minute();
-        let result = attempt();
-        if minute() == before {
-            return result;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "never within one minute"
-        );
+    /// Without those that asked whether the gate is there.
+    fn is_of_a_test(record: &Value) -> bool {
+        !record["agent"].is_null()
     }
 }

@@ -1,0 +1,273 @@
+//! What tests of the whole share, whatever the gate runs in: calls as an agent makes them, and what the provider and an operator see of them.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tollgate_stand_in::StandIn;
+use tollgate_stand_in::requests::Received;
+use ureq::Agent;
+use ureq::http::{HeaderMap, Request, Response, request};
+use xtask::control_plane::{ControlPlane, Workspace};
+use xtask::process;
+use xtask::stack::Upstream;
+
+/// How long anything may take that happens by itself.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the stand-in wants to see. Opens nothing.
+pub const PROVIDER_KEY: &str = "provider-key-of-a-test";
+
+/// The model of the tests: 250 nano-USD per input token, 2,000 per output token (`policy/prices`).
+pub const MODEL: &str = "gpt-5-mini";
+
+/// Control plane, workspace, agent, gate, provider: everything up, the policy in the gate. All of it panics where a test has failed.
+pub trait Whole {
+    /// Where agents connect.
+    fn gate(&self) -> SocketAddr;
+
+    /// The agent's.
+    fn token(&self) -> &str;
+
+    /// The one behind the gate.
+    fn provider(&self) -> &StandIn;
+
+    /// The one that the gate belongs to.
+    fn control_plane(&self) -> (&ControlPlane, &Workspace);
+
+    /// Whether a record is of a call that the test has made.
+    fn is_of_a_test(_record: &Value) -> bool {
+        true
+    }
+
+    /// A chat completion, as OpenAI's SDK would ask for it.
+    fn chat(&self, prompt: &str, headers: &[(&str, &str)]) -> Answer {
+        self.post("/v1/chat/completions", &chat_body(prompt), headers)
+    }
+
+    /// A JSON body with the agent's token.
+    fn post(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        self.send(path, body.to_string().as_bytes(), headers)
+    }
+
+    /// Any body with the agent's token.
+    fn send(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
+        answer(self.request(path, headers).body(body.to_vec()).unwrap())
+    }
+
+    /// A request with the agent's token, without its body.
+    fn request(&self, path: &str, headers: &[(&str, &str)]) -> request::Builder {
+        let mut request = Request::post(format!("http://{}{path}", self.gate()))
+            .header("authorization", format!("Bearer {}", self.token()))
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request
+    }
+
+    /// What reached the provider.
+    fn reached(&self) -> Vec<Received> {
+        self.provider().requests()
+    }
+
+    /// An operator's `GET` below the workspace.
+    fn ask(&self, path: &str) -> Value {
+        let (control_plane, workspace) = self.control_plane();
+        let path = format!("/v1/workspaces/{}/{path}", workspace.id);
+        control_plane
+            .call(&workspace.operator_key, "GET", &path, "")
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// The records of a test's calls, by the time they began, once there are this many. (The journal has them in the order of their ends.)
+    fn records(&self, count: usize) -> Vec<Value> {
+        wait_for("the records", || {
+            let answer = self.ask("audit?limit=1000");
+            let entries = answer["records"].as_array()?.iter();
+            let records = entries.map(|entry| entry["record"].clone());
+            let mut records: Vec<_> = records.filter(Self::is_of_a_test).collect();
+            records.sort_by_key(|record| record["at_ms"].as_i64());
+            Some(records).filter(|records| records.len() >= count)
+        })
+    }
+
+    /// The budget whose account ends in this, as the control plane has it.
+    fn budget(&self, account: &str) -> Option<Value> {
+        let budgets = self.ask("budgets");
+        let mut budgets = budgets.as_array()?.iter();
+        budgets
+            .find(|budget| {
+                budget["account"]
+                    .as_str()
+                    .is_some_and(|name| name.ends_with(account))
+            })
+            .cloned()
+    }
+}
+
+/// The provider as a gate is told of it, with its keys.
+#[must_use]
+pub fn upstream(provider: &StandIn) -> Upstream {
+    Upstream {
+        origin: provider.address().into(),
+        openai_key: Some(PROVIDER_KEY.to_owned()),
+        anthropic_key: Some(PROVIDER_KEY.to_owned()),
+    }
+}
+
+/// What a caller got.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: String,
+}
+
+impl Answer {
+    /// A header's value; empty when there is none.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name).map(|value| value.to_str());
+        value.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The body.
+    ///
+    /// # Panics
+    /// When it is no JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// Status and first reason.
+    #[must_use]
+    pub fn verdict(&self) -> (u16, &str) {
+        (self.status, self.header("x-tollgate-reason"))
+    }
+}
+
+/// A chat completion with a bound, so that its worst case is known.
+#[must_use]
+pub fn chat_body(prompt: &str) -> Value {
+    json!({
+        "model": MODEL,
+        "max_completion_tokens": 100,
+        "messages": [{"role": "user", "content": prompt}],
+    })
+}
+
+/// The same, as a stream.
+#[must_use]
+pub fn stream_body() -> Value {
+    let mut body = chat_body("three short words");
+    body["stream"] = true.into();
+    body
+}
+
+/// Sends a request; every status is an answer.
+///
+/// # Panics
+/// When there is no answer.
+#[must_use]
+pub fn answer(request: Request<Vec<u8>>) -> Answer {
+    read(client().run(request).unwrap())
+}
+
+/// Reads a response to its end.
+///
+/// # Panics
+/// When it breaks off, or is no text.
+#[must_use]
+pub fn read(mut response: Response<ureq::Body>) -> Answer {
+    let mut body = Vec::new();
+    response
+        .body_mut()
+        .as_reader()
+        .read_to_end(&mut body)
+        .unwrap();
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: String::from_utf8(body).unwrap(),
+    }
+}
+
+/// A client with connections of its own.
+#[must_use]
+pub fn client() -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(DEADLINE))
+        .proxy(None)
+        .build()
+        .into()
+}
+
+/// Sends `count` requests at once, each on a connection of its own, and gives the answers.
+///
+/// # Panics
+/// When one of them is not answered.
+#[must_use]
+pub fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> Vec<Answer> {
+    let start = Barrier::new(count);
+    thread::scope(|scope| {
+        let calls: Vec<_> = (0..count)
+            .map(|_| {
+                scope.spawn(|| {
+                    let request = request();
+                    start.wait();
+                    answer(request)
+                })
+            })
+            .collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    })
+}
+
+/// Looks until there is something.
+///
+/// # Panics
+/// When there is nothing by the [`DEADLINE`].
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    process::wait_until(what, DEADLINE, probe).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// The UTC minute it is, for tests whose limits count by the minute.
+///
+/// # Panics
+/// Before 1970.
+#[must_use]
+pub fn minute() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+        / 60
+}
+
+/// Runs `attempt` until no minute has begun in its middle.
+///
+/// # Panics
+/// When that takes longer than two of them.
+pub fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
+    let begun = Instant::now();
+    loop {
+        let before = minute();
+        let result = attempt();
+        if minute() == before {
+            return result;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "never within one minute"
+        );
+    }
+}
