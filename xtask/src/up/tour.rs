@@ -100,7 +100,7 @@ In another terminal, in this order:
 
 See what came of them:
 
-  {tollgate} audit list    # every decision, its reasons and its cost
+  {tollgate} audit list    # every decision, its reasons and its cost{asked}
   {tollgate} usage         # what was spent, by agent and model
   {tollgate} budget list   # what is left
   {tollgate} audit export --output {folder}/audit.jsonl && {tollgate} audit verify {folder}/audit.jsonl
@@ -110,6 +110,8 @@ Logs are in {folder}. Ctrl-C stops everything; the next `cargo xtask up` finds i
         folder = folder.display(),
         tollgate = tollgate.display(),
         policy = root().join("xtask/demo/policy.yaml").display(),
+        // Envoy says by itself when it is ready.
+        asked = admin.map_or("; the first, nobody's, asked whether the gate is there", |_| ""),
         metrics = admin.map_or_else(String::new, |admin| {
             format!("  curl -s http://{admin}/stats/prometheus | grep ^tollgate_\n")
         }),
