@@ -116,14 +116,7 @@ const SLEEPERS: &[(&str, &str)] = &[
 
 #[test]
 fn dependencies_point_the_way_the_design_says() {
-    let metadata = process::capture(cargo::cargo("metadata").args([
-        "--no-deps",
-        "--format-version",
-        "1",
-        "--offline",
-    ]))
-    .unwrap();
-    let metadata: Value = serde_json::from_str(&metadata).unwrap();
+    let metadata = metadata();
     let house: BTreeMap<&str, &[&str]> = HOUSE.iter().copied().collect();
     let mut wrong = Vec::new();
     for package in metadata["packages"].as_array().unwrap() {
@@ -149,6 +142,30 @@ fn dependencies_point_the_way_the_design_says() {
         }
     }
     assert_none(&wrong);
+}
+
+/// What cargo has to say of our crates.
+fn metadata() -> Value {
+    let options = ["--no-deps", "--format-version", "1", "--offline"];
+    let metadata = process::capture(cargo::cargo("metadata").args(options)).unwrap();
+    serde_json::from_str(&metadata).unwrap()
+}
+
+/// `cargo component` takes long to install and makes what plain cargo does, so nobody here runs it. What it would read has to name what there is.
+#[test]
+fn what_cargo_component_reads_is_there() {
+    let folder = root().join("filter/component");
+    let metadata = metadata();
+    let mut packages = metadata["packages"].as_array().unwrap().iter();
+    let manifest = packages.find(|package| package["name"] == "tollgate-component");
+    let component = &manifest.unwrap()["metadata"]["component"];
+    let (package, target) = (component["package"].as_str(), &component["target"]);
+    let wit = folder.join(target["path"].as_str().unwrap());
+    let text = fs::read_to_string(wit.join("gate.wit")).unwrap();
+    let has = |line: String| text.lines().any(|known| known.starts_with(&line));
+    assert!(has(format!("package {}@", package.unwrap())), "{component}");
+    let world = target["world"].as_str().unwrap();
+    assert!(has(format!("world {world} ")), "{component}");
 }
 
 #[test]
