@@ -42,10 +42,22 @@ impl Component {
     /// # Errors
     /// When it is no component of a version this wasmtime knows.
     pub fn load(path: &Path) -> Result<Component> {
+        // The tests run it a few thousand times; what they wait for is the compiler.
+        Component::compile(path, OptLevel::None)
+    }
+
+    /// The same for measurements.
+    ///
+    /// # Errors
+    /// As [`Component::load`].
+    pub fn load_optimised(path: &Path) -> Result<Component> {
+        Component::compile(path, OptLevel::Speed)
+    }
+
+    fn compile(path: &Path, level: OptLevel) -> Result<Component> {
         let mut config = Config::new();
         config.consume_fuel(true);
-        // The tests run it a few thousand times; what they wait for is the compiler.
-        config.cranelift_opt_level(OptLevel::None);
+        config.cranelift_opt_level(level);
         let engine = Engine::new(&config)?;
         let compiled = Compiled::from_file(&engine, path)
             .map_err(anyhow::Error::from)

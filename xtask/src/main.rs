@@ -36,7 +36,7 @@ enum Command {
     Wasm,
     /// Run every check there is; what a change must pass.
     Test(test::Options),
-    /// Measure what the gate adds to Envoy.
+    /// Measure what the gate costs.
     Bench(bench::Options),
     /// Run the corpus of case files on every host and compare their decisions.
     Corpus {

@@ -35,9 +35,23 @@ pub struct App {
     pub allowed_outbound_hosts: Vec<String>,
     /// Requests in the life of an instance, and at once.
     pub requests_per_instance: usize,
+    /// Whether to have the machine code optimised, for measurements: it takes longer to start.
+    pub optimised: bool,
 }
 
 impl App {
+    /// What only passes calls on.
+    #[must_use]
+    pub fn pass_through(component: PathBuf, upstream: &Origin) -> Self {
+        Self {
+            component,
+            variables: BTreeMap::from([("upstream".to_owned(), upstream.url())]),
+            allowed_outbound_hosts: vec![upstream.url()],
+            requests_per_instance: REQUESTS_PER_INSTANCE,
+            optimised: false,
+        }
+    }
+
     /// The gate, as its `spin.toml` and an operator would have it.
     #[must_use]
     pub fn gate(
@@ -62,6 +76,7 @@ impl App {
             variables,
             allowed_outbound_hosts: hosts.to_vec(),
             requests_per_instance: REQUESTS_PER_INSTANCE,
+            optimised: false,
         }
     }
 }
@@ -76,12 +91,13 @@ pub struct Spin {
 }
 
 impl Spin {
-    /// Builds the stand-in and starts it; its settings and its log go to `folder`.
+    /// Builds the stand-in, `build_arguments` going to cargo, and starts it; its settings and its log go to `folder`.
     ///
     /// # Errors
     /// When it does not come up; with the end of its log.
-    pub fn start(app: &App, folder: &Path) -> Result<Self> {
-        let program = cargo::build("tollgate-tests", "spin", "", &["--bin", "spin"])?;
+    pub fn start(app: &App, folder: &Path, build_arguments: &[&str]) -> Result<Self> {
+        let arguments = [&["--bin", "spin"], build_arguments].concat();
+        let program = cargo::build("tollgate-tests", "spin", "", &arguments)?;
         let settings = folder.join("spin.json");
         fs::write(&settings, serde_json::to_string(app)?)?;
         let mut command = Command::new(program);

@@ -219,6 +219,8 @@ pub struct EdgePlan {
     pub control_plane: SocketAddr,
     /// Where cold isolates find their bundle.
     pub bundles: Option<SocketAddr>,
+    /// Whether a worker that only passes calls on stands beside the gate.
+    pub pass_through: bool,
     /// Environment variables for control plane and workerd alike, such as a test's clock.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -304,6 +306,7 @@ impl EdgePlan {
             upstream: self.upstream.origin.clone(),
             control_plane: self.control_plane.into(),
             bundles: self.bundles,
+            pass_through: self.pass_through,
             environment: [
                 gate_secrets(workspace, &self.upstream),
                 self.environment.clone(),

@@ -195,6 +195,7 @@ fn sdk() -> Result<Outcome> {
         gate: LOOPBACK,
         control_plane: LOOPBACK,
         bundles: None,
+        pass_through: false,
         environment: Vec::new(),
     };
     let workerd = EdgeStack::start(plan, &mut prepare)?;
@@ -213,7 +214,7 @@ fn sdk() -> Result<Outcome> {
         control_plane.address,
         &stack::gate_secrets(&workspace, &upstream),
     );
-    let spin = Spin::start(&app, &at_spin)?;
+    let spin = Spin::start(&app, &at_spin, &[])?;
 
     let [at_envoy, at_workerd, at_spin] = tokens.as_chunks::<2>().0 else {
         bail!("two agents at each gate, two tokens")

@@ -51,11 +51,23 @@ pub fn filter() -> Result<PathBuf> {
 /// # Errors
 /// When the target cannot be installed or the build fails.
 pub fn spin() -> Result<PathBuf> {
+    spin_component("tollgate-spin", "tollgate_spin")
+}
+
+/// Builds the Spin component that only passes calls on, for comparison.
+///
+/// # Errors
+/// As [`spin`].
+pub fn spin_pass_through() -> Result<PathBuf> {
+    spin_component("tollgate-pass-through", "tollgate_pass_through")
+}
+
+fn spin_component(package: &str, target_name: &str) -> Result<PathBuf> {
     tools::rust_target(SPIN_TARGET)?;
-    progress::say("Building", "the Spin component");
+    progress::say("Building", format!("the Spin component {package}"));
     cargo::build(
-        "tollgate-spin",
-        "tollgate_spin",
+        package,
+        target_name,
         "wasm",
         &["--profile", "wasm", "--target", SPIN_TARGET],
     )

@@ -38,6 +38,8 @@ pub struct Run {
     pub control_plane: Origin,
     /// A server that speaks workerd's KV protocol, where cold isolates find their bundle; they ask the keeper when there is none.
     pub bundles: Option<SocketAddr>,
+    /// Whether a worker that only passes calls on stands beside the gate, to compare it with.
+    pub pass_through: bool,
     /// Environment variables. Those whose names the gate's settings mention become the worker's secrets.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -49,6 +51,8 @@ pub struct Workerd {
     pub process: Process,
     /// Where agents connect, with the real port.
     pub listen: SocketAddr,
+    /// Where the worker listens that only passes calls on.
+    pub pass_through: Option<SocketAddr>,
 }
 
 impl Workerd {
@@ -68,14 +72,25 @@ impl Workerd {
             .arg(format!("--socket-addr=http={}", run.listen))
             .envs(run.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::spawn("workerd", command, &run.folder.join("workerd.log"))?;
-        let port = process.wait_for_line("workerd's address", START_DEADLINE, |line| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            (event["event"] == "listen" && event["socket"] == "http")
-                .then(|| event["port"].as_u64())
-                .flatten()
-        })?;
-        let listen = SocketAddr::new(run.listen.ip(), u16::try_from(port)?);
-        Ok(Self { process, listen })
+        let mut address = |of: &str| -> Result<SocketAddr> {
+            let port = process.wait_for_line("workerd's address", START_DEADLINE, |line| {
+                let event: Value = serde_json::from_str(line).ok()?;
+                (event["event"] == "listen" && event["socket"] == of)
+                    .then(|| event["port"].as_u64())
+                    .flatten()
+            })?;
+            Ok(SocketAddr::new(run.listen.ip(), u16::try_from(port)?))
+        };
+        let listen = address("http")?;
+        let pass_through = run
+            .pass_through
+            .then(|| address("pass-through"))
+            .transpose()?;
+        Ok(Self {
+            process,
+            listen,
+            pass_through,
+        })
     }
 
     /// Waits until the gate runs a bundle; before, it answers everything with 503.
@@ -160,6 +175,27 @@ fn write_configuration(run: &Run) -> Result<PathBuf> {
             "(name = \"bundles\", external = (address = \"{address}\", http = ()))"
         ));
     }
+    let mut sockets = vec!["(name = \"http\", http = (), service = \"gate\")".to_owned()];
+    let mut workers = String::new();
+    if run.pass_through {
+        services.push("(name = \"pass-through\", worker = .passThrough)".to_owned());
+        sockets.push(
+            "(name = \"pass-through\", address = \"127.0.0.1:0\", http = (), service = \"pass-through\")"
+                .to_owned(),
+        );
+        workers = format!(
+            "
+const passThrough :Workerd.Worker = (
+  serviceWorkerScript = {script},
+  compatibilityDate = \"{COMPATIBILITY_DATE}\",
+  bindings = [(name = \"UPSTREAM\", text = {upstream})],
+  globalOutbound = \"network\",
+);
+",
+            script = text(PASS_THROUGH),
+            upstream = text(&run.upstream.url()),
+        );
+    }
     let configuration = format!(
         "using Workerd = import \"/workerd/workerd.capnp\";
 
@@ -167,7 +203,9 @@ const config :Workerd.Config = (
   services = [
     {services}
   ],
-  sockets = [(name = \"http\", http = (), service = \"gate\")],
+  sockets = [
+    {sockets}
+  ],
 );
 
 const gate :Workerd.Worker = (
@@ -182,7 +220,8 @@ const gate :Workerd.Worker = (
   durableObjectStorage = (localDisk = \"disk\"),
   globalOutbound = \"network\",
 );
-",
+{workers}",
+        sockets = sockets.join(",\n    "),
         services = services.join(",\n    "),
         modules = modules.join(",\n    "),
         bindings = bindings.join(",\n    "),
@@ -192,6 +231,12 @@ const gate :Workerd.Worker = (
         .with_context(|| format!("cannot write `{}`", path.display()))?;
     Ok(path)
 }
+
+/// The least that a gate could do.
+const PASS_THROUGH: &str = r#"addEventListener("fetch", (event) => {
+  const url = new URL(event.request.url);
+  event.respondWith(fetch(new Request(UPSTREAM + url.pathname + url.search, event.request)));
+});"#;
 
 /// As in `edge-worker/cloudflare/wrangler.toml`.
 const COMPATIBILITY_DATE: &str = "2026-04-01";

@@ -37,6 +37,7 @@ const HOUSE: &[(&str, &[&str])] = &[
         ],
     ),
     ("tollgate-stand-in", &[]),
+    ("tollgate-pass-through", &[]),
     ("xtask", &[]),
     (
         "tollgate-tests",

@@ -20,6 +20,7 @@ fn main() -> Result<()> {
             at_once: settings.requests_per_instance,
         },
         clock: Clock::default(),
+        optimised: settings.optimised,
     };
     let host = SpinHost::start(&settings.component, app)?;
     println!("listens on {}", host.listen);

@@ -167,6 +167,7 @@ impl Scene {
             values: Values::default(),
             reuse: Reuse::NEVER,
             clock,
+            optimised: false,
         };
         Ok(Scene {
             gate: SpinHost::start(built::spin(), app)?,

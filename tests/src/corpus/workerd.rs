@@ -221,6 +221,7 @@ impl Scene {
             upstream: upstream.address.into(),
             control_plane: control_plane.address.into(),
             bundles: None,
+            pass_through: false,
             environment: environment
                 .into_iter()
                 .chain(

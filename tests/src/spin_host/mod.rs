@@ -81,6 +81,8 @@ pub struct App {
     pub reuse: Reuse,
     /// The wall clock.
     pub clock: Clock,
+    /// Whether the component's machine code is optimised, for measurements; by the first host of a program, for all.
+    pub optimised: bool,
 }
 
 /// A wall clock that a test holds; shows the real time until it is set.
@@ -133,7 +135,7 @@ impl SpinHost {
     /// # Errors
     /// When it is no component that Spin could run, or there is no port.
     pub fn start(path: &Path, app: App) -> Result<SpinHost> {
-        let compiled = compiled(path)?;
+        let compiled = compiled(path, app.optimised)?;
         let seen = Arc::new(Observed {
             log: MemoryOutputPipe::new(LOG_BYTES),
             instances: AtomicU64::new(0),
@@ -201,12 +203,15 @@ struct Compiled {
     service: ServicePre<Guest>,
 }
 
-fn compiled(path: &Path) -> Result<Compiled> {
+fn compiled(path: &Path, optimised: bool) -> Result<Compiled> {
     static COMPILED: OnceLock<Result<Compiled, String>> = OnceLock::new();
     let compile = || -> wasmtime::Result<Compiled> {
         let mut config = Config::new();
         config.wasm_component_model_async(true);
-        config.cranelift_opt_level(OptLevel::None);
+        config.cranelift_opt_level(match optimised {
+            true => OptLevel::Speed,
+            false => OptLevel::None,
+        });
         let engine = Engine::new(&config)?;
         let component = Component::from_file(&engine, path)?;
         let mut linker = Linker::new(&engine);

@@ -120,6 +120,7 @@ impl Scene {
             values: Values::default(),
             reuse,
             clock: Clock::default(),
+            optimised: false,
         };
         change(&mut app);
         let gate = Gate::start(&scratch, app);

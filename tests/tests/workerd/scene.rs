@@ -35,6 +35,7 @@ impl Scene {
             gate: LOOPBACK,
             control_plane: LOOPBACK,
             bundles: None,
+            pass_through: false,
             environment: Vec::new(),
         };
         change(&mut plan);

@@ -4,12 +4,13 @@
 //! figure. Every variant runs in every round, and the order turns round by round, so that drift falls on all of them alike.
 
 mod cost;
+mod edge;
 mod load;
 mod policy;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ const NOTES: &str = "\n## Notes\n";
 enum Section {
     /// Decisions without a gate, beside other policy engines.
     Policy,
+    /// The component, the Cloudflare Worker and the Spin component.
+    Edge,
 }
 
 #[derive(Args)]
@@ -116,9 +119,14 @@ struct Sample {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if let Some(Section::Policy) = options.only {
-        return policy::run(options.output.as_deref());
+    match options.only {
+        Some(Section::Policy) => policy::run(options.output.as_deref()),
+        Some(Section::Edge) => edge::run(options),
+        None => envoy(options),
     }
+}
+
+fn envoy(options: &Options) -> Result<()> {
     let run_folder = RunFolder::new("bench")?;
     let folder = run_folder.path();
     progress::say("Building", "the control plane");
@@ -259,7 +267,7 @@ fn measure(
         }
         for index in order {
             let variant = &variants[index];
-            let request = workload.request(variant);
+            let request = workload.request(&variant.credential);
             let target = Target {
                 address: variant.envoy.listen,
                 request: &request,
@@ -294,7 +302,7 @@ fn measure_latencies(
             format!("{}, latencies, round {}", workload.name, round + 1),
         );
         for (variant, best) in variants.iter().zip(&mut best) {
-            let request = workload.request(variant);
+            let request = workload.request(&variant.credential);
             let target = Target {
                 address: variant.envoy.listen,
                 request: &request,
@@ -312,11 +320,11 @@ fn measure_latencies(
 }
 
 impl Workload {
-    fn request(&self, variant: &Variant) -> Vec<u8> {
+    fn request(&self, credential: &str) -> Vec<u8> {
         let Self {
             method, path, body, ..
         } = self;
-        let (credential, length) = (&variant.credential, body.len());
+        let length = body.len();
         let content = if body.is_empty() {
             ""
         } else {
@@ -433,10 +441,59 @@ fn middle(sorted: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
+/// Puts `section` into a report, in the place of the one that begins with its first line, up to the next of its kind; at the end when there is none.
+fn write_section(report: &Path, section: &str) -> Result<()> {
+    let former = fs::read_to_string(report)
+        .with_context(|| format!("cannot read `{}`", report.display()))?;
+    fs::write(report, with_section(&former, section))
+        .with_context(|| format!("cannot write `{}`", report.display()))
+}
+
+fn with_section(report: &str, section: &str) -> String {
+    let (before, _, after) = around(report, section);
+    let mut parts = vec![before.trim_end(), section.trim()];
+    parts.extend(Some(after.trim()).filter(|after| !after.is_empty()));
+    parts.join("\n\n") + "\n"
+}
+
+/// What stands before the section that begins with the first line of `section`, it, and what stands after it.
+fn around<'a>(report: &'a str, section: &str) -> (&'a str, &'a str, &'a str) {
+    let title = section.trim_start().lines().next().unwrap_or_default();
+    let Some(start) = report.find(&format!("\n{title}\n")) else {
+        return (report, "", "");
+    };
+    let (before, rest) = report.split_at(start + 1);
+    let length = rest.find("\n## ").map_or(rest.len(), |next| next + 1);
+    let (former, after) = rest.split_at(length);
+    (before, former, after)
+}
+
 fn capitalised(text: &str) -> String {
     let mut characters = text.chars();
     characters
         .next()
         .map(|first| first.to_uppercase().chain(characters).collect())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_goes_where_it_stood_and_leaves_the_others_alone() {
+        let report = "# All\n\n## One\n\nold\n\n### Notes\n\nkept\n\n## Two\n\ntext\n";
+        assert_eq!(
+            with_section(report, "## One\n\nnew\n"),
+            "# All\n\n## One\n\nnew\n\n## Two\n\ntext\n"
+        );
+        assert_eq!(
+            with_section(report, "## Two\n\nnew\n"),
+            "# All\n\n## One\n\nold\n\n### Notes\n\nkept\n\n## Two\n\nnew\n"
+        );
+        assert_eq!(
+            with_section("# All\n", "## Three\n\nnew\n"),
+            "# All\n\n## Three\n\nnew\n"
+        );
+    }
 }

@@ -225,6 +225,7 @@ fn cloudflare(
         gate: options.gate,
         control_plane: options.control_plane,
         bundles: None,
+        pass_through: false,
         environment: Vec::new(),
     };
     progress::say("Starting", "the control plane and the gate");
