@@ -7,6 +7,7 @@ mod budgets;
 mod calls;
 mod failures;
 mod halts;
+mod killed;
 mod scene;
 mod streams;
 mod upstream;
