@@ -46,6 +46,9 @@ enum WorkspaceCommand {
     Create {
         /// What people call it.
         name: String,
+        /// Start without the policy `default-guardrails`; nothing is allowed until another is applied.
+        #[arg(long)]
+        no_guardrails: bool,
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
@@ -72,15 +75,25 @@ impl Workspace {
         match self.command {
             WorkspaceCommand::Create {
                 name,
+                no_guardrails,
                 connection,
                 output,
             } => {
-                let made = connection
-                    .open()?
-                    .post("/v1/workspaces", &json!({"name": name}))?;
+                let made = connection.open()?.post(
+                    "/v1/workspaces",
+                    &json!({"name": name, "guardrails": !no_guardrails}),
+                )?;
                 show(&output, &made, || {
                     println!("workspace  {}", text(&made, "id"));
                     println!("key        {}", text(&made, "operator/key"));
+                    match no_guardrails {
+                        true => {
+                            println!("policies   none; nothing is allowed until one is applied")
+                        }
+                        false => println!(
+                            "policies   default-guardrails; `tollgate policy show default-guardrails` prints it"
+                        ),
+                    }
                     println!("Keep the key; it is not shown again. To use both:");
                     println!(
                         "  export TOLLGATE_WORKSPACE={} TOLLGATE_KEY=…",
@@ -449,6 +462,9 @@ pub(crate) struct Budget {
 enum BudgetCommand {
     /// List the accounts that gates spend from, in their running windows.
     List {
+        /// Those of the runs of this name instead.
+        #[arg(long)]
+        run: Option<String>,
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
@@ -495,9 +511,19 @@ fn in_unit(account: &str, row: &Value, field: &str) -> String {
     )
 }
 
-fn list_budgets(connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
+/// Where budgets are: all, or those of runs of one name.
+fn budgets_path(api: &api::Api, run: Option<&str>) -> anyhow::Result<String> {
+    let query = run.map_or(String::new(), |run| format!("?run={}", segment(run)));
+    api.at(&format!("/budgets{query}"))
+}
+
+fn list_budgets(
+    run: Option<&str>,
+    connection: Connection,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
-    let budgets = api.get(&api.at("/budgets")?)?;
+    let budgets = api.get(&budgets_path(&api, run)?)?;
     let in_unit = |row: &Value, field: &str| in_unit(&text(row, "account"), row, field);
     show(output, &budgets, || {
         Ok(table::print(
@@ -519,7 +545,8 @@ fn list_budgets(connection: Connection, output: &Output) -> anyhow::Result<ExitC
 
 fn show_budget(account: &str, connection: Connection, output: &Output) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
-    let budgets = api.get(&api.at("/budgets")?)?;
+    let run = Account::parse(account).and_then(|account| account.run);
+    let budgets = api.get(&budgets_path(&api, run.as_deref())?)?;
     let budget = budgets
         .as_array()
         .into_iter()
@@ -564,7 +591,11 @@ fn show_budget(account: &str, connection: Connection, output: &Output) -> anyhow
 impl Budget {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            BudgetCommand::List { connection, output } => list_budgets(connection, &output),
+            BudgetCommand::List {
+                run,
+                connection,
+                output,
+            } => list_budgets(run.as_deref(), connection, &output),
             BudgetCommand::Show {
                 account,
                 connection,

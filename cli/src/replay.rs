@@ -15,7 +15,7 @@ use std::{
 };
 use tollgate_engine::{
     bundle::{Document, Payload},
-    condition,
+    condition::{self, Program},
     decide::{self, Outcome},
     facts::{BodyKind, Dialect, Facts, Head, Route},
     identity::{Caller, GovernanceLevel},
@@ -80,6 +80,7 @@ struct Record {
     team: Option<String>,
     org: Option<String>,
     level: Option<String>,
+    run: Option<String>,
     method: Option<String>,
     host: Option<String>,
     path: Option<String>,
@@ -278,6 +279,7 @@ impl Call {
             body: BodyKind::Json,
             mcp_method: None,
             mcp_name: None,
+            run: record.run.clone(),
         };
         let mut facts = Facts::of_head(&head, record.uninspected);
         facts.said.model = record.model.clone();
@@ -339,6 +341,9 @@ impl Set {
             for document in documents {
                 document.patterns.clear();
                 document.approvals.clear();
+                if let Some(others) = &mut document.other_tools {
+                    others.approval = None;
+                }
                 // A rate of none needs no balance.
                 document
                     .limits
@@ -351,6 +356,7 @@ impl Set {
                 document.models = Default::default();
                 document.mcp_tools = Default::default();
                 document.denied_tools.clear();
+                document.other_tools = None;
                 document.limits.retain(|limit| limit.tool.is_none());
             }
         });
@@ -387,42 +393,16 @@ impl Set {
         let mut reasons: Vec<String> = reasons.collect();
         let mut outcome = decision.outcome;
         for document in self.applying(call) {
-            for approval in &document.approvals {
+            for asked in asked(document, call) {
                 // Offered to a model, a tool has no arguments yet, for a gate as little as for us.
                 let offered = !matches!(call.facts.route, Route::Mcp);
-                let asked = self.asks(approval, call);
-                if asked == Some(Ok(true)) || (offered && matches!(asked, Some(Err(())))) {
+                if asked.holds == Ok(true) || (offered && asked.holds.is_err()) {
                     outcome = outcome.max(Outcome::Hold);
-                    reasons.push(format!(
-                        "tools.{}.requires_approval_if @ {}",
-                        approval.tool, document.name
-                    ));
+                    reasons.push(format!("{} @ {}", asked.rule, document.name));
                 }
             }
         }
         (outcome, reasons)
-    }
-
-    /// Whether the condition holds, as far as that is known without arguments; `None` where the call does not use the tool.
-    fn asks(
-        &self,
-        approval: &tollgate_engine::bundle::Approval,
-        call: &Call,
-    ) -> Option<Result<bool, ()>> {
-        let tool = call
-            .facts
-            .tools()
-            .find(|used| used.eq_ignore_ascii_case(&approval.tool))?;
-        let asked = approval.condition.holds(&condition::Call {
-            caller: &call.caller,
-            head: &call.head,
-            facts: &call.facts,
-            tool,
-            args: None,
-            cost_nano_usd: call.cost_nano_usd,
-            now: call.at,
-        });
-        Some(asked.map_err(|_| ()))
     }
 
     fn applying<'s>(&'s self, call: &Call) -> impl Iterator<Item = &'s Document> {
@@ -449,8 +429,10 @@ impl Set {
                 models,
                 mcp_tools,
                 denied_tools,
+                other_tools,
                 patterns,
-                approvals,
+                unsearched_tools,
+                approvals: _,
                 limits,
             } = document;
             let mut add = |rule: String, content: String, makes: Outcome| {
@@ -461,24 +443,31 @@ impl Set {
                     makes,
                 });
             };
-            for (index, pattern) in patterns.iter().enumerate() {
+            let tool = call.facts.said.mcp_tool.as_ref();
+            let exempt = tool.is_some_and(|tool| {
+                let mut names = unsearched_tools.iter();
+                names.any(|name| name.eq_ignore_ascii_case(tool))
+            });
+            for (index, pattern) in patterns.iter().enumerate().filter(|_| !exempt) {
                 let rule = format!("data.sensitive_patterns[{index}]");
                 add(rule, pattern.clone(), Outcome::Deny);
             }
-            for limit in limits {
+            for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));
-                let counts = limit.unit == Unit::Calls || generates || limit.suspend;
+                let counts = match limit.unit {
+                    Unit::Calls | Unit::Errors | Unit::Seconds => true,
+                    Unit::Tokens | Unit::NanoUsd => generates || limit.suspend,
+                };
                 let none = limit.unit == Unit::Calls && limit.amount == 0;
                 if counts && !(other_tool && call.read) && !none {
                     add(limit.rule.clone(), format!("{limit:?}"), Outcome::Deny);
                 }
             }
-            for approval in approvals {
+            for asked in asked(document, call) {
                 let called = matches!(call.facts.route, Route::Mcp);
-                if called && self.asks(approval, call) == Some(Err(())) {
-                    let rule = format!("tools.{}.requires_approval_if", approval.tool);
-                    let condition = format!("{:?}", approval.condition);
-                    add(rule, condition, Outcome::Hold);
+                if called && asked.holds.is_err() {
+                    let condition = format!("{:?}", asked.condition);
+                    add(asked.rule, condition, Outcome::Hold);
                 }
             }
             // The body was not read then, or had more tools than a record names.
@@ -486,14 +475,56 @@ impl Set {
                 let rule = "capabilities".to_owned();
                 add(rule, format!("{models:?}"), Outcome::Deny);
             }
-            let restricts_tools = !denied_tools.is_empty() || !mcp_tools.is_open();
+            let others_denied = other_tools.as_ref().filter(|others| others.denied);
+            let restricts_tools =
+                !denied_tools.is_empty() || !mcp_tools.is_open() || others_denied.is_some();
             if !(call.read && call.all_tools) && restricts_tools {
-                let content = format!("{denied_tools:?} {mcp_tools:?}");
+                let content = format!("{denied_tools:?} {mcp_tools:?} {others_denied:?}");
                 add("tools".to_owned(), content, Outcome::Deny);
             }
         }
         unknown
     }
+}
+
+/// A condition that a document asks about a tool that the call uses.
+struct Asked<'d> {
+    rule: String,
+    condition: &'d Program,
+    /// As far as that is known without arguments.
+    holds: Result<bool, ()>,
+}
+
+fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
+    let ask = |name: &str, tool: &str, condition: &'d Program| Asked {
+        rule: format!("tools.{name}.requires_approval_if"),
+        condition,
+        holds: condition
+            .holds(&condition::Call {
+                caller: &call.caller,
+                head: &call.head,
+                facts: &call.facts,
+                tool,
+                args: None,
+                cost_nano_usd: call.cost_nano_usd,
+                now: call.at,
+            })
+            .map_err(|_| ()),
+    };
+    let mut asked = Vec::new();
+    for approval in &document.approvals {
+        let mut used = call.facts.tools();
+        if let Some(tool) = used.find(|used| used.eq_ignore_ascii_case(&approval.tool)) {
+            asked.push(ask(&approval.tool, tool, &approval.condition));
+        }
+    }
+    if let Some(others) = &document.other_tools
+        && let Some(condition) = &others.approval
+    {
+        let used = call.facts.tools().filter(|tool| others.includes(tool));
+        asked.extend(used.map(|tool| ask("*", tool, condition)));
+    }
+    asked
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use axum::{
     http::StatusCode,
 };
 use serde::{Deserialize, Serialize};
+use tollgate_engine::time::Time;
 use tollgate_policy::{Document, MAX_FILE_BYTES, Parsed, Severity};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -402,7 +403,7 @@ async fn put_into_service(
             let version = if changed {
                 insert(
                     &mut write,
-                    operator,
+                    (&operator.workspace, &operator.key),
                     &document.name,
                     former_version,
                     Content::Applied(text),
@@ -482,10 +483,25 @@ fn check_replaced(
     Err(Problem::policy_refused(vec![finding(&found, source)]))
 }
 
+/// Writes the first policy of a new workspace.
+pub(crate) async fn start(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    author: &str,
+    now: Time,
+) -> Result<(), sqlx::Error> {
+    let (name, content) = (
+        tollgate_policy::GUARDRAILS_NAME,
+        Content::Applied(tollgate_policy::GUARDRAILS),
+    );
+    insert(write, (workspace, author), name, 0, content, now.millis()).await?;
+    Ok(())
+}
+
 /// Writes the version after `former` and returns its number.
 async fn insert(
     write: &mut Write,
-    operator: &Operator,
+    (workspace, author): (&WorkspaceId, &str),
     name: &str,
     former: i64,
     content: Content<'_>,
@@ -500,11 +516,11 @@ async fn insert(
     sqlx::query(
         "INSERT INTO policies (workspace, name, version, text, author, applied_ms, restores) VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
-    .bind(operator.workspace.as_str())
+    .bind(workspace.as_str())
     .bind(name)
     .bind(version)
     .bind(text)
-    .bind(&operator.key)
+    .bind(author)
     .bind(now_ms)
     .bind(restores)
     .execute(&mut **write)
@@ -561,7 +577,7 @@ async fn delete(
     };
     insert(
         &mut write,
-        &operator,
+        (&operator.workspace, &operator.key),
         &name,
         version,
         Content::Deleted,

@@ -5,6 +5,7 @@ use crate::{
     access::{KeyKeeper, KeyKind, NewKey, Root, Visible},
     bundles,
     operators::{self, CreatedOperator},
+    policies,
     problem::{BodyProblems, JsonBody, KeyProblems, Kind, Problem, ProblemBody, WorkspaceProblems},
     text,
 };
@@ -73,6 +74,14 @@ struct NewWorkspace {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
     )]
     name: String,
+    /// Whether it starts with the policy `default-guardrails`; without any, nothing is allowed.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    guardrails: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A workspace.
@@ -151,7 +160,7 @@ async fn list(
     Ok(Json(workspaces))
 }
 
-/// Makes a workspace and its first operator key. Only the root key may.
+/// Makes a workspace with its first operator key and, unless told otherwise, the policy `default-guardrails`. Only the root key may.
 #[utoipa::path(post, path = "/v1/workspaces", tag = "workspaces", security(("operator" = [])),
     request_body = NewWorkspace,
     responses((status = 201, body = CreatedWorkspace), (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
@@ -180,6 +189,9 @@ async fn create(
         ));
     }
     operators::insert(&mut write, &id, &key, "first", now).await?;
+    if new.guardrails {
+        policies::start(&mut write, &id, &key.id, now).await?;
+    }
     let published = bundles::publish(&state, &mut write, &id).await?;
     write.commit().await?;
     published.announce(&state);

@@ -11,6 +11,7 @@ use tollgate_engine::{
     identity::{self, Caller, GovernanceLevel, MAX_LIFE_SECS},
     journal::{Batch, SealKey},
     ledger::{Account, Cell, Op},
+    shelf::Shelf,
     upkeep::{Holder, Response, Upkeep},
 };
 
@@ -177,6 +178,10 @@ pub(crate) fn stored(data: &[u8]) {
     assert!(cell.slots().len() <= 2);
     if cell != Cell::default() {
         assert_eq!(cell.encode(), data);
+    }
+    let shelf = Shelf::decode(data);
+    if shelf != Shelf::default() {
+        assert_eq!(shelf.encode(), data);
     }
     if let Some(op) = Op::decode(data) {
         assert_eq!(Op::decode(&op.encode()), Some(op.clone()));

@@ -104,9 +104,15 @@ pub struct Document {
     /// Tools with `tools.<name>.allow: false`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied_tools: Vec<String>,
+    /// What holds for every tool but those that are named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_tools: Option<OtherTools>,
     /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
+    /// `data.exempt_tools`: MCP tools in whose calls patterns are not looked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsearched_tools: Vec<String>,
     /// Tools with `tools.<name>.requires_approval_if`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<Approval>,
@@ -215,6 +221,30 @@ pub struct Approval {
     pub tool: String,
     /// When.
     pub condition: Program,
+}
+
+/// `tools."*"`: what holds for the tools that `tools` does not name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherTools {
+    /// Those it names, as their author wrote them; case does not matter.
+    pub named: Vec<String>,
+    /// Whether the others may not be used.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub denied: bool,
+    /// When somebody must approve the use of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Program>,
+}
+
+impl OtherTools {
+    /// Whether `tool` is one of them.
+    pub fn includes(&self, tool: &str) -> bool {
+        !self
+            .named
+            .iter()
+            .any(|named| named.eq_ignore_ascii_case(tool))
+    }
 }
 
 /// A host, or every host below one. Lower-case ASCII without a trailing dot.
@@ -343,9 +373,30 @@ pub struct Limit {
     /// and money.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub suspend: bool,
+    /// It only warns: no call is refused by it. Only for tokens and money.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub alert: bool,
+    /// The parts of it, in percent, whose use is put on record; those of [`WARN_AT`] where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warn_at: Vec<u8>,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown_model: Option<Price>,
+}
+
+/// The parts of a limit, in percent, whose use is put on record unless it names others.
+pub const WARN_AT: [u8; 2] = [80, 90];
+
+impl Limit {
+    /// The parts of it, in percent, whose use is put on record. Of one that only warns, the whole among them.
+    pub fn warnings(&self) -> impl Iterator<Item = u8> {
+        let parts = match self.warn_at.is_empty() {
+            true => &WARN_AT[..],
+            false => &self.warn_at,
+        };
+        let whole = (self.alert && !parts.contains(&100)).then_some(100);
+        parts.iter().copied().chain(whole)
+    }
 }
 
 /// The days, weeks and months of one time zone, as far as limits count in them. Instants, in seconds since the Unix epoch, ascending, from

@@ -153,6 +153,8 @@ pub struct Charge {
     pub limit: u64,
     /// Whether it suspends when the account cannot bear it.
     pub suspend: bool,
+    /// Whether it only counts, because nothing but alerts are set on the account.
+    pub alert: bool,
     /// The field that sets it.
     pub rule: String,
     /// The document it stands in.
@@ -162,24 +164,35 @@ pub struct Charge {
 impl Charge {
     /// What takes it from its account.
     pub fn reserve(&self) -> Op {
-        Op::Reserve {
-            span: self.span,
-            amount: self.amount,
+        match (self.alert, self.account.unit.is_looked_at()) {
+            (true, _) => Op::Count { span: self.span },
+            (false, true) => Op::Look { span: self.span },
+            (false, false) => Op::Reserve {
+                span: self.span,
+                amount: self.amount,
+            },
+        }
+    }
+
+    /// What [`Charge::reserve`] sets aside.
+    pub fn reserved(&self) -> u64 {
+        match self.alert || self.account.unit.is_looked_at() {
+            true => 0,
+            false => self.amount,
         }
     }
 
     /// The reason to give when the account cannot bear it.
     pub fn refused(&self) -> Reason {
+        if self.account.window == Window::Run {
+            return self.run_over();
+        }
         let (cause, what) = match self.account.unit {
-            Unit::Calls => (Cause::Rate, "call rate"),
+            Unit::Calls | Unit::Errors | Unit::Seconds => (Cause::Rate, "call rate"),
             Unit::Tokens => (Cause::Budget, "token budget"),
             Unit::NanoUsd => (Cause::Budget, "budget"),
         };
-        let limit = match self.account.unit {
-            Unit::Calls => format!("{} calls", self.limit),
-            Unit::Tokens => format!("{} tokens", self.limit),
-            Unit::NanoUsd => price::usd(self.limit),
-        };
+        let limit = counted(self.account.unit, self.limit);
         let window = window_name(&self.account.window);
         Reason {
             rule: self.rule.clone().into(),
@@ -201,6 +214,37 @@ impl Charge {
     }
 }
 
+impl Charge {
+    /// The reason to give when the account of a run cannot bear it.
+    fn run_over(&self) -> Reason {
+        let limit = counted(self.account.unit, self.limit);
+        let message = match self.account.unit {
+            Unit::Calls => format!("the run has made the {limit} it may make to models"),
+            Unit::Tokens | Unit::NanoUsd => {
+                format!("the budget of the run, {limit}, does not cover the call")
+            }
+            Unit::Errors => format!("too many calls of the run have failed: {limit} are the most"),
+            Unit::Seconds => format!("the run has lasted the {limit} that it may last"),
+        };
+        Reason {
+            rule: self.rule.clone().into(),
+            document: Some(self.document.clone()),
+            message: message.into(),
+            cause: Cause::Budget,
+        }
+    }
+}
+
+/// An amount in words.
+fn counted(unit: Unit, amount: u64) -> String {
+    match unit {
+        Unit::NanoUsd => price::usd(amount),
+        Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
+            format!("{amount} {}", unit.name())
+        }
+    }
+}
+
 /// A window in words.
 fn window_name(window: &Window) -> String {
     match window {
@@ -209,6 +253,7 @@ fn window_name(window: &Window) -> String {
         Window::Day(zone) => format!("day ({zone})"),
         Window::Week(zone) => format!("week ({zone})"),
         Window::Month(zone) => format!("month ({zone})"),
+        Window::Run => "run".to_string(),
     }
 }
 
@@ -221,8 +266,23 @@ pub struct Decision {
     pub reasons: Vec<Reason>,
     /// What to reserve first; empty unless the call may go out.
     pub charges: Vec<Charge>,
+    /// Limits that only warn, on accounts that the charges take from.
+    pub alerts: Vec<Alert>,
     /// What the call may cost at most, in nano-USD, where the model's price is known.
     pub worst_case_nano_usd: Option<u64>,
+}
+
+/// A limit that only warns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// On which account.
+    pub account: Account,
+    /// Beyond what.
+    pub limit: u64,
+    /// The field that sets it.
+    pub rule: String,
+    /// The document it stands in.
+    pub document: String,
 }
 
 impl Decision {
@@ -270,7 +330,7 @@ pub fn decide(
     let mut decision = Decision::default();
     limits(
         (payload, &payload.documents),
-        caller,
+        (caller, head.run.as_deref()),
         facts,
         &cost,
         now,
@@ -319,7 +379,7 @@ pub fn shadow(
     let mut unused = Decision::default();
     limits(
         (payload, documents),
-        caller,
+        (caller, head.run.as_deref()),
         facts,
         &cost,
         now,
@@ -355,7 +415,7 @@ impl Question<'_> {
             check.network(self.head);
             check.model(self.facts);
             check.tools(self.facts);
-            check.data(self.patterns, self.hits);
+            check.data(self.facts, self.patterns, self.hits);
             check.approval(self.caller, self.head, self.facts, estimate, self.now);
         }
     }
@@ -512,6 +572,14 @@ impl Check<'_> {
             if let Some(denied) = denied {
                 let rule = format!("tools.{denied}.allow");
                 self.refuse(rule, format!("the tool `{}` is not allowed", shown(denied)));
+            } else if let Some(others) = &self.document.other_tools
+                && others.denied
+                && others.includes(tool)
+            {
+                self.refuse(
+                    "tools.*.allow",
+                    format!("the tool `{}` is not among those allowed", shown(tool)),
+                );
             }
         }
         if let Some(tool) = &facts.said.mcp_tool {
@@ -529,7 +597,13 @@ impl Check<'_> {
         }
     }
 
-    fn data(&mut self, patterns: &[String], hits: &Hits) {
+    fn data(&mut self, facts: &Facts, patterns: &[String], hits: &Hits) {
+        let exempt = &self.document.unsearched_tools;
+        if let Some(tool) = &facts.said.mcp_tool
+            && exempt.iter().any(|name| name.eq_ignore_ascii_case(tool))
+        {
+            return;
+        }
         if hits.is_unfinished() && !self.document.patterns.is_empty() {
             self.refuse(
                 "data.unsearchable",
@@ -549,7 +623,6 @@ impl Check<'_> {
 }
 
 impl Check<'_> {
-    /// A tool that is called has arguments; one that is only offered may be called with any, so what depends on them cannot be known.
     fn approval(
         &mut self,
         caller: &Caller,
@@ -558,16 +631,33 @@ impl Check<'_> {
         cost_nano_usd: Option<u64>,
         now: Time,
     ) {
-        for approval in &self.document.approvals {
+        let document = self.document;
+        let named = document.approvals.iter().filter_map(|approval| {
             let is_it = |used: &&str| used.eq_ignore_ascii_case(&approval.tool);
-            let Some(tool) = facts.tools().find(is_it) else {
-                continue;
-            };
-            let called = facts.said.mcp_tool.as_deref().filter(is_it).is_some();
+            let tool = facts.tools().find(is_it)?;
+            Some((
+                tool,
+                approval.tool.as_str(),
+                approval.tool.as_str(),
+                &approval.condition,
+            ))
+        });
+        let others = document.other_tools.iter().flat_map(|others| {
+            let used = facts.tools().filter(|tool| others.includes(tool));
+            let each = used.zip(core::iter::repeat(others.approval.as_ref()));
+            each.filter_map(|(tool, condition)| Some((tool, tool, "*", condition?)))
+        });
+        for (tool, name, field, condition) in named.chain(others) {
+            // A tool that is called has arguments; one that is only offered may be called with any, so what depends on them cannot be known.
+            let called = facts
+                .said
+                .mcp_tool
+                .as_deref()
+                .is_some_and(|called| called.eq_ignore_ascii_case(tool));
             let arguments = facts.said.mcp_arguments.as_ref().filter(|_| called);
             let parsed =
                 arguments.and_then(|arguments| json::parse(arguments.json().as_bytes()).ok());
-            let holds = approval.condition.holds(&condition::Call {
+            let holds = condition.holds(&condition::Call {
                 caller,
                 head,
                 facts,
@@ -576,15 +666,15 @@ impl Check<'_> {
                 cost_nano_usd,
                 now,
             });
-            let tool = shown(&approval.tool);
+            let shown = shown(name);
             let message = match holds {
                 Ok(false) => continue,
-                Ok(true) => format!("the use of the tool `{tool}` needs approval"),
+                Ok(true) => format!("the use of the tool `{shown}` needs approval"),
                 Err(why) => format!(
-                    "whether the use of the tool `{tool}` needs approval cannot be known, so it does: {why}"
+                    "whether the use of the tool `{shown}` needs approval cannot be known, so it does: {why}"
                 ),
             };
-            let rule = format!("tools.{}.requires_approval_if", approval.tool);
+            let rule = format!("tools.{field}.requires_approval_if");
             self.object(Cause::Approval, rule.into(), message);
         }
     }
@@ -616,7 +706,7 @@ fn shown(name: &str) -> String {
 /// charge cannot be known.
 fn limits(
     (payload, documents): (&Payload, &Documents),
-    caller: &Caller,
+    (caller, run): (&Caller, Option<&str>),
     facts: &Facts,
     cost: &Cost<'_>,
     now: Time,
@@ -635,6 +725,10 @@ fn limits(
             continue;
         }
         let mut refuse = |rule: &str, message: &'static str| {
+            // What cannot be counted cannot be warned of, and no more than that.
+            if limit.alert {
+                return;
+            }
             reasons.push(Reason {
                 rule: rule.to_string().into(),
                 document: Some(document.to_string()),
@@ -643,7 +737,13 @@ fn limits(
             });
         };
         let generates = match (limit.unit, facts.route) {
-            (Unit::Calls, _) => false,
+            // The loops of an agent are its calls to models.
+            (Unit::Calls, Route::CountTokens | Route::Mcp | Route::Plain)
+                if limit.window == Window::Run =>
+            {
+                continue;
+            }
+            (Unit::Calls | Unit::Errors | Unit::Seconds, _) => false,
             (_, Route::Llm(_)) => true,
             (_, Route::LlmUnknown) => {
                 refuse(
@@ -663,13 +763,16 @@ fn limits(
             );
             continue;
         }
-        let Some(account) = account_of(limit, caller) else {
+        let Some(account) = account_of(limit, caller, run) else {
             // A limit that could be escaped by belonging nowhere would be none.
             refuse(
                 &limit.rule,
                 match limit.per {
+                    Level::Agent => {
+                        "this limit counts by run, and the call names none; send `x-tollgate-run`"
+                    }
                     Level::Team => "this limit counts by team, and the agent belongs to none",
-                    Level::Org | Level::Workspace | Level::Agent => {
+                    Level::Org | Level::Workspace => {
                         "this limit counts by organisation, and the agent belongs to none"
                     }
                 },
@@ -684,7 +787,7 @@ fn limits(
             continue;
         };
         let amount = match limit.unit {
-            Unit::Calls => Some(1),
+            Unit::Calls | Unit::Errors | Unit::Seconds => Some(1),
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
@@ -719,14 +822,26 @@ fn limits(
             amount,
             limit: limit.amount,
             suspend: limit.suspend,
+            alert: limit.alert,
             rule: limit.rule.clone(),
             document: document.to_string(),
         };
+        if limit.alert {
+            decision.alerts.push(Alert {
+                account: charge.account.clone(),
+                limit: charge.limit,
+                rule: charge.rule.clone(),
+                document: charge.document.clone(),
+            });
+        }
         match decision
             .charges
             .iter_mut()
             .find(|other| other.account == charge.account)
         {
+            // What is counted for another anyway is counted once.
+            Some(_) if charge.alert => {}
+            Some(other) if other.alert => *other = charge,
             // Of two that are alike, the one that suspends.
             Some(other) if (other.limit, !other.suspend) <= (charge.limit, !charge.suspend) => {}
             Some(other) => *other = charge,
@@ -738,7 +853,7 @@ fn limits(
         .charges
         .sort_by(|a, b| (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account)));
     // What can never be covered needs no lease to be refused.
-    for charge in &decision.charges {
+    for charge in decision.charges.iter().filter(|charge| !charge.alert) {
         if charge.amount > charge.limit {
             reasons.push(charge.refused());
         }
@@ -756,20 +871,25 @@ fn in_force<'p>(
     })
 }
 
-/// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say).
-fn account_of(limit: &Limit, caller: &Caller) -> Option<Account> {
+/// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say), or the call belongs to no run.
+fn account_of(limit: &Limit, caller: &Caller, run: Option<&str>) -> Option<Account> {
     let id = match limit.per {
         Level::Workspace => Some(&caller.workspace),
         Level::Org => caller.org.as_ref(),
         Level::Team => caller.team.as_ref(),
         Level::Agent => Some(&caller.agent),
     }?;
+    let run = match limit.window {
+        Window::Run => Some(run?.to_string()),
+        _ => None,
+    };
     Some(Account {
         level: limit.per,
         id: id.clone(),
         unit: limit.unit,
         window: limit.window.clone(),
         tool: limit.tool.clone(),
+        run,
     })
 }
 
@@ -782,6 +902,7 @@ pub fn span_of(window: &Window, calendars: &[Calendar], now: Time) -> Option<Spa
         Window::Day(zone) => &calendar(zone)?.days,
         Window::Week(zone) => &calendar(zone)?.weeks,
         Window::Month(zone) => &calendar(zone)?.months,
+        Window::Run => return Some(Span::RUN),
     };
     let next = edges.partition_point(|edge| *edge <= now.secs());
     Some(Span {
@@ -801,10 +922,21 @@ fn full(secs: i64, now: Time) -> Span {
 
 /// The limit on `account` for a caller: the smallest in force. The control plane grants by it. `None` when there is none.
 pub fn limit_on(payload: &Payload, caller: &Caller, account: &Account) -> Option<u64> {
-    in_force(&payload.documents, caller)
-        .filter(|(limit, _)| account_of(limit, caller).as_ref() == Some(account))
-        .map(|(limit, _)| limit.amount)
+    limits_on(payload, caller, account)
+        .filter(|limit| !limit.alert)
+        .map(|limit| limit.amount)
         .min()
+}
+
+/// Every limit on `account` for a caller, those that only warn included.
+pub fn limits_on<'p>(
+    payload: &'p Payload,
+    caller: &'p Caller,
+    account: &'p Account,
+) -> impl Iterator<Item = &'p Limit> {
+    in_force(&payload.documents, caller)
+        .map(|(limit, _)| limit)
+        .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
 }
 
 /// What `price` a settled call is charged by under the bundle: the model's, or the dearest that a limit in force sets for unknown models.

@@ -14,17 +14,17 @@
 
 use crate::{
     bundle::Unusable,
-    decide::{self, Cause, Charge, Decision, Outcome, Reason},
-    facts::{self, BodyKind, Dialect, Facts, Head, Headers, Route, Said},
+    decide::{self, Alert, Cause, Charge, Decision, Outcome, Reason},
+    facts::{self, BodyKind, Dialect, Facts, Head, Headers, RUN_HEADER, Route, Said},
     gate::{Found, Gate, Search},
     halt::{self, Halt, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
-    ledger::{Account, Op, Refusal, Span, Unit},
+    ledger::{Account, Op, Refusal, Span, Unit, Window},
     meter::{Framing, Meter, Metered, Output, Provider, Usage},
     price::{self, Price},
     quota,
-    reply::{self, DECISION_HEADER, Reply},
+    reply::{self, DECISION_HEADER, Reply, WARNING_HEADER},
     sse,
     time::Time,
 };
@@ -40,9 +40,13 @@ use serde::Serialize;
 /// How long a call waits for a lease that nobody here has: one second. A round trip takes milliseconds; whoever needs longer is down.
 pub const LEASE_WAIT_MS: i64 = 1_000;
 
+/// When to try again to begin a run: by then some of those of the last hour are older.
+const RUN_WAIT_SECS: i64 = 60;
+
 /// Headers that may not reach the upstream.
-const REMOVABLE: [&str; 4] = [
+const REMOVABLE: [&str; 5] = [
     TOKEN_HEADER,
+    RUN_HEADER,
     "authorization",
     "x-api-key",
     "accept-encoding",
@@ -546,7 +550,7 @@ impl Exchange {
                 account: charge.account.clone(),
                 op: Op::Void {
                     start: charge.span.start,
-                    reserved: charge.amount,
+                    reserved: charge.reserved(),
                 },
             })
             .collect();
@@ -554,6 +558,15 @@ impl Exchange {
             return self.deny(Vec::new(), None, now);
         };
         match refusal {
+            // The end of a run that may not begin.
+            Refusal::Exhausted { retry_ms: 0 } if charge.account.run.is_some() => {
+                let reason = Reason::of_gate(
+                    Cause::Rate,
+                    "run.too_many",
+                    "the agent has begun as many runs within an hour as it may; go on with one of them, or wait",
+                );
+                with_undo(self.deny(vec_of(reason), Some(RUN_WAIT_SECS), now), undo)
+            }
             Refusal::Exhausted { .. } => {
                 self.suspend = charge.suspend.then(|| CellOp {
                     account: charge.account.clone(),
@@ -564,10 +577,12 @@ impl Exchange {
                     },
                 });
                 let reason = charge.refused();
-                let wait = charge.span.end.saturating_sub(now.secs());
+                // A run that is over stays so.
+                let resets = charge.account.window != Window::Run;
+                let wait = resets.then(|| charge.span.end.saturating_sub(now.secs()));
                 // Whatever is left, it is not enough.
                 let limit = quota::headers([(charge, charge.limit)].into_iter(), now);
-                let mut step = with_undo(self.deny(vec_of(reason), Some(wait), now), undo);
+                let mut step = with_undo(self.deny(vec_of(reason), wait, now), undo);
                 if let Step::Reply { reply, .. } = &mut step {
                     reply.headers.extend(limit);
                 }
@@ -616,7 +631,7 @@ impl Exchange {
         self.sent = true;
         let mut forward = core::mem::take(&mut self.forward);
         let mut unwanted = core::mem::take(&mut self.token_in);
-        unwanted.push(TOKEN_HEADER);
+        unwanted.extend([TOKEN_HEADER, RUN_HEADER]);
         let route = self.facts.as_ref().map(|facts| facts.route);
         if matches!(route, Some(Route::Llm(_))) {
             // What the meter must read must not come compressed.
@@ -686,6 +701,19 @@ impl Exchange {
         }
     }
 
+    /// The alerts whose limit was used up before this call.
+    fn exceeded(&self) -> impl Iterator<Item = &Alert> {
+        let taken = |account: &Account| {
+            let charges = self.decision.charges.iter().zip(&self.taken);
+            charges
+                .filter(|(charge, _)| charge.account == *account)
+                .map(|(charge, taken)| taken.saturating_sub(charge.reserved()))
+                .max()
+        };
+        let alerts = self.decision.alerts.iter();
+        alerts.filter(move |alert| taken(&alert.account).is_some_and(|taken| taken >= alert.limit))
+    }
+
     /// Whether the response still has to pass through this exchange. False once the gate has answered itself: a host whose own answers come
     /// back as responses must not hand them in.
     pub fn wants_response(&self) -> bool {
@@ -715,6 +743,9 @@ impl Exchange {
         };
         let taken = self.decision.charges.iter().zip(self.taken.iter().copied());
         head.set.extend(quota::headers(taken, self.decided));
+        if let Some(warning) = quota::warning(self.exceeded()) {
+            head.set.push((WARNING_HEADER, warning));
+        }
         let encoded = headers
             .first("content-encoding")
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
@@ -845,7 +876,7 @@ impl Exchange {
                     account: charge.account.clone(),
                     op: Op::Settle {
                         start: charge.span.start,
-                        reserved: charge.amount,
+                        reserved: charge.reserved(),
                         used: settlement.used(charge),
                     },
                 })
@@ -880,6 +911,11 @@ impl Exchange {
             Some(Route::Llm(_))
         );
         settlement.generated = generated;
+        settlement.failed = match self.upstream_status {
+            Some(status) => status >= 400 || end == End::UpstreamBroken,
+            // Nobody waited for the answer.
+            None => end != End::ClientLeft,
+        };
         if !self.sent || !generated {
             return settlement;
         }
@@ -948,6 +984,7 @@ impl Exchange {
             team: caller.and_then(|caller| caller.team.as_deref()),
             org: caller.and_then(|caller| caller.org.as_deref()),
             level: caller.map(|caller| caller.level),
+            run: head.and_then(|head| head.run.as_deref()),
             method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
             path: head.map(|head| bounded(&head.path, MAX_PATH_BYTES)),
@@ -969,6 +1006,14 @@ impl Exchange {
                 .collect(),
             outcome: self.decision.outcome,
             reasons: recorded(&self.decision.reasons),
+            warnings: self
+                .exceeded()
+                .take(MAX_REASONS)
+                .map(|alert| RecordedReason {
+                    rule: bounded(&alert.rule, MAX_NAME_BYTES),
+                    document: Some(bounded(&alert.document, MAX_NAME_BYTES)),
+                })
+                .collect(),
             shadow: self.shadow.as_ref().map(|shadow| RecordedShadow {
                 outcome: shadow.outcome,
                 reasons: recorded(&shadow.reasons),
@@ -1223,6 +1268,8 @@ fn ask_for_usage(doc: &json::Document<'_>, body: &[u8]) -> Option<Vec<u8>> {
 struct Settlement {
     /// The call was one that uses tokens.
     generated: bool,
+    /// It was answered with an error, or not to its end.
+    failed: bool,
     usage: Usage,
     tokens: Option<u64>,
     nano_usd: Option<u64>,
@@ -1234,6 +1281,8 @@ impl Settlement {
     fn used(&self, charge: &Charge) -> u64 {
         match charge.account.unit {
             Unit::Calls => charge.amount,
+            Unit::Errors => u64::from(self.failed),
+            Unit::Seconds => 0,
             Unit::Tokens | Unit::NanoUsd if !self.generated => 0,
             Unit::Tokens => self.tokens.unwrap_or(charge.amount),
             Unit::NanoUsd => self.nano_usd.unwrap_or(charge.amount),
@@ -1252,6 +1301,8 @@ struct Record<'r> {
     team: Option<&'r str>,
     org: Option<&'r str>,
     level: Option<identity::GovernanceLevel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<&'r str>,
     method: Option<&'r str>,
     host: Option<&'r str>,
     path: Option<&'r str>,
@@ -1261,6 +1312,8 @@ struct Record<'r> {
     tools: Vec<&'r str>,
     outcome: Outcome,
     reasons: Vec<RecordedReason<'r>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<RecordedReason<'r>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     shadow: Option<RecordedShadow<'r>>,
     status: Option<u16>,

@@ -6,7 +6,7 @@
 
 use crate::{
     bundle::Payload,
-    bytes,
+    bytes::{self, Digest},
     json::{self, Kind, Value},
     meter::Provider,
 };
@@ -143,6 +143,38 @@ pub struct Head {
     pub mcp_method: Option<String>,
     /// `mcp-name`, which must agree with the body.
     pub mcp_name: Option<String>,
+    /// The agent's run that the call belongs to.
+    pub run: Option<String>,
+}
+
+/// The header in which an agent names its run.
+pub const RUN_HEADER: &str = "x-tollgate-run";
+
+/// Bytes of a run's name. A UUID has 36, a trace and a span together 49.
+pub const MAX_RUN_BYTES: usize = 128;
+
+/// The run that a call names: in its own header, or by its MCP session. Whoever has a session's id can speak in it, so of that only a digest
+/// goes any further.
+fn run_of(named: Option<&[u8]>, session: Option<&[u8]>) -> Result<Option<String>, Unreadable> {
+    let Some(named) = named else {
+        let digest = |session: &[u8]| Digest::of(session).to_string();
+        let short = |digest: String| digest.chars().take(32).collect::<String>();
+        return Ok(session.map(|session| ["mcp:", &short(digest(session))].concat()));
+    };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
+    match core::str::from_utf8(named) {
+        Ok(run)
+            if (1..=MAX_RUN_BYTES).contains(&run.len())
+                && named.iter().all(plain)
+                && !run.starts_with("mcp:") =>
+        {
+            Ok(Some(run.to_string()))
+        }
+        _ => Err(Unreadable::new(
+            "request.run",
+            "`x-tollgate-run` must be 1 to 128 letters, digits, `-`, `_`, `.` and `:`, and must not begin with `mcp:`",
+        )),
+    }
 }
 
 impl fmt::Debug for Head {
@@ -183,7 +215,7 @@ pub struct Upstream {
 }
 
 /// Headers that decide and therefore must be single.
-const SINGLE: [&str; 9] = [
+const SINGLE: [&str; 11] = [
     ":method",
     ":path",
     ":authority",
@@ -193,6 +225,8 @@ const SINGLE: [&str; 9] = [
     "host",
     "mcp-method",
     "mcp-name",
+    "mcp-session-id",
+    RUN_HEADER,
 ];
 
 impl Head {
@@ -223,10 +257,19 @@ impl Head {
             host_header,
             mcp_method,
             mcp_name,
+            session,
+            run,
         ] = single;
-        // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no content type read here has a comma.
-        if content_type.is_some_and(|value| value.contains(&b',')) {
-            return Err(Unreadable::repeated("content-type"));
+        // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no content type read here has a comma, nor has a run's
+        // name. A session's id may have one, but no space behind it.
+        for (name, value, joint) in [
+            ("content-type", content_type, &b","[..]),
+            (RUN_HEADER, run, b","),
+            ("mcp-session-id", session, b", "),
+        ] {
+            if value.is_some_and(|value| value.windows(joint.len()).any(|part| part == joint)) {
+                return Err(Unreadable::repeated(name));
+            }
         }
         let method = method.and_then(text).unwrap_or_default();
         let target = target.and_then(text).unwrap_or_default();
@@ -268,6 +311,7 @@ impl Head {
             body,
             mcp_method: mcp_method.and_then(text),
             mcp_name: mcp_name.and_then(text),
+            run: run_of(run, session)?,
         })
     }
 }
@@ -753,6 +797,7 @@ pub fn bodies_matter(payload: &Payload) -> bool {
     payload.documents.iter().any(|document| {
         !document.patterns.is_empty()
             || !document.denied_tools.is_empty()
+            || document.other_tools.is_some()
             || !document.models.is_open()
             || !document.mcp_tools.is_open()
             || !document.approvals.is_empty()

@@ -112,7 +112,17 @@ impl Grant {
             0 => 0,
             at_ms => at_ms.saturating_add(by_ms),
         };
+        let window_end = match self.account.run {
+            // Of a run that may not begin it is 0.
+            Some(_) if self.window_end != 0 => {
+                self.window_end.saturating_add(by_ms.div_euclid(1_000))
+            }
+            Some(_) => 0,
+            // On the calendar, which both share.
+            None => self.window_end,
+        };
         Grant {
+            window_end,
             expires_ms: self.expires_ms.saturating_add(by_ms),
             retry_ms: shifted(self.retry_ms),
             lifted_ms: shifted(self.lifted_ms),

@@ -36,6 +36,10 @@ pub enum Unit {
     Tokens,
     /// Money: 10⁻⁹ US dollars.
     NanoUsd,
+    /// Calls that failed. Only of a run; known afterwards, so that a call reserves none.
+    Errors,
+    /// Time since the first call. Only of a run; passes by itself, so that a call takes none.
+    Seconds,
 }
 
 impl Unit {
@@ -45,11 +49,18 @@ impl Unit {
             Unit::Calls => "calls",
             Unit::Tokens => "tokens",
             Unit::NanoUsd => "nano_usd",
+            Unit::Errors => "errors",
+            Unit::Seconds => "seconds",
         }
+    }
+
+    /// Whether a call must find something left, and takes nothing before it is over.
+    pub const fn is_looked_at(self) -> bool {
+        matches!(self, Unit::Errors | Unit::Seconds)
     }
 }
 
-/// When an account starts afresh. In text `minute`, `hour`, `day@<zone>`, `week@<zone>` or `month@<zone>`.
+/// When an account starts afresh. In text `minute`, `hour`, `day@<zone>`, `week@<zone>`, `month@<zone>` or `run`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Window {
     /// Every full minute UTC.
@@ -62,6 +73,8 @@ pub enum Window {
     Week(String),
     /// Every midnight there on which a month begins.
     Month(String),
+    /// With every run of an agent.
+    Run,
 }
 
 impl Window {
@@ -70,6 +83,7 @@ impl Window {
         match text.split_once('@') {
             None if text == "minute" => Some(Window::Minute),
             None if text == "hour" => Some(Window::Hour),
+            None if text == "run" => Some(Window::Run),
             Some((_, "")) | None => None,
             Some(("day", zone)) => Some(Window::Day(zone.to_string())),
             Some(("week", zone)) => Some(Window::Week(zone.to_string())),
@@ -87,6 +101,7 @@ impl fmt::Display for Window {
             Window::Day(zone) => write!(f, "day@{zone}"),
             Window::Week(zone) => write!(f, "week@{zone}"),
             Window::Month(zone) => write!(f, "month@{zone}"),
+            Window::Run => f.write_str("run"),
         }
     }
 }
@@ -101,13 +116,14 @@ impl<'de> Deserialize<'de> for Window {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Window, D::Error> {
         Window::parse(&String::deserialize(deserializer)?).ok_or_else(|| {
             serde::de::Error::custom(
-                "expected minute, hour, day@<zone>, week@<zone> or month@<zone>",
+                "expected minute, hour, day@<zone>, week@<zone>, month@<zone> or run",
             )
         })
     }
 }
 
-/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted.
+/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted; of a run
+/// `agent:<id>|nano_usd|run:<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
     /// Whose spending is counted together…
@@ -120,6 +136,8 @@ pub struct Account {
     pub window: Window,
     /// Only what uses this tool; in lower case. Only agents have such accounts.
     pub tool: Option<String>,
+    /// The run whose account it is; there where `window` is [`Window::Run`], and only then. Only agents have runs.
+    pub run: Option<String>,
 }
 
 impl Account {
@@ -144,11 +162,20 @@ impl Account {
             "calls" => Unit::Calls,
             "tokens" => Unit::Tokens,
             "nano_usd" => Unit::NanoUsd,
+            "errors" => Unit::Errors,
+            "seconds" => Unit::Seconds,
             _ => return None,
         };
-        let window = Window::parse(window)?;
+        let (window, run) = match window.strip_prefix("run:") {
+            Some("") => return None,
+            Some(run) => (Window::Run, Some(run.to_string())),
+            None => (Window::parse(window)?, None),
+        };
         // The names of teams and organisations may contain the separator too; an agent's is a UUID. So no text has two readings.
-        if id.is_empty() || (tool.is_some() && level != Level::Agent) {
+        let of_agent = tool.is_some() || run.is_some() || unit.is_looked_at();
+        let whole =
+            run.is_some() == (window == Window::Run) && (run.is_some() || !unit.is_looked_at());
+        if id.is_empty() || (of_agent && level != Level::Agent) || !whole {
             return None;
         }
         Some(Account {
@@ -157,6 +184,7 @@ impl Account {
             unit,
             window,
             tool: tool.map(String::from),
+            run,
         })
     }
 
@@ -176,6 +204,9 @@ impl fmt::Display for Account {
             self.unit.name(),
             self.window
         )?;
+        if let Some(run) = &self.run {
+            write!(f, ":{run}")?;
+        }
         match &self.tool {
             Some(tool) => write!(f, "|tool:{tool}"),
             None => Ok(()),
@@ -206,6 +237,17 @@ pub struct Span {
     /// First second of the next one.
     pub end: i64,
 }
+
+impl Span {
+    /// The window of a run: whichever its cell holds. When a run began is for the control plane to say, and for a cell when it first heard of it.
+    pub const RUN: Span = Span {
+        start: i64::MIN,
+        end: i64::MAX,
+    };
+}
+
+/// How long a run lasts at most, from its first call; seconds. What the control plane has down of it goes some time after.
+pub const MAX_RUN_SECS: i64 = 86_400;
 
 /// One window of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,6 +334,27 @@ impl Slot {
         (self.heard_ms..self.retry_ms).contains(&now.millis())
     }
 
+    /// Whether `amount` may be reserved now.
+    fn look(&self, span: Span, amount: u64, now: Time) -> Result<(), Refusal> {
+        let live = now.millis() < self.expires_ms;
+        let over = span == Span::RUN && self.end <= now.secs();
+        if self.is_suspended() || over {
+            Err(Refusal::Exhausted {
+                retry_ms: self.end.saturating_mul(1_000),
+            })
+        } else if live && amount <= self.available() {
+            Ok(())
+        } else if self.is_exhausted(now) {
+            Err(Refusal::Exhausted {
+                retry_ms: self.retry_ms,
+            })
+        } else if live {
+            Err(Refusal::Short)
+        } else {
+            Err(Refusal::NoLease)
+        }
+    }
+
     /// Whether somebody has asked and the answer may still come.
     pub fn is_asking(&self, now: Time) -> bool {
         self.asked_ms != 0
@@ -310,6 +373,12 @@ const IDLE_PARTS: i64 = 12;
 const MIN_IDLE_MS: i64 = 5_000;
 /// And not later than this; milliseconds. Half of the usual lease term: what nobody needs is back before it would run out.
 const MAX_IDLE_MS: i64 = 30_000;
+
+/// How long after a run calls of it may still be under way: an hour. Vendors' SDKs give up after ten minutes.
+const AFTER_RUN_SECS: i64 = 3_600;
+
+/// How long a run's cell is kept that nobody needs: ten minutes.
+const FORGET_RUN_MS: i64 = 600_000;
 
 /// What a holder has of one account: the running window and the one before, which late settlements still reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -419,13 +488,37 @@ impl Cell {
         &self.slots
     }
 
-    /// The window that starts at `start`.
+    /// The window that starts at `start`; of a run, whichever there is.
     pub fn slot(&self, start: i64) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.start == start)
+        let is_it = |slot: &&Slot| slot.start == start || start == Span::RUN.start;
+        self.slots.iter().find(is_it)
     }
 
     fn slot_mut(&mut self, start: i64) -> Option<&mut Slot> {
-        self.slots.iter_mut().find(|slot| slot.start == start)
+        let is_it = |slot: &&mut Slot| slot.start == start || start == Span::RUN.start;
+        self.slots.iter_mut().find(is_it)
+    }
+
+    /// Whether nothing is lost when a run's cell goes: the run is over, or nothing is left of what was leased, nothing under way, and the
+    /// control plane has heard it all. What the same run does later is counted in a new cell, under another start, which to the control plane is somebody else's.
+    pub fn is_done(&self, now: Time) -> bool {
+        self.slots.iter().all(|slot| {
+            let told = slot.settled == slot.reported && slot.returned == slot.told;
+            // An answer that is still out may bring something; what comes to a cell that has gone stays leased until the run ends.
+            let heard = slot.asked_ms == 0 || (slot.is_blank() && !slot.is_asking(now));
+            let quiet = slot.reserved == 0 && slot.available() == 0 && slot.is_idle(now);
+            let over = slot.end.saturating_add(AFTER_RUN_SECS) <= now.secs();
+            over || (told && heard && quiet && !slot.is_suspended())
+        })
+    }
+
+    /// Whether it [is done](Cell::is_done), and nobody has needed it for so long that it may as well go. Not at once: for a new cell a call
+    /// waits for a round trip, and the control plane has one more thing to keep.
+    pub fn is_forgotten(&self, now: Time) -> bool {
+        let long_ago = |slot: &Slot| {
+            now.millis().saturating_sub(slot.used_ms).saturating_abs() >= FORGET_RUN_MS
+        };
+        self.is_done(now) && self.slots.iter().all(long_ago)
     }
 
     /// The slot of `span`, made if absent. One that was never leased anything makes room, such as a clock leaves behind that was ahead for a
@@ -465,6 +558,16 @@ pub enum Op {
         /// How much.
         #[serde(with = "amount")]
         amount: u64,
+    },
+    /// See whether anything is left, and set nothing aside.
+    Look {
+        /// The running window.
+        span: Span,
+    },
+    /// Begin to count in a window, if nothing was counted in it yet. Never refused.
+    Count {
+        /// The running window.
+        span: Span,
     },
     /// Give a reservation back: the call did not go out.
     Void {
@@ -542,7 +645,10 @@ impl Op {
     /// here. In the window that it changes.
     pub fn taken(&self, cell: &[u8]) -> u64 {
         let start = match self {
-            Op::Reserve { span, .. } | Op::Ask { span } => span.start,
+            Op::Reserve { span, .. }
+            | Op::Look { span }
+            | Op::Count { span }
+            | Op::Ask { span } => span.start,
             Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
             Op::Refill { grant, .. } => grant.window_start,
         };
@@ -557,22 +663,18 @@ impl Op {
         match self {
             Op::Reserve { span, amount } => {
                 let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
-                let live = now.millis() < slot.expires_ms;
-                if slot.is_suspended() {
-                    return Err(Refusal::Exhausted {
-                        retry_ms: slot.end.saturating_mul(1_000),
-                    });
-                } else if live && *amount <= slot.available() {
-                    slot.reserved = slot.reserved.saturating_add(*amount);
+                slot.look(*span, *amount, now)?;
+                slot.reserved = slot.reserved.saturating_add(*amount);
+                slot.used_ms = now.millis();
+            }
+            Op::Look { span } => {
+                let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
+                slot.look(*span, 1, now)?;
+                slot.used_ms = now.millis();
+            }
+            Op::Count { span } => {
+                if let Some(slot) = cell.open(*span) {
                     slot.used_ms = now.millis();
-                } else if slot.is_exhausted(now) {
-                    return Err(Refusal::Exhausted {
-                        retry_ms: slot.retry_ms,
-                    });
-                } else if live {
-                    return Err(Refusal::Short);
-                } else {
-                    return Err(Refusal::NoLease);
                 }
             }
             Op::Void { start, reserved } => {
@@ -603,7 +705,18 @@ impl Op {
                 }
             }
             Op::Ask { span } => {
-                let slot = cell.open(*span).ok_or(Refusal::NoLease)?;
+                let span = match (*span == Span::RUN, cell.slots.first()) {
+                    (false, _) => *span,
+                    (true, Some(slot)) => Span {
+                        start: slot.start,
+                        end: slot.end,
+                    },
+                    (true, None) => Span {
+                        start: now.secs(),
+                        end: now.secs().saturating_add(MAX_RUN_SECS),
+                    },
+                };
+                let slot = cell.open(span).ok_or(Refusal::NoLease)?;
                 if slot.is_asking(now) {
                     return Err(Refusal::AlreadyAsked);
                 }
@@ -618,7 +731,12 @@ impl Op {
                     start: grant.window_start,
                     end: grant.window_end,
                 };
-                if let Some(slot) = cell.open(span)
+                // A run's cell may have gone and come again meanwhile; what was meant for the old one is not for the new.
+                let slot = match grant.account.run {
+                    Some(_) => cell.slot_mut(span.start),
+                    None => cell.open(span),
+                };
+                if let Some(slot) = slot
                     && grant.seq >= slot.seq
                     && *epoch >= slot.epoch
                 {
@@ -630,6 +748,8 @@ impl Op {
                             epoch: *epoch,
                             // Else their settlements would take from what later calls reserve.
                             reserved: slot.reserved,
+                            // What was only counted, before anything was leased here, nobody has heard of under an earlier epoch.
+                            settled: if slot.epoch == 0 { slot.settled } else { 0 },
                             ..Slot::default()
                         };
                     }
@@ -638,6 +758,12 @@ impl Op {
                         slot.chunk = more;
                         // Asked for by a call that is about to use it.
                         slot.used_ms = now.millis();
+                    }
+                    if grant.account.run.is_some() {
+                        slot.end = span.end;
+                        // More than is known here only where a clock that was put back has made two cells begin at the same time.
+                        slot.returned = slot.returned.max(grant.returned);
+                        slot.settled = slot.settled.max(grant.settled);
                     }
                     slot.seq = grant.seq;
                     slot.asked_ms = 0;

@@ -40,6 +40,7 @@ pub mod price;
 mod quota;
 pub mod reply;
 pub mod scan;
+pub mod shelf;
 pub mod sse;
 pub mod time;
 pub mod upkeep;

@@ -5,8 +5,8 @@
 //! known here to be left: other gates may have used some of it within the last second.
 
 use crate::{
-    decide::Charge,
-    ledger::{Span, Unit},
+    decide::{Alert, Charge},
+    ledger::{Span, Unit, Window},
     time::Time,
 };
 use alloc::{format, string::String, vec::Vec};
@@ -24,7 +24,7 @@ pub(crate) fn headers<'c>(
     now: Time,
 ) -> Vec<(&'static str, String)> {
     let (mut policies, mut left) = (String::new(), String::new());
-    for (charge, taken) in charges {
+    for (charge, taken) in charges.filter(|(charge, _)| !charge.alert) {
         let name = name(charge);
         let Span { start, end } = charge.span;
         let unit = match charge.account.unit {
@@ -32,18 +32,24 @@ pub(crate) fn headers<'c>(
             Unit::Calls => "",
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::NanoUsd => ";qu=\"nano-usd\"",
+            // Nothing that a caller could pace itself by.
+            Unit::Errors | Unit::Seconds => continue,
         };
         let rest = charge.limit.saturating_sub(taken).min(MAX_INTEGER);
+        // A run has no length that is known here, and does not start afresh.
+        let (window, time) = match charge.account.window {
+            Window::Run => (String::new(), String::new()),
+            _ => (
+                format!(";w={}", end.saturating_sub(start)),
+                format!(";t={}", end.saturating_sub(now.secs()).max(0)),
+            ),
+        };
         let comma = if policies.is_empty() { "" } else { ", " };
         policies.push_str(&format!(
-            "{comma}{name};q={};w={}{unit}",
+            "{comma}{name};q={}{window}{unit}",
             charge.limit.min(MAX_INTEGER),
-            end.saturating_sub(start)
         ));
-        left.push_str(&format!(
-            "{comma}{name};r={rest};t={}",
-            end.saturating_sub(now.secs()).max(0)
-        ));
+        left.push_str(&format!("{comma}{name};r={rest}{time}"));
     }
     match policies.is_empty() {
         true => Vec::new(),
@@ -51,10 +57,21 @@ pub(crate) fn headers<'c>(
     }
 }
 
+/// The names of alerts that are exceeded; `None` where there are none.
+pub(crate) fn warning<'a>(alerts: impl Iterator<Item = &'a Alert>) -> Option<String> {
+    let names: Vec<String> = alerts
+        .map(|alert| quoted(&format!("{} @ {}", alert.rule, alert.document)))
+        .collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 /// A string of RFC 9651 §3.3.3: printable ASCII. A rule may contain a tool's name as its author wrote it.
 fn name(charge: &Charge) -> String {
-    let rule: String = charge
-        .rule
+    quoted(&format!("{}/{}", charge.rule, charge.account.level.name()))
+}
+
+fn quoted(text: &str) -> String {
+    let text: String = text
         .chars()
         .map(|c| match c {
             '"' | '\\' => '?',
@@ -62,5 +79,5 @@ fn name(charge: &Charge) -> String {
             _ => '?',
         })
         .collect();
-    format!("\"{rule}/{}\"", charge.account.level.name())
+    format!("\"{text}\"")
 }

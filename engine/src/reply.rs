@@ -11,6 +11,9 @@ use alloc::{
     vec::Vec,
 };
 
+/// Names the alerts that are exceeded, in the response to a call that passed.
+pub const WARNING_HEADER: &str = "x-tollgate-warning";
+
 /// Names the decision in every answer, so that a person can find its record.
 pub const DECISION_HEADER: &str = "x-tollgate-decision";
 /// Names the first reason's rule in a denial, or [`APPROVAL_REQUIRED`].

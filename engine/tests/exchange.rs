@@ -21,7 +21,7 @@ use tollgate_engine::{
     journal::MAX_RECORD_BYTES,
     ledger::{Account, Cell, Op, Refusal},
     meter::Output,
-    reply::{REASON_HEADER, Reply},
+    reply::{REASON_HEADER, Reply, WARNING_HEADER},
 };
 
 fn try_calls<T>(seed: u64, calls: usize, drive: fn(&[u8]) -> T) -> Vec<T> {
@@ -601,4 +601,40 @@ fn whoever_leaves_early_is_charged_nothing() {
     // Given back to a cell that was never written: nothing is there.
     let cell = undo[0].op.apply(None, NOW).unwrap();
     assert_eq!(Cell::decode(&cell).slots(), []);
+}
+
+#[test]
+fn an_alert_that_is_used_up_is_named_in_answer_and_record() {
+    let mut payload = budgeted(1);
+    payload.documents.change(|documents| {
+        let limits = &mut documents[0].limits;
+        limits.retain(|limit| limit.rule == "budget.tokens");
+        limits[0].alert = true;
+        limits[0].amount = 100;
+    });
+    let mut gate = gate(Towards::Llm, &payload);
+    let body = r#"{"model":"gpt-4o","messages":[],"max_tokens":1}"#;
+    let call = post(CHAT, "application/json", body);
+    for (taken, warning) in [(99, None), (100, Some("\"budget.tokens @ base\""))] {
+        let (mut exchange, _) = call.begin(&mut gate);
+        let Step::Swap(ops) = exchange.body(&mut gate, body.as_bytes(), NOW) else {
+            panic!("nothing to count");
+        };
+        assert!(matches!(ops[0].op, Op::Count { .. }), "{ops:?}");
+        let step = exchange.swapped(&gate, Ok(vec![taken]), NOW);
+        assert!(matches!(step, Step::Forward(_)));
+        let head = exchange.response_head(Headers(&[(b":status", b"200")]));
+        let named = head.set.iter().find(|(name, _)| *name == WARNING_HEADER);
+        assert_eq!(named.map(|(_, names)| names.as_str()), warning);
+        // Of what is only counted nothing is left to tell.
+        assert!(
+            !head
+                .set
+                .iter()
+                .any(|(name, _)| name.starts_with("ratelimit"))
+        );
+        let recorded = record(&exchange.finish(End::Complete, NOW))["warnings"].clone();
+        let rule = warning.map(|_| "budget.tokens");
+        assert_eq!(recorded[0]["rule"].as_str(), rule);
+    }
 }

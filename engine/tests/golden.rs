@@ -14,7 +14,8 @@ use std::{fs, path::PathBuf};
 use tollgate_engine::{
     address::Range,
     bundle::{
-        ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, Payload, Scope,
+        ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, OtherTools,
+        Payload, Scope,
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
@@ -24,6 +25,7 @@ use tollgate_engine::{
     journal::{Batch, Position, SealKey, seal},
     lease::{Answer, Ask, Grant},
     ledger::{Account, Cell, Op, Span, Unit, Window},
+    shelf::Shelf,
     upkeep::{Holder, Journal, lease_request},
 };
 
@@ -102,6 +104,20 @@ fn full_payload() -> Payload {
             tool: Some("git".to_string()),
             amount: 10,
             suspend: false,
+            alert: false,
+            warn_at: Vec::new(),
+            unknown_model: None,
+        });
+        documents[0].limits.push(Limit {
+            rule: "agent.termination.error_threshold".to_string(),
+            per: Level::Agent,
+            unit: Unit::Errors,
+            window: Window::Run,
+            tool: None,
+            amount: 5,
+            suspend: false,
+            alert: false,
+            warn_at: Vec::new(),
             unknown_model: None,
         });
     });
@@ -116,6 +132,12 @@ fn full_payload() -> Payload {
     }];
     payload.shadow = vec![tollgate_engine::bundle::Document {
         denied_tools: vec!["mail".to_string()],
+        unsearched_tools: vec!["calc".to_string()],
+        other_tools: Some(OtherTools {
+            named: vec!["mail".to_string(), "git".to_string()],
+            denied: true,
+            approval: Some(Program(vec![Instruction::Bool(true)])),
+        }),
         denied_hosts: vec![HostPattern("*.internal".to_string())],
         denied_addresses: ["169.254.169.254", "10.0.0.0/8", "fe80::/10"]
             .iter()
@@ -141,7 +163,7 @@ fn bundle_envelope() {
     assert_eq!((read.format, read.revision), (1, 42));
     assert_eq!(read.documents.len(), 5);
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
-    assert_eq!(read.documents[0].limits.len(), 4);
+    assert_eq!(read.documents[0].limits.len(), 5);
     assert_eq!(read.revoked_agents.len(), 1);
     assert_eq!(read.shadow[0].denied_tools, ["mail"]);
     assert_eq!(read.shadow[0].denied_addresses.len(), 3);
@@ -300,4 +322,12 @@ fn stored_values() {
     assert_eq!(kept[..9], [3, 60, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(kept[41..49], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
+    // On a shelf: format 1, 0x14 bytes of account, the account, 0x89 bytes of cell, the cell.
+    let account = Account::parse("agent:a|tokens|run:r").unwrap();
+    let mut shelf = Shelf::default();
+    shelf.put(&account, cell.clone(), NOW).unwrap();
+    let stored = shelf.encode();
+    assert_eq!(stored[..3], [1, 0x14, 0]);
+    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x89\x00");
+    assert_eq!(stored[25..], cell);
 }

@@ -454,6 +454,9 @@ impl Model {
                     Err(Refusal::NoLease)
                 }
             }
+            Op::Look { .. } | Op::Count { .. } => {
+                unreachable!("what runs and alerts do is not in this model")
+            }
             Op::Void { start, reserved } => {
                 if let Some(lease) = self.0.get_mut(start) {
                     lease.reserved = lease.reserved.saturating_sub(*reserved);
@@ -513,6 +516,8 @@ impl Model {
                     *lease = Lease {
                         epoch: *epoch,
                         reserved: lease.reserved,
+                        // Counted before any lease, and so under none.
+                        settled: if lease.epoch == 0 { lease.settled } else { 0 },
                         ..Lease::default()
                     };
                 }
@@ -934,6 +939,7 @@ fn accounts_are_read_as_they_are_written() {
         unit: Unit::NanoUsd,
         window: Window::Day("UTC".to_string()),
         tool: None,
+        run: None,
     };
     assert_eq!(account.to_string(), "team:a|nano_usd|day@UTC");
 }
@@ -1033,4 +1039,31 @@ fn available_is_never_less_than_nothing() {
         ..Slot::default()
     };
     assert_eq!(slot.available(), 0);
+}
+
+#[test]
+fn what_is_only_counted_is_told_once_there_is_an_epoch_to_tell_it_under() {
+    let count = Op::Count { span: span(0) };
+    let used = |used| Op::Settle {
+        start: span(0).start,
+        reserved: 0,
+        used,
+    };
+    let mut store = Store::default();
+    store.apply(&count, at(10));
+    store.apply(&used(5), at(20));
+    store.apply(&Op::Ask { span: span(0) }, at(30));
+    // Nothing is leased, and nothing taken down: the five were counted before the epoch.
+    store.apply(&refill(grant(1, 0), 1), at(40));
+    let slot = |store: &Store| Cell::decode(store.0.as_deref().unwrap()).slots()[0];
+    let first = slot(&store);
+    assert_eq!((first.epoch, first.settled, first.reported), (1, 5, 0));
+    // Counted on, beside what is leased to nobody.
+    store.apply(&count, at(50));
+    store.apply(&used(7), at(60));
+    assert_eq!(slot(&store).settled, 12);
+    assert_eq!(store.try_apply(&reserve(1), at(70)), Err(Refusal::Short));
+    // Under the next epoch it begins anew: the twelve are down under the first.
+    store.apply(&refill(grant(2, 0), 2), at(80));
+    assert_eq!(slot(&store).settled, 0);
 }

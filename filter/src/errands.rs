@@ -324,20 +324,20 @@ impl Worker {
 
     /// Reports and renews: every account of the holder whose cell says that it is time.
     fn ask_routinely(&self, holder: &Holder, asks: &mut Vec<Ask>, now: Time) {
-        let accounts = self.store.accounts(holder);
-        let start = self.errands.account.get().checked_rem(accounts.len());
+        self.store.tidy(holder, now);
+        let cells = self.store.cells(holder);
+        let start = self.errands.account.get().checked_rem(cells.len());
         let mut live = 0;
-        for (number, account) in accounts
+        for (number, (account, cell)) in cells
             .iter()
             .enumerate()
             .cycle()
             .skip(start.unwrap_or(0))
-            .take(accounts.len())
+            .take(cells.len())
         {
-            let cell = self.store.cell(holder, account);
             let lives = |until: i64| until > now.millis();
             live += i64::from(cell.slots().iter().any(|slot| lives(slot.expires_ms)));
-            let plan = self.errands.upkeep.borrow().plan(&cell, now);
+            let plan = self.errands.upkeep.borrow().plan(cell, now);
             for (span, wanted) in plan {
                 if asks.len() < MAX_ASKS {
                     asks.extend(self.ask(holder, account, span, wanted, 0, now));
@@ -348,7 +348,7 @@ impl Worker {
         self.metrics.leases_live.record(live);
         self.metrics
             .lease_accounts
-            .record(i64::try_from(accounts.len()).unwrap_or(i64::MAX));
+            .record(i64::try_from(cells.len()).unwrap_or(i64::MAX));
     }
 
     /// One ask, unless another VM has it under way.

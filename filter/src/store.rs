@@ -3,7 +3,8 @@
 use crate::host::{self, Status};
 use tollgate_engine::{
     exchange::CellOp,
-    ledger::{Account, Cell, Refusal},
+    ledger::{Account, Cell, Op, Refusal},
+    shelf::{self, Full, Shelf},
     time::Time,
     upkeep::Holder,
 };
@@ -224,11 +225,27 @@ impl Store {
         [self.prefix.as_str(), &holder.id, " ", &cell].concat()
     }
 
+    fn shelf_key(&self, holder: &Holder, place: u8) -> String {
+        format!("{}{} runs {place}", self.prefix, holder.id)
+    }
+
     /// A holder's cell of an account.
     pub(crate) fn cell(&self, holder: &Holder, account: &Account) -> Cell {
-        read(&self.cell_key(holder, account))
-            .map(|stored| Cell::decode(&stored))
-            .unwrap_or_default()
+        match shelf::place_of(&holder.id, account) {
+            Some(place) => self
+                .shelf(holder, place)
+                .cell(account)
+                .map(Cell::decode)
+                .unwrap_or_default(),
+            None => read(&self.cell_key(holder, account))
+                .map(|stored| Cell::decode(&stored))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn shelf(&self, holder: &Holder, place: u8) -> Shelf {
+        let stored = read(&self.shelf_key(holder, place));
+        stored.map_or_else(Shelf::default, |stored| Shelf::decode(&stored))
     }
 
     /// Applies one change to one cell and gives its new byte form. A cell that cannot be written counts as one that somebody else is busy with.
@@ -238,24 +255,81 @@ impl Store {
         change: &CellOp,
         now: Time,
     ) -> Result<Vec<u8>, Refusal> {
-        update(&self.cell_key(holder, &change.account), |old| {
-            change.op.apply(old, now)
-        })
-        .map_err(|unchanged| match unchanged {
+        if let Op::Count { .. } = change.op
+            && self.cell(holder, &change.account).slots().is_empty()
+        {
+            self.enlist(holder, &change.account);
+        }
+        let applied = match shelf::place_of(&holder.id, &change.account) {
+            Some(place) => self.apply_on_shelf(&self.shelf_key(holder, place), change, now),
+            None => update(&self.cell_key(holder, &change.account), |old| {
+                change.op.apply(old, now)
+            }),
+        };
+        applied.map_err(|unchanged| match unchanged {
             Unchanged::Refused(refusal) => refusal,
             Unchanged::Store => Refusal::AlreadyAsked,
         })
     }
 
-    /// The accounts of which a holder has cells.
-    pub(crate) fn accounts(&self, holder: &Holder) -> Vec<Account> {
-        read(&self.accounts_key(holder))
-            .and_then(|stored| serde_json::from_slice(&stored).ok())
-            .unwrap_or_default()
+    /// The same to a cell that shares its place. Where there is no room for one more, somebody else is busy with them all.
+    fn apply_on_shelf(
+        &self,
+        key: &str,
+        change: &CellOp,
+        now: Time,
+    ) -> Result<Vec<u8>, Unchanged<Refusal>> {
+        let mut after = Vec::new();
+        update(key, |old| {
+            let mut shelf = Shelf::decode(old.unwrap_or_default());
+            after = change.op.apply(shelf.cell(&change.account), now)?;
+            match shelf.put(&change.account, after.clone(), now) {
+                Ok(()) => Ok(shelf.encode()),
+                Err(Full) => Err(Refusal::AlreadyAsked),
+            }
+        })?;
+        Ok(after)
     }
 
-    /// Adds to [`Store::accounts`]; to be called before the first change of a cell, so that none is ever forgotten.
+    /// Takes the cells of runs away that nobody has needed for a while.
+    pub(crate) fn tidy(&self, holder: &Holder, now: Time) {
+        for place in shelf::PLACES {
+            if self.shelf(holder, place).tidy(now) {
+                let _ = update(&self.shelf_key(holder, place), |old| {
+                    let mut shelf = Shelf::decode(old.unwrap_or_default());
+                    match shelf.tidy(now) {
+                        true => Ok(shelf.encode()),
+                        false => Err(()),
+                    }
+                });
+            }
+        }
+    }
+
+    /// The accounts of which a holder has cells, and the cells.
+    pub(crate) fn cells(&self, holder: &Holder) -> Vec<(Account, Cell)> {
+        let accounts: Vec<Account> = read(&self.accounts_key(holder))
+            .and_then(|stored| serde_json::from_slice(&stored).ok())
+            .unwrap_or_default();
+        let mut cells: Vec<(Account, Cell)> = accounts
+            .into_iter()
+            .map(|account| {
+                let cell = self.cell(holder, &account);
+                (account, cell)
+            })
+            .collect();
+        for place in shelf::PLACES {
+            cells.extend(self.shelf(holder, place).cells());
+        }
+        cells
+    }
+
+    /// Adds to the accounts of [`Store::cells`]; to be called before the first change of a cell, so that none is ever forgotten. Those of runs are
+    /// found where their cells are.
     pub(crate) fn enlist(&self, holder: &Holder, account: &Account) {
+        if account.run.is_some() {
+            return;
+        }
         let _ = update(&self.accounts_key(holder), |old| {
             let mut accounts: Vec<Account> = old
                 .and_then(|stored| serde_json::from_slice(stored).ok())

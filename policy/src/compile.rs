@@ -1,7 +1,7 @@
 //! Documents into what a gate runs.
 
 use crate::{
-    document::{ActiveHours, Capability, Document, Period, Rollout},
+    document::{ActiveHours, Capability, Document, Exceeded, OTHERS, Period, Rollout, Tool},
     host::{Denied, Host},
     pattern::fit_together,
     zone,
@@ -154,7 +154,7 @@ fn calendars<'d>(
     let mut calendars: BTreeMap<&str, Calendar> = BTreeMap::new();
     for window in windows {
         let zone = match window {
-            Window::Minute | Window::Hour => continue,
+            Window::Minute | Window::Hour | Window::Run => continue,
             Window::Day(zone) | Window::Week(zone) | Window::Month(zone) => zone.as_str(),
         };
         let calendar = calendars.entry(zone).or_insert_with(|| Calendar {
@@ -164,7 +164,7 @@ fn calendars<'d>(
             months: Vec::new(),
         });
         match window {
-            Window::Minute | Window::Hour => {}
+            Window::Minute | Window::Hour | Window::Run => {}
             Window::Day(_) => calendar.days = life.in_zone(zone, 0, zone::midnights)?,
             Window::Week(_) => calendar.weeks = life.in_zone(zone, 7, zone::mondays)?,
             Window::Month(_) => calendar.months = life.in_zone(zone, 31, zone::months)?,
@@ -218,9 +218,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             Capability::McpTool(name) => Some(name),
             _ => None,
         }),
-        denied_tools: document
-            .tools
-            .iter()
+        denied_tools: named_tools(document)
             .filter(|tool| !tool.allow)
             .map(|tool| tool.name.clone())
             .collect(),
@@ -229,9 +227,9 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .iter()
             .map(|pattern| pattern.normal.clone())
             .collect(),
-        approvals: document
-            .tools
-            .iter()
+        unsearched_tools: document.unsearched_tools.clone(),
+        other_tools: other_tools(document),
+        approvals: named_tools(document)
             .filter_map(|tool| {
                 Some(bundle::Approval {
                     tool: tool.name.clone(),
@@ -240,6 +238,23 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             })
             .collect(),
         limits: limits(document),
+    })
+}
+
+fn named_tools(document: &Document) -> impl Iterator<Item = &Tool> {
+    document.tools.iter().filter(|tool| tool.name != OTHERS)
+}
+
+/// `None` where nothing is said of the others, or nothing that restricts them.
+fn other_tools(document: &Document) -> Option<bundle::OtherTools> {
+    let others = document.tools.iter().find(|tool| tool.name == OTHERS)?;
+    let approval = others.requires_approval_if.as_ref();
+    (!others.allow || approval.is_some()).then(|| bundle::OtherTools {
+        named: named_tools(document)
+            .map(|tool| tool.name.clone())
+            .collect(),
+        denied: !others.allow,
+        approval: approval.map(|condition| condition.program.clone()),
     })
 }
 
@@ -287,6 +302,8 @@ fn limits(document: &Document) -> Vec<Limit> {
             tool: None,
             amount: rate.requests_per_minute,
             suspend: false,
+            alert: false,
+            warn_at: Vec::new(),
             unknown_model: None,
         });
     }
@@ -301,6 +318,8 @@ fn limits(document: &Document) -> Vec<Limit> {
                 tool: Some(tool.name.to_ascii_lowercase()),
                 amount,
                 suspend: false,
+                alert: false,
+                warn_at: Vec::new(),
                 unknown_model: None,
             });
         }
@@ -319,9 +338,30 @@ fn limits(document: &Document) -> Vec<Limit> {
             },
             tool: None,
             amount: limit.amount,
-            suspend: budget.suspend,
+            suspend: budget.action == Exceeded::Suspend,
+            alert: budget.action == Exceeded::Alert,
+            warn_at: budget.warn_at.clone(),
             unknown_model: budget.unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
         }));
     }
+    limits.extend(document.run.limits.iter().map(|limit| {
+        let spent = matches!(limit.unit, Unit::Tokens | Unit::NanoUsd);
+        let unknown_model = document
+            .budget
+            .as_ref()
+            .and_then(|budget| budget.unknown_model);
+        Limit {
+            rule: limit.rule.clone(),
+            per: Level::Agent,
+            unit: limit.unit,
+            window: Window::Run,
+            tool: None,
+            amount: limit.amount,
+            suspend: document.run.stops && spent,
+            alert: false,
+            warn_at: Vec::new(),
+            unknown_model: unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
+        }
+    }));
     limits
 }

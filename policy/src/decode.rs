@@ -71,7 +71,7 @@ impl Findings {
         }
     }
 
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.diagnostics.len() >= MAX_DIAGNOSTICS
     }
 
@@ -110,6 +110,21 @@ impl Findings {
             code,
             message.into(),
         ));
+    }
+
+    /// An error in a field's value, with the value that was probably meant.
+    pub(crate) fn suggest(
+        &mut self,
+        field: &Field<'_>,
+        code: &'static str,
+        message: String,
+        suggestion: Option<String>,
+    ) {
+        let found = diagnostic(Severity::Error, field.node.at, &field.path, code, message);
+        self.push(Diagnostic {
+            suggestion,
+            ..found
+        });
     }
 
     /// The findings in the order of the file, and whether one of them is an error.
@@ -271,15 +286,8 @@ impl Findings {
         let words: Vec<&'static str> = choices.iter().map(|(word, _)| *word).collect();
         let listed: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
         let message = format!("must be {}, found `{}`", listed.join(" or "), shown(text));
-        let mut finding = diagnostic(
-            Severity::Error,
-            field.node.at,
-            &field.path,
-            codes::CHOICE,
-            message,
-        );
-        finding.suggestion = nearest(text, &words).map(str::to_string);
-        self.push(finding);
+        let meant = nearest(text, &words).map(str::to_string);
+        self.suggest(field, codes::CHOICE, message, meant);
         None
     }
 }

@@ -1,6 +1,6 @@
 //! What a new set of documents changes: for whom, and whether it narrows or widens.
 
-use crate::document::{Capability, Document, Rollout};
+use crate::document::{Capability, Document, Exceeded, OTHERS, Rollout};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 use tollgate_engine::{bundle::Scope, ledger::Unit, price};
@@ -168,8 +168,7 @@ impl Rule {
             Rule::Allowed(names) | Rule::Denied(names) => names.join(", "),
             Rule::Limit(amount, None) => amount.to_string(),
             Rule::Limit(amount, Some(Unit::NanoUsd)) => price::usd(*amount),
-            Rule::Limit(amount, Some(Unit::Tokens)) => format!("{amount} tokens"),
-            Rule::Limit(amount, Some(Unit::Calls)) => format!("{amount} calls"),
+            Rule::Limit(amount, Some(unit)) => format!("{amount} {}", unit.name()),
             Rule::Text(text) => text.clone(),
         }
     }
@@ -260,6 +259,11 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
             rule(format!("capabilities.deny ({kind})"), Rule::Denied(deny));
         }
     }
+    if document.tools.iter().any(|tool| tool.name == OTHERS) {
+        let named = document.tools.iter().filter(|tool| tool.name != OTHERS);
+        let named = named.map(|tool| tool.name.clone()).collect();
+        rule("tools (not under `*`)".to_string(), Rule::Allowed(named));
+    }
     for tool in &document.tools {
         let name = &tool.name;
         if !tool.allow {
@@ -289,6 +293,12 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
             Rule::Denied(patterns),
         );
     }
+    if !document.unsearched_tools.is_empty() {
+        rule(
+            "data.exempt_tools".to_string(),
+            Rule::Allowed(document.unsearched_tools.clone()),
+        );
+    }
     if let Some(rate) = document.rate {
         rule(
             format!("rate.requests_per_minute (per {})", rate.per.name()),
@@ -307,11 +317,24 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
                 Rule::Limit(limit.amount, Some(limit.unit)),
             );
         }
-        if budget.suspend {
+        let action = match budget.action {
+            Exceeded::Deny => None,
+            Exceeded::Suspend => Some("suspend"),
+            Exceeded::Alert => Some("alert"),
+        };
+        if let Some(action) = action {
             rule(
                 "budget.action_on_exceed".to_string(),
-                Rule::Text("suspend".to_string()),
+                Rule::Text(action.to_string()),
             );
+        }
+        if !budget.warn_at.is_empty() {
+            let parts: Vec<String> = budget
+                .warn_at
+                .iter()
+                .map(|part| format!("{part} %"))
+                .collect();
+            rule("budget.warn_at".to_string(), Rule::Text(parts.join(", ")));
         }
         if let Some(price) = &budget.unknown_model {
             rule(
@@ -322,6 +345,18 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
                 )),
             );
         }
+    }
+    for limit in &document.run.limits {
+        rule(
+            limit.rule.clone(),
+            Rule::Limit(limit.amount, Some(limit.unit)),
+        );
+    }
+    if document.run.stops {
+        rule(
+            "agent.termination.on_budget_exceeded".to_string(),
+            Rule::Text("true".to_string()),
+        );
     }
     rules
 }

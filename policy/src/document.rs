@@ -5,7 +5,7 @@
 //! and is not is the worst outcome a policy can have.
 
 use crate::{
-    condition,
+    agent, condition,
     decode::{Field, Findings, Shape, Table, name_problem, nearest},
     diagnostic::{Position, codes},
     host::{Denied, Host},
@@ -17,7 +17,7 @@ use crate::{
 use std::{cmp::Ordering, fmt};
 use tollgate_engine::{
     bundle::{Level, Scope},
-    condition::Program,
+    condition::{Instruction, Program},
     ledger::Unit,
     price::Price,
 };
@@ -56,10 +56,14 @@ pub struct Document {
     pub tools: Vec<Tool>,
     /// `data.sensitive_patterns`.
     pub sensitive_patterns: Vec<Pattern>,
+    /// `data.exempt_tools`.
+    pub unsearched_tools: Vec<String>,
     /// Spending limits.
     pub budget: Option<Budget>,
     /// Calls per minute.
     pub rate: Option<Rate>,
+    /// What each run of an agent may use.
+    pub run: Run,
 }
 
 /// What a document's verdicts are for.
@@ -131,10 +135,10 @@ impl fmt::Display for ActiveHours {
     }
 }
 
-/// One entry of `tools`.
+/// One entry of `tools`, or of `agent.tools`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tool {
-    /// Its name, as written.
+    /// Its name, as written; [`OTHERS`] for those that no other entry names.
     pub name: String,
     /// `allow`; true where absent.
     pub allow: bool,
@@ -144,6 +148,9 @@ pub struct Tool {
     pub requires_approval_if: Option<Condition>,
 }
 
+/// The name that stands for every tool that has no entry of its own.
+pub const OTHERS: &str = "*";
+
 /// A condition, as written and compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
@@ -151,6 +158,16 @@ pub struct Condition {
     pub text: String,
     /// As a gate runs it.
     pub program: Program,
+}
+
+impl Condition {
+    /// One that always holds.
+    pub(crate) fn always() -> Condition {
+        Condition {
+            text: "true".to_string(),
+            program: Program(vec![Instruction::Bool(true)]),
+        }
+    }
 }
 
 /// `budget`.
@@ -164,8 +181,22 @@ pub struct Budget {
     pub timezone: String,
     /// What a model costs that has no price; `None` denies it.
     pub unknown_model: Option<Price>,
-    /// `action_on_exceed: suspend`.
-    pub suspend: bool,
+    /// `action_on_exceed`.
+    pub action: Exceeded,
+    /// `warn_at`, in percent; empty where it is not said.
+    pub warn_at: Vec<u8>,
+}
+
+/// What happens when a budget does not cover a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exceeded {
+    /// The call is refused.
+    #[default]
+    Deny,
+    /// From then on every call is refused.
+    Suspend,
+    /// It passes, and that is put on record.
+    Alert,
 }
 
 /// One limit of a [`Budget`].
@@ -215,6 +246,38 @@ pub struct Rate {
     pub per: Level,
 }
 
+/// What `agent` sets for each run of an agent by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Its limits.
+    pub limits: Vec<RunLimit>,
+    /// `termination.on_budget_exceeded`: no call of a run passes any more once one has not fitted into its tokens or money.
+    pub stops: bool,
+}
+
+/// One limit of a [`Run`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunLimit {
+    /// The field, such as `agent.budget.max_tokens`.
+    pub rule: String,
+    /// What is counted. Calls are those to models.
+    pub unit: Unit,
+    /// In `unit`.
+    pub amount: u64,
+}
+
+impl Run {
+    pub(crate) fn limit(&mut self, field: &Field<'_>, unit: Unit, amount: u64) {
+        // Named alike in the flat form and under `spec`.
+        let rule = field.path.strip_prefix("spec.").unwrap_or(&field.path);
+        self.limits.push(RunLimit {
+            rule: rule.to_string(),
+            unit,
+            amount,
+        });
+    }
+}
+
 /// Which language a document says it is written in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Language {
@@ -230,11 +293,12 @@ const LEVELS: [(&str, Level); 4] = [
 ];
 
 /// Most of any counter: ledgers add in signed 64-bit integers.
-const MAX_COUNT: u64 = i64::MAX as u64;
+pub(crate) const MAX_COUNT: u64 = i64::MAX as u64;
 
 /// Keys a flat document may have; under an envelope they belong into `spec`.
-const BODY_KEYS: [&str; 10] = [
+const BODY_KEYS: [&str; 11] = [
     "scope",
+    "agent",
     "network",
     "schedule",
     "budget",
@@ -244,6 +308,22 @@ const BODY_KEYS: [&str; 10] = [
     "capabilities",
     "approval_timeout_secs",
     "approval",
+];
+
+/// Settings of enforcement that people bring from elsewhere, and what to do until gates know them. As unknown keys they would be mere warnings.
+const NOT_YET: [(&str, &str); 3] = [
+    (
+        "circuit_breaker",
+        "configure the proxy's outlier detection; an upstream that fails is not called less by policy",
+    ),
+    (
+        "offline_mode",
+        "rely on leases: a gate goes on without the control plane as long as they last",
+    ),
+    (
+        "tool_costs_usd",
+        "write `limit_per_hour` for the tool; what a tool costs is not counted",
+    ),
 ];
 
 /// Reads one document. `flat_name` is the name it has when it brings none.
@@ -260,13 +340,6 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
         .iter()
         .any(|key| top.has(key));
     if !enveloped {
-        if let Some(agent) = top.take("agent") {
-            not_enforced(
-                findings,
-                &agent,
-                "write a policy with `scope: agent:<uuid>`",
-            );
-        }
         let body = body(top, Language::AgentAssemblyV1, findings);
         let (name, named) = match name_problem(flat_name) {
             None => (flat_name, true),
@@ -430,7 +503,7 @@ fn missing(findings: &mut Findings, table: &Table<'_>, key: &'static str, advice
     findings.error(table.at, &path, codes::MISSING, message);
 }
 
-fn not_enforced(findings: &mut Findings, field: &Field<'_>, instead: &str) {
+pub(crate) fn not_enforced(findings: &mut Findings, field: &Field<'_>, instead: &str) {
     let message = format!("is not enforced by this version; remove it or {instead}");
     findings.error(field.key_at, &field.path, codes::NOT_ENFORCED, message);
 }
@@ -464,8 +537,10 @@ struct Body {
     capabilities: Capabilities,
     tools: Vec<Tool>,
     sensitive_patterns: Vec<Pattern>,
+    unsearched_tools: Vec<String>,
     budget: Option<Budget>,
     rate: Option<Rate>,
+    run: Run,
 }
 
 impl Body {
@@ -484,8 +559,10 @@ impl Body {
             capabilities: self.capabilities,
             tools: self.tools,
             sensitive_patterns: self.sensitive_patterns,
+            unsearched_tools: self.unsearched_tools,
             budget: self.budget,
             rate: self.rate,
+            run: self.run,
         }
     }
 }
@@ -520,14 +597,46 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         }
     }
     if let Some(field) = table.take("data") {
-        body.sensitive_patterns = data(&field, findings);
+        (body.sensitive_patterns, body.unsearched_tools) = data(&field, language, findings);
     }
     if let Some(field) = table.take("tools") {
         let counted = !matches!(body.scope, Some(Scope::Tool(_)));
-        body.tools = tools(&field, counted, findings);
+        body.tools = tools(&field, counted, language, findings);
+    }
+    if let Some(field) = table.take("agent") {
+        let agent = agent::read(&field, findings);
+        match (&body.scope, agent.id) {
+            (_, None) => {}
+            (None, Some((id, _))) => body.scope = Some(Scope::Agent(id)),
+            (Some(_), Some((_, at))) => {
+                let path = child(&field.path, "id");
+                let message = "whom the policy is for is said twice; remove `scope` or `id`";
+                findings.error(at, &path, codes::SCOPE, message);
+            }
+        }
+        // Of two entries for a tool, in two places, nobody would look for the other.
+        if !agent.tools.is_empty() && !body.tools.is_empty() {
+            let path = child(&field.path, "tools");
+            let message = "tools are configured in `tools` already; write them all in one place";
+            findings.error(field.key_at, &path, codes::MISPLACED, message);
+        }
+        body.tools.extend(agent.tools);
+        if !agent.run.limits.is_empty() && matches!(body.scope, Some(Scope::Tool(_))) {
+            not_enforced(
+                findings,
+                &field,
+                "put it into a document of a broader scope",
+            );
+        }
+        body.run = agent.run;
     }
     if let Some(field) = table.take("capabilities") {
         body.capabilities = capabilities(&field, findings);
+    }
+    for (setting, instead) in NOT_YET {
+        if let Some(field) = table.take_silently(setting) {
+            not_enforced(findings, &field, instead);
+        }
     }
     if let Some(field) = table.take("approval_timeout_secs")
         && findings.integer(&field, 1, MAX_COUNT).is_some()
@@ -578,7 +687,7 @@ fn scope(field: &Field<'_>, findings: &mut Findings) -> Option<Scope> {
 }
 
 /// Eight, four, four, four and twelve hexadecimal digits (RFC 9562 §4).
-fn is_hyphenated_uuid(text: &str) -> bool {
+pub(crate) fn is_hyphenated_uuid(text: &str) -> bool {
     let groups = [8, 4, 4, 4, 12];
     let mut parts = text.split('-');
     groups.iter().all(|digits| {
@@ -739,17 +848,22 @@ fn time_zone(field: &Field<'_>, findings: &mut Findings) -> Option<String> {
     let text = findings.text(field)?;
     let zone = zone::canonical(text);
     if zone.is_none() {
-        let message = format!(
-            "`{}` is not an IANA time zone such as `Europe/Berlin` or `UTC`",
-            shown(text)
-        );
-        findings.error(field.node.at, &field.path, codes::TIME_ZONE, message);
+        let meant = match findings.is_full() {
+            true => None,
+            false => zone::nearest(text),
+        };
+        let advice = match &meant {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => "write one such as `Europe/Berlin` or `UTC`".to_string(),
+        };
+        let message = format!("`{}` is not an IANA time zone; {advice}", shown(text));
+        findings.suggest(field, codes::TIME_ZONE, message, meant);
     }
     zone
 }
 
 /// An amount of money that must be more than nothing, as `read` scales it.
-fn money_above_zero(
+pub(crate) fn money_above_zero(
     field: &Field<'_>,
     findings: &mut Findings,
     read: fn(&str) -> Result<u64, money::MoneyError>,
@@ -796,7 +910,9 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         };
         let amount = match unit {
             Unit::NanoUsd => money_above_zero(&limit, findings, money::nano_usd),
-            Unit::Tokens | Unit::Calls => findings.integer(&limit, 1, MAX_COUNT),
+            Unit::Tokens | Unit::Calls | Unit::Errors | Unit::Seconds => {
+                findings.integer(&limit, 1, MAX_COUNT)
+            }
         };
         let Some(amount) = amount else {
             continue;
@@ -817,9 +933,10 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         Some(zone) => time_zone(&zone, findings),
         None => Some("UTC".to_string()),
     };
-    let suspend = table
-        .take("action_on_exceed")
-        .and_then(|action| findings.choice(&action, &[("deny", false), ("suspend", true)]));
+    let action = table.take("action_on_exceed");
+    let action = action.and_then(|action| action_on_exceed(&action, language, findings));
+    let warn_at = take_added(&mut table, "warn_at", language, findings);
+    let warn_at = warn_at.map_or(Vec::new(), |list| percents(&list, findings));
     let per = match take_added(&mut table, "per", language, findings) {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
@@ -838,7 +955,8 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         per: per?,
         timezone: zone?,
         unknown_model,
-        suspend: suspend.unwrap_or(false),
+        action: action.unwrap_or_default(),
+        warn_at,
     })
 }
 
@@ -896,43 +1014,99 @@ fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {
     })
 }
 
-fn data(field: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
-    let mut patterns = Vec::new();
+fn action_on_exceed(
+    field: &Field<'_>,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<Exceeded> {
+    let mut actions = vec![("deny", Exceeded::Deny), ("suspend", Exceeded::Suspend)];
+    if language == Language::TollgateV1 {
+        actions.push(("alert", Exceeded::Alert));
+    }
+    findings.choice(field, &actions)
+}
+
+/// Parts of something, from 1 to 100 percent, each once.
+fn percents(list: &Field<'_>, findings: &mut Findings) -> Vec<u8> {
+    let entries = findings.list(list).unwrap_or_default();
+    if entries.len() > 100 {
+        let message = "there are no more than 100 percents; remove what stands twice";
+        findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
+        return Vec::new();
+    }
+    let mut percents: Vec<u8> = entries
+        .iter()
+        .filter_map(|entry| u8::try_from(findings.integer(entry, 1, 100)?).ok())
+        .collect();
+    percents.sort_unstable();
+    percents.dedup();
+    percents
+}
+
+/// The patterns, and the tools in whose calls they are not looked for.
+fn data(
+    field: &Field<'_>,
+    language: Language,
+    findings: &mut Findings,
+) -> (Vec<Pattern>, Vec<String>) {
     let Some(mut table) = findings.table(field) else {
-        return patterns;
+        return (Vec::new(), Vec::new());
     };
     let list = table.take("sensitive_patterns");
-    let entries = list.and_then(|list| Some((findings.list(&list)?, list)));
-    if let Some((entries, list)) = entries {
-        findings.patterns = findings.patterns.saturating_add(entries.len());
-        let limits = [
-            (entries.len(), MAX_PATTERNS, "a policy"),
-            (findings.patterns, MAX_FILE_PATTERNS, "a file"),
-        ];
-        for (count, most, place) in limits {
-            if count > most {
-                let message =
-                    format!("{count} patterns are more than the {most} of {place}; split it");
-                findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
-                return patterns;
-            }
-        }
-        for entry in &entries {
-            let Some(text) = findings.text(entry) else {
-                continue;
-            };
-            match Pattern::parse(text) {
-                Ok(pattern) => patterns.push(pattern),
-                Err(why) => findings.error(entry.node.at, &entry.path, why.code, why.message),
-            }
+    let patterns = list.map_or(Vec::new(), |list| sensitive_patterns(&list, findings));
+    if let Some(action) = take_added(&mut table, "action", language, findings)
+        && findings.choice(&action, &[("block", false), ("redact", true)]) == Some(true)
+    {
+        not_enforced(findings, &action, "write `block`, which refuses the call");
+    }
+    let exempt = take_added(&mut table, "exempt_tools", language, findings);
+    let exempt = exempt
+        .and_then(|list| findings.list(&list))
+        .unwrap_or_default();
+    let exempt = exempt
+        .iter()
+        .filter_map(|tool| findings.name(tool).map(str::to_string));
+    let exempt: Vec<String> = exempt.collect();
+    table.finish(findings);
+    (patterns, exempt)
+}
+
+fn sensitive_patterns(list: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
+    let mut patterns = Vec::new();
+    let Some(entries) = findings.list(list) else {
+        return patterns;
+    };
+    findings.patterns = findings.patterns.saturating_add(entries.len());
+    let limits = [
+        (entries.len(), MAX_PATTERNS, "a policy"),
+        (findings.patterns, MAX_FILE_PATTERNS, "a file"),
+    ];
+    for (count, most, place) in limits {
+        if count > most {
+            let message = format!("{count} patterns are more than the {most} of {place}; split it");
+            findings.error(list.key_at, &list.path, codes::OVER_LIMIT, message);
+            return patterns;
         }
     }
-    table.finish(findings);
+    for entry in &entries {
+        let Some(text) = findings.text(entry) else {
+            continue;
+        };
+        match Pattern::parse(text) {
+            Ok(pattern) => patterns.push(pattern),
+            Err(why) => findings.error(entry.node.at, &entry.path, why.code, why.message),
+        }
+    }
     patterns
 }
 
 /// `counted`: whether the document may count calls, which one of a tool may not.
-fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool> {
+fn tools(
+    field: &Field<'_>,
+    counted: bool,
+    language: Language,
+    findings: &mut Findings,
+) -> Vec<Tool> {
     let mut tools = Vec::new();
     let Some(mut table) = findings.table(field) else {
         return tools;
@@ -940,6 +1114,11 @@ fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool>
     for (name, tool) in table.take_all() {
         if let Some((code, message)) = name_problem(name) {
             findings.error(tool.key_at, &tool.path, code, message);
+        } else if name == OTHERS {
+            if language == Language::AgentAssemblyV1 {
+                let message = format!("`*`, for all other tools, is of `{TOLLGATE_V1}`");
+                findings.error(tool.key_at, &tool.path, codes::NEEDS_TOLLGATE_V1, message);
+            }
         } else if name.contains('*') {
             let message = "a tool's name stands for itself here; \
                            write `mcp_tool:` with a `*` under `capabilities` to mean several";
@@ -953,6 +1132,8 @@ fn tools(field: &Field<'_>, counted: bool, findings: &mut Findings) -> Vec<Tool>
         let limit = inner.take("limit_per_hour");
         if let (Some(limit), false) = (&limit, counted) {
             not_enforced(findings, limit, "put it into a document of a broader scope");
+        } else if let (Some(limit), OTHERS) = (&limit, name) {
+            not_enforced(findings, limit, "write it for each tool that is meant");
         }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
         let requires_approval_if = inner

@@ -21,6 +21,7 @@
     )
 )]
 
+mod agent;
 mod compile;
 pub mod condition;
 mod decode;
@@ -42,7 +43,7 @@ pub use diagnostic::{Diagnostic, Position, Severity, codes};
 pub use diff::{Change, Effect, diff};
 pub use document::{
     AGENT_ASSEMBLY_V1, ActiveHours, Budget, BudgetLimit, Capabilities, Capability, Condition,
-    Document, Period, Rate, Replaces, Rollout, TOLLGATE_V1, Tool,
+    Document, Exceeded, OTHERS, Period, Rate, Replaces, Rollout, Run, RunLimit, TOLLGATE_V1, Tool,
 };
 pub use host::{Denied, Host};
 pub use pattern::{
@@ -52,6 +53,11 @@ pub use pattern::{
 pub use report::{FileReport, Finding, Report};
 pub use schema::json_schema;
 pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES};
+
+/// The policy that a new workspace starts with, named [`GUARDRAILS_NAME`].
+pub const GUARDRAILS: &str = include_str!("guardrails.yaml");
+/// Its name.
+pub const GUARDRAILS_NAME: &str = "default-guardrails";
 
 use decode::Findings;
 use std::{collections::HashSet, path::Path};

@@ -25,13 +25,21 @@ spec:
   schedule: {active_hours: {start: "09:00", end: "18:00", timezone: UTC}}
   budget:
     {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,
-     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny,
+     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80],
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
   rate: {requests_per_minute: 1, per: agent}
-  data: {sensitive_patterns: [a]}
+  data: {sensitive_patterns: [a], action: block, exempt_tools: [a]}
   tools: {ANY: {allow: true, limit_per_hour: 1, requires_approval_if: "true"}}
   capabilities: {allow: ["model:a"], deny: ["model:a"]}
   approval_timeout_secs: 1
+  agent:
+    id: 00000000-0000-4000-8000-00000000000a
+    name: a
+    tools: [{name: a, enabled: true, requires_approval: true, approval_config: {timeout_seconds: 1, auto_deny_on_timeout: true, notify_channels: [a]}}]
+    budget: {max_tokens: 1, max_cost_usd: 1, max_iterations: 1}
+    termination: {on_goal_achieved: true, on_budget_exceeded: true, on_timeout: 1, max_iterations: 1, error_threshold: 1}
+    execution: {timeout_seconds: 1, enable_pause: true, enable_cancel: true}
+    audit: {log_all_events: true, retention_days: 1, include_message_content: true}
   approval: {timeout_seconds: 1, escalation_role: r}
 "#,
     r#"{apiVersion: tollgate/v1, kind: Policy, metadata: {name: other}, spec: {budget: {daily_limit_usd: 1, unknown_model: deny}}}"#,
@@ -40,7 +48,7 @@ spec:
 /// Documents without anything they must have.
 const EMPTY: [&str; 2] = [
     "{apiVersion: tollgate/v1}",
-    "{metadata: {}, spec: {schedule: {active_hours: {}}, budget: {daily_limit_usd: 1, unknown_model: {}}, rate: {}}}",
+    "{metadata: {}, spec: {schedule: {active_hours: {}}, budget: {daily_limit_usd: 1, unknown_model: {}}, rate: {}, agent: {tools: [{}]}}}",
 ];
 
 /// Stands for any key of a map whose keys are the author's.

@@ -1,6 +1,11 @@
 //! Time zones: names checked when a policy is written, days turned into instants when a bundle is made. A gate knows no zones.
 
-use jiff::{Timestamp, Zoned, civil::Date, tz::TimeZone};
+use crate::decode;
+use jiff::{
+    Timestamp, Zoned,
+    civil::Date,
+    tz::{self, TimeZone},
+};
 
 /// The canonical spelling of an IANA time zone; `None` when there is no such zone.
 pub fn canonical(name: &str) -> Option<String> {
@@ -9,6 +14,25 @@ pub fn canonical(name: &str) -> Option<String> {
         return None;
     }
     zone.iana_name().map(str::to_string)
+}
+
+/// The zone that was probably meant by a name that is none: that of the city, or one that is spelt nearly so and begins alike.
+pub(crate) fn nearest(name: &str) -> Option<String> {
+    let asked = name.to_ascii_lowercase();
+    let zones: Vec<String> = tz::db().available().map(|zone| zone.to_string()).collect();
+    let lower: Vec<String> = zones.iter().map(|zone| zone.to_ascii_lowercase()).collect();
+    let of_city = |zone: &String| zone.rsplit('/').next() == Some(asked.as_str());
+    // Few are compared letter by letter: a file may have thousands of mistakes.
+    let alike: Vec<&str> = lower
+        .iter()
+        .map(String::as_str)
+        .filter(|zone| zone.get(..1) == asked.get(..1))
+        .collect();
+    let found = lower.iter().position(of_city).or_else(|| {
+        let near = decode::nearest(&asked, &alike)?;
+        lower.iter().position(|zone| zone == near)
+    });
+    zones.get(found?).cloned()
 }
 
 /// The midnights of a zone, in seconds since the Unix epoch: the last one not after `from` to the first one not before `until`.

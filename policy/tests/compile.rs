@@ -1,7 +1,8 @@
 //! Documents into what a gate runs, and the days of time zones.
 
 use tollgate_engine::{
-    bundle::{Level, Scope},
+    bundle::{Level, OtherTools, Scope},
+    condition::{Instruction, Program},
     ledger::{Unit, Window},
 };
 use tollgate_policy::{
@@ -109,6 +110,205 @@ fn every_enforced_field_reaches_the_bundle() {
     assert_eq!((price.input, price.output), (2_500_000, 10_000_000));
     let zones: Vec<&str> = compiled.calendars.iter().map(|c| c.zone.as_str()).collect();
     assert_eq!(zones, ["Europe/Berlin"]);
+}
+
+#[test]
+fn the_guardrails_of_a_new_workspace_are_a_policy() {
+    let [guardrails] = documents(tollgate_policy::GUARDRAILS)
+        .try_into()
+        .unwrap_or_else(|all| panic!("one document, not {all:?}"));
+    assert_eq!(guardrails.name, tollgate_policy::GUARDRAILS_NAME);
+    let compiled = compile(&[guardrails], NOV_20, NOV_20 + DAY).unwrap();
+    let limits = &compiled.documents[0].limits;
+    let shown: Vec<(&str, u64)> = limits.iter().map(|l| (l.rule.as_str(), l.amount)).collect();
+    assert_eq!(
+        shown,
+        [
+            ("rate.requests_per_minute", 60),
+            ("budget.daily_limit_usd", 10_000_000_000)
+        ]
+    );
+}
+
+#[test]
+fn an_agent_block_is_a_document_for_the_agent() {
+    let text = "agent:
+  id: 01234567-89AB-cdef-0123-456789abcdef
+  tools:
+  - {name: '*', enabled: false}
+  - {name: web_search, enabled: true}
+  - {name: refund, requires_approval: true}
+  - {name: drop_table, enabled: false}
+";
+    let parsed = parse("support.yaml", text.as_bytes(), true);
+    assert_eq!(parsed.diagnostics, []);
+    let compiled = compile(&parsed.documents, NOV_20, NOV_20 + DAY).unwrap();
+    let document = &compiled.documents[0];
+    assert_eq!(document.name, "support");
+    let scope = "agent:01234567-89ab-cdef-0123-456789abcdef";
+    assert_eq!(document.scope.to_string(), scope);
+    assert_eq!(document.denied_tools, ["drop_table"]);
+    assert_eq!(document.approvals[0].tool, "refund");
+    let always = Program(vec![Instruction::Bool(true)]);
+    assert_eq!(document.approvals[0].condition, always);
+    assert_eq!(
+        document.other_tools,
+        Some(OtherTools {
+            named: vec!["web_search".into(), "refund".into(), "drop_table".into()],
+            denied: true,
+            approval: None,
+        })
+    );
+    // A star that restricts nothing says nothing.
+    let open = v1("a", "{tools: {'*': {allow: true}, git: {allow: false}}}");
+    let compiled = compile(&documents(&open), NOV_20, NOV_20 + DAY).unwrap();
+    assert_eq!(compiled.documents[0].other_tools, None);
+}
+
+#[test]
+fn what_an_agent_block_sets_for_a_run_is_counted_by_run() {
+    let text = "apiVersion: agent-assembly/v1\nkind: Policy\nmetadata: {name: a}\nspec:
+  budget: {daily_limit_usd: 1}
+  agent:
+    budget: {max_tokens: 100000, max_cost_usd: 10.00, max_iterations: 50}
+    termination: {on_budget_exceeded: true, on_timeout: 3600, error_threshold: 3}
+    execution: {timeout_seconds: 7200}
+";
+    let compiled = compile(&documents(text), NOV_20, NOV_20 + DAY).unwrap();
+    let limits = compiled.documents[0].limits.iter();
+    let of_runs = limits.filter(|limit| limit.window == Window::Run);
+    let shown: Vec<(&str, Unit, u64, bool)> = of_runs
+        .map(|limit| {
+            assert_eq!(limit.per, Level::Agent);
+            (limit.rule.as_str(), limit.unit, limit.amount, limit.suspend)
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("agent.budget.max_tokens", Unit::Tokens, 100_000, true),
+            (
+                "agent.budget.max_cost_usd",
+                Unit::NanoUsd,
+                10_000_000_000,
+                true
+            ),
+            ("agent.budget.max_iterations", Unit::Calls, 50, false),
+            ("agent.termination.on_timeout", Unit::Seconds, 3_600, false),
+            ("agent.termination.error_threshold", Unit::Errors, 3, false),
+            (
+                "agent.execution.timeout_seconds",
+                Unit::Seconds,
+                7_200,
+                false
+            ),
+        ]
+    );
+}
+
+#[test]
+fn a_budget_says_what_it_warns_of() {
+    let limit = |fields: &str| {
+        let text = v1(
+            "a",
+            &format!("{{budget: {{daily_limit_usd: 1, {fields}}}}}"),
+        );
+        let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).unwrap();
+        let limit = compiled.documents[0].limits[0].clone();
+        (
+            limit.alert,
+            limit.suspend,
+            limit.warnings().collect::<Vec<u8>>(),
+        )
+    };
+    assert_eq!(limit(""), (false, false, vec![80, 90]));
+    assert_eq!(
+        limit("action_on_exceed: suspend, warn_at: [90, 50, 90]"),
+        (false, true, vec![50, 90])
+    );
+    assert_eq!(
+        limit("action_on_exceed: alert"),
+        (true, false, vec![80, 90, 100])
+    );
+    assert_eq!(
+        limit("action_on_exceed: alert, warn_at: [100]"),
+        (true, false, vec![100])
+    );
+}
+
+/// As they stand in the document that the block comes from, indented.
+#[test]
+fn the_agent_blocks_of_the_reference_load() {
+    let first = r#"
+agent:
+  name: "Customer Support Agent"
+  tools:
+  # Allowed without approval
+  - name: knowledge_base_search
+    enabled: true
+    requires_approval: false
+  # Requires human approval
+  - name: refund_payment
+    enabled: true
+    requires_approval: true
+    approval_config:
+      timeout_seconds: 300
+      auto_deny_on_timeout: true
+      notify_channels: ["slack:approvals"]
+  # Completely disabled
+  - name: database_write
+    enabled: false
+"#;
+    let second = r#"
+agent:
+  budget:
+    max_tokens: 100000  # Total token limit
+    max_cost_usd: 10.00  # Maximum cost in USD
+    max_iterations: 50  # Maximum execution loops
+  # Termination conditions
+  termination:
+    on_goal_achieved: true  # Stop when goal complete
+    on_budget_exceeded: true  # Stop when budget hit
+    on_timeout: 3600  # Stop after 1 hour
+"#;
+    let whole = r#"
+agent:
+  id: "agent-123"
+  name: "Production Agent"
+  # Tool permissions
+  tools:
+  - name: "*"
+    enabled: false  # Deny all by default
+  - name: web_search
+    enabled: true
+  - name: file_read
+    enabled: true
+  - name: file_write
+    enabled: true
+    requires_approval: true
+  # Budget limits
+  budget:
+    max_tokens: 500000
+    max_cost_usd: 50.00
+    max_iterations: 100
+  # Execution controls
+  execution:
+    timeout_seconds: 7200
+    enable_pause: true
+    enable_cancel: true
+  # Audit settings
+  audit:
+    log_all_events: true
+    retention_days: 90
+    include_message_content: true
+"#;
+    for (text, limits) in [(first, 0), (second, 4), (whole, 4)] {
+        let parsed = parse("agent.yaml", text.as_bytes(), false);
+        let errors: Vec<_> = parsed.diagnostics.iter().filter(|d| d.is_error()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        let compiled = compile(&parsed.documents, NOV_20, NOV_20 + DAY).unwrap();
+        assert_eq!(compiled.documents[0].limits.len(), limits);
+    }
 }
 
 #[test]

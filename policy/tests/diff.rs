@@ -33,6 +33,17 @@ fn what_is_the_same_is_no_change() {
 }
 
 #[test]
+fn a_tool_named_beside_a_star_that_denies_is_one_more() {
+    assert_eq!(
+        changes(
+            "{tools: {'*': {allow: false}, git: {}}}",
+            "{tools: {'*': {allow: false}, git: {}, mail: {}}}",
+        ),
+        ["widens tools (not under `*`): adds mail"]
+    );
+}
+
+#[test]
 fn a_document_in_shadow_narrows_nothing() {
     let document = |rollout: &str, budget: u32| {
         documents(&format!(

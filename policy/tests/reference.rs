@@ -75,12 +75,22 @@ struct Policy {
     forbidden: Option<&'static str>,
     /// `tools.<name>.requires_approval_if: governance_level >= L<n>`
     approval: Option<(&'static str, u64)>,
+    /// `tools."*".allow: false`
+    closed: bool,
+    /// `tools."*".requires_approval_if: governance_level >= L<n>`
+    others_ask: Option<u64>,
     /// From and to, in hours UTC.
     hours: Option<(u64, u64)>,
     /// A rate of none.
     stopped: bool,
     /// A text that must not be in the content.
     secret: bool,
+    /// `data.exempt_tools`
+    exempt: Option<&'static str>,
+    /// `agent.budget.max_iterations`, and more of them than there are calls.
+    loops: bool,
+    /// `agent.termination.error_threshold`, and none fails.
+    fails: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +102,8 @@ struct Call {
     hour: u64,
     what: What,
     secret: bool,
+    /// Whether it names the run it belongs to.
+    run: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -149,12 +161,19 @@ fn random_policy(dice: &mut Dice) -> Policy {
     if dice.one_in(4) {
         policy.approval = Some((dice.pick(&TOOLS), dice.roll(4)));
     }
+    policy.closed = dice.one_in(6);
+    if dice.one_in(6) {
+        policy.others_ask = Some(dice.roll(4));
+    }
     if dice.one_in(5) {
         let (start, end) = (dice.roll(24), dice.roll(24));
         policy.hours = (start != end).then_some((start, end));
     }
     policy.stopped = !of_tool && dice.one_in(12);
     policy.secret = dice.one_in(5);
+    policy.exempt = dice.one_in(2).then(|| dice.pick(&TOOLS));
+    policy.loops = !of_tool && dice.one_in(12);
+    policy.fails = !of_tool && dice.one_in(12);
     policy
 }
 
@@ -174,6 +193,7 @@ fn random_call(dice: &mut Dice) -> Call {
             },
         },
         secret: dice.one_in(4),
+        run: !dice.one_in(3),
     }
 }
 
@@ -193,6 +213,12 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
             Some((_, fields)) => *fields += &format!(", {field}"),
             None => tools.push((tool, field)),
         }
+    }
+    let ask = policy.others_ask.map_or(String::new(), |level| {
+        format!(", requires_approval_if: 'governance_level >= L{level}'")
+    });
+    if policy.closed || !ask.is_empty() {
+        tools.push(("'*'", format!("allow: {}{ask}", !policy.closed)));
     }
     let quoted = |kind: &str, names: &[&str]| -> Vec<String> {
         names
@@ -241,7 +267,26 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         spec += ", rate: {requests_per_minute: 0}";
     }
     if policy.secret {
-        spec += ", data: {sensitive_patterns: ['key-[a-z]+']}";
+        let exempt = policy.exempt.unwrap_or_default();
+        let exempt = match exempt {
+            "" => String::new(),
+            tool => format!(", exempt_tools: [{tool}]"),
+        };
+        write!(
+            spec,
+            ", data: {{sensitive_patterns: ['key-[a-z]+']{exempt}}}"
+        )
+        .unwrap();
+    }
+    let mut agent = Vec::new();
+    if policy.loops {
+        agent.push("budget: {max_iterations: 1000}");
+    }
+    if policy.fails {
+        agent.push("termination: {error_threshold: 1000}");
+    }
+    if !agent.is_empty() {
+        write!(spec, ", agent: {{{}}}", agent.join(", ")).unwrap();
     }
     format!(
         "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}, rollout: {rollout}}}, spec: {{{spec}}}}}\n"
@@ -315,6 +360,16 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
         if let Some(tool) = policy.forbidden.filter(|tool| used.contains(tool)) {
             deny(&format!("tools.{tool}.allow"));
         }
+        let named = |tool: &str| {
+            policy.forbidden == Some(tool)
+                || policy.approval.is_some_and(|(named, _)| named == tool)
+        };
+        let others: Vec<&&str> = used.iter().filter(|tool| !named(tool)).collect();
+        if policy.closed {
+            for _ in &others {
+                deny("tools.*.allow");
+            }
+        }
         if let Some(tool) = mcp {
             if policy.tools_denied.contains(&tool) {
                 deny("capabilities.deny");
@@ -322,7 +377,8 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
                 deny("capabilities.allow");
             }
         }
-        if policy.secret && call.secret && !matches!(call.what, What::Get) {
+        let exempt = mcp.is_some() && mcp == policy.exempt;
+        if policy.secret && call.secret && !exempt && !matches!(call.what, What::Get) {
             deny("data.sensitive_patterns[0]");
         }
         if let Some((tool, level)) = policy.approval
@@ -330,6 +386,20 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
             && call.level >= level
         {
             holds.push(format!("tools.{tool}.requires_approval_if @ {name}"));
+        }
+        if policy.others_ask.is_some_and(|level| call.level >= level) {
+            for _ in &others {
+                holds.push(format!("tools.*.requires_approval_if @ {name}"));
+            }
+        }
+    }
+    // What is counted by run must not be escaped by naming none. Loops are calls to models.
+    for (name, policy) in policies.iter().filter(|(_, policy)| is_for_caller(policy)) {
+        if policy.loops && !call.run && matches!(call.what, What::Chat { .. }) {
+            denials.push(format!("agent.budget.max_iterations @ {name}"));
+        }
+        if policy.fails && !call.run {
+            denials.push(format!("agent.termination.error_threshold @ {name}"));
         }
     }
     // Of limits that count the same, one is asked: any of those that let nothing through.
@@ -415,12 +485,15 @@ fn both(gate: &mut Gate, call: &Call) -> (Verdict, Verdict) {
         }
         What::Get => ("GET", "/", String::new()),
     };
-    let pairs: Vec<(&[u8], &[u8])> = vec![
+    let mut pairs: Vec<(&[u8], &[u8])> = vec![
         (b":method", method.as_bytes()),
         (b":authority", call.host.as_bytes()),
         (b":path", path.as_bytes()),
         (b"content-type", b"application/json"),
     ];
+    if call.run {
+        pairs.push((b"x-tollgate-run", b"task-1"));
+    }
     let caller = Caller {
         workspace: "ws".to_string(),
         agent: call.agent.to_string(),

@@ -19,13 +19,19 @@ fn whole() -> Value {
                 "hourly_limit_tokens": 1, "daily_limit_tokens": 2, "weekly_limit_tokens": 3, "monthly_limit_tokens": 4,
                 "per": "team", "timezone": "Asia/Taipei", "action_on_exceed": "suspend",
                 "unknown_model": {"input_usd_per_million": 1, "output_usd_per_million": 2},
+                "warn_at": [50, 100],
             },
             "rate": {"requests_per_minute": 0, "per": "org"},
-            "data": {"sensitive_patterns": ["x+"]},
+            "data": {"sensitive_patterns": ["x+"], "action": "block", "exempt_tools": ["calc"]},
             "tools": {"bash": {"allow": true, "limit_per_hour": 3, "requires_approval_if": "true"}},
             "capabilities": {"allow": ["model:a"], "deny": ["mcp_tool:b"]},
             "approval_timeout_secs": 1,
             "approval": {"timeout_seconds": 5, "escalation_role": "r"},
+            "agent": {
+                "name": "a",
+                "audit": {"log_all_events": true, "retention_days": 90, "include_message_content": false},
+                "execution": {"enable_pause": true, "enable_cancel": true},
+            },
         },
     })
 }

@@ -490,7 +490,7 @@ fn envelopes_are_complete() {
         ("just text", &["!P102 "]),
         ("", &["!P006 "]),
         ("---\n---\n# nothing\n", &["!P006 "]),
-        ("agent: {name: x}", &["!P301 agent"]),
+        ("agent: {name: x}", &["P303 agent.name"]),
     ]);
 }
 
@@ -677,4 +677,220 @@ fn text_stays_as_written() {
     let parsed = parse("case.yaml", named.as_bytes(), false);
     assert_eq!(parsed.documents[0].name, "NO");
     assert_eq!(parsed.documents[0].version.as_deref(), Some("1.10"));
+}
+
+#[test]
+fn the_agent_block_is_read_whole() {
+    const ID: &str = "id: 01234567-89AB-cdef-0123-456789abcdef";
+    let agent = |fields: &str| findings(&format!("agent: {{{ID}, {fields}}}"));
+    assert_eq!(agent("name: Support, tools: []"), [""; 0]);
+    all(&[
+        ("agent: []", &["!P102 agent"]),
+        ("agent: {}", &[]),
+        ("agent: {id: agent-123}", &["P303 agent.id"]),
+        (
+            "agent: {id: 01234567-89ab-cdef-0123-456789abcdef}\nscope: team:a",
+            &["!P201 agent.id"],
+        ),
+        (
+            "agent: {tools: [{name: git}]}\ntools: {git: {allow: true}}",
+            &["!P108 agent.tools"],
+        ),
+        ("agent: {tols: []}", &["P101 agent.tols"]),
+    ]);
+    assert_eq!(
+        agent(
+            "tools: [{name: git, enabled: true, requires_approval: false}, {name: '*', enabled: false}, {name: mail}]"
+        ),
+        [""; 0]
+    );
+    assert_eq!(
+        agent("tools: [{enabled: false}, {name: ''}, {name: 'a*'}, {name: git}, {name: git}]"),
+        [
+            "!P103 agent.tools[0].name",
+            "!P105 agent.tools[1].name",
+            "!P106 agent.tools[2].name",
+            "!P005 agent.tools[4].name",
+        ]
+    );
+    assert_eq!(
+        agent("tools: [{name: git, enabled: yes, requires_approval: 1}, git]"),
+        [
+            "!P102 agent.tools[0].enabled",
+            "!P102 agent.tools[0].requires_approval",
+            "!P102 agent.tools[1]",
+        ]
+    );
+    assert_eq!(
+        agent(
+            "tools: [{name: git, requires_approval: true, approval_config: {timeout_seconds: 300, auto_deny_on_timeout: true, notify_channels: ['slack:approvals']}}]"
+        ),
+        ["P303 agent.tools[0].approval_config"]
+    );
+    assert_eq!(
+        agent(
+            "tools: [{name: git, approval_config: {timeout_seconds: 0, auto_deny_on_timeout: 1, notify_channels: ['']}}]"
+        ),
+        [
+            "P303 agent.tools[0].approval_config",
+            "!P206 agent.tools[0].approval_config.timeout_seconds",
+            "!P102 agent.tools[0].approval_config.auto_deny_on_timeout",
+            "!P105 agent.tools[0].approval_config.notify_channels[0]",
+        ]
+    );
+    assert_eq!(
+        agent("budget: {max_tokens: 100000, max_cost_usd: 10.00, max_iterations: 50}"),
+        [""; 0]
+    );
+    assert_eq!(
+        agent("budget: {max_tokens: 0, max_cost_usd: 0, max_iterations: 0}"),
+        [
+            "!P206 agent.budget.max_tokens",
+            "!P205 agent.budget.max_cost_usd",
+            "!P206 agent.budget.max_iterations",
+        ]
+    );
+    assert_eq!(
+        agent(
+            "budget: {max_tokens: 9}, termination: {on_goal_achieved: true, on_budget_exceeded: true, on_timeout: 3600, max_iterations: 5, error_threshold: 3}"
+        ),
+        ["P302 agent.termination.on_goal_achieved"]
+    );
+    assert_eq!(
+        agent("budget: {max_iterations: 9}, termination: {on_budget_exceeded: true}"),
+        ["P303 agent.termination.on_budget_exceeded"]
+    );
+    assert_eq!(
+        agent("termination: {on_timeout: 86401, max_iterations: 0, error_threshold: 0}"),
+        [
+            "!P206 agent.termination.on_timeout",
+            "!P206 agent.termination.max_iterations",
+            "!P206 agent.termination.error_threshold",
+        ]
+    );
+    assert_eq!(
+        agent("execution: {timeout_seconds: 86400, enable_pause: true, enable_cancel: false}"),
+        ["P303 agent.execution.enable_cancel"]
+    );
+    assert_eq!(
+        agent("execution: {timeout_seconds: 86401}"),
+        ["!P206 agent.execution.timeout_seconds"]
+    );
+    // A tool has no runs.
+    assert_eq!(
+        findings("scope: 'tool:git'\nagent: {budget: {max_tokens: 1}}"),
+        ["!P301 agent"]
+    );
+    assert_eq!(
+        agent("audit: {log_all_events: false, retention_days: 90, include_message_content: true}"),
+        [
+            "P303 agent.audit.log_all_events",
+            "P303 agent.audit.retention_days",
+            "P303 agent.audit.include_message_content",
+        ]
+    );
+}
+
+#[test]
+fn a_star_stands_for_all_other_tools_in_tollgate_v1() {
+    all(&[
+        ("tools: {'*': {allow: false}}", &["!P107 tools[\"*\"]"]),
+        (
+            &v1("{tools: {'*': {allow: false}, git: {allow: true}}}"),
+            &[],
+        ),
+        (&v1("{tools: {'*': {requires_approval_if: 'true'}}}"), &[]),
+        (
+            &v1("{tools: {'*': {limit_per_hour: 5}}}"),
+            &["!P301 spec.tools[\"*\"].limit_per_hour"],
+        ),
+        (
+            &v1("{tools: {'**': {allow: false}}}"),
+            &["!P106 spec.tools[\"**\"]"],
+        ),
+    ]);
+}
+
+#[test]
+fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
+    all(&[
+        (&v1("{data: {action: block, exempt_tools: [calc]}}"), &[]),
+        (&v1("{data: {action: redact}}"), &["!P301 spec.data.action"]),
+        (&v1("{data: {action: mask}}"), &["!P207 spec.data.action"]),
+        (
+            &v1("{data: {exempt_tools: ['', calc]}}"),
+            &["!P105 spec.data.exempt_tools[0]"],
+        ),
+        (
+            "data: {action: block, exempt_tools: []}",
+            &["!P107 data.action", "!P107 data.exempt_tools"],
+        ),
+        (
+            &v1(
+                "{circuit_breaker: {failure_threshold: 3}, offline_mode: true, tool_costs_usd: {web: 0.001}}",
+            ),
+            &[
+                "!P301 spec.circuit_breaker",
+                "!P301 spec.offline_mode",
+                "!P301 spec.tool_costs_usd",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn a_zone_that_is_nearly_one_is_suggested() {
+    for (written, meant) in [
+        ("Europe/Berln", Some("Europe/Berlin")),
+        ("America/NewYork", Some("America/New_York")),
+        ("Taipei", Some("Asia/Taipei")),
+        ("tokyo", Some("Asia/Tokyo")),
+        ("Mars/Olympus", None),
+        ("''", None),
+        ("é", None),
+    ] {
+        let text = format!("budget: {{daily_limit_usd: 1, timezone: {written}}}");
+        let parsed = tollgate_policy::parse("test.yaml", text.as_bytes(), false);
+        let [found] = parsed.diagnostics.as_slice() else {
+            panic!("{written}: {:?}", parsed.diagnostics);
+        };
+        assert_eq!((found.code, found.suggestion.as_deref()), ("P204", meant));
+        if let Some(meant) = meant {
+            let asked = format!("did you mean `{meant}`?");
+            assert!(found.message.ends_with(&asked), "{}", found.message);
+        }
+    }
+}
+
+#[test]
+fn a_budget_may_only_warn_in_tollgate_v1() {
+    let budget = |fields: &str| {
+        findings(&v1(&format!(
+            "{{budget: {{daily_limit_usd: 1, {fields}}}}}"
+        )))
+    };
+    assert_eq!(budget("action_on_exceed: alert"), [""; 0]);
+    assert_eq!(budget("warn_at: [50, 100]"), [""; 0]);
+    assert_eq!(
+        budget("action_on_exceed: warn"),
+        ["!P207 spec.budget.action_on_exceed"]
+    );
+    assert_eq!(
+        budget("warn_at: [0, 101, x]"),
+        [
+            "!P206 spec.budget.warn_at[0]",
+            "!P206 spec.budget.warn_at[1]",
+            "!P102 spec.budget.warn_at[2]",
+        ]
+    );
+    all(&[
+        (
+            "budget: {daily_limit_usd: 1, action_on_exceed: alert}",
+            &["!P207 budget.action_on_exceed"],
+        ),
+        (
+            "budget: {daily_limit_usd: 1, warn_at: [50]}",
+            &["!P107 budget.warn_at"],
+        ),
+    ]);
 }

@@ -115,7 +115,7 @@ impl ControlPlane {
             &self.root_key,
             "POST",
             "/v1/workspaces",
-            &json!({"name": name}).to_string(),
+            &json!({"name": name, "guardrails": false}).to_string(),
         )?;
         let (id, operator_key) = (text(&made, "/id")?, text(&made, "/operator/key")?);
         let gate = self.call(

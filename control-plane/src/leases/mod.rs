@@ -4,13 +4,14 @@
 
 mod remedies;
 pub mod rules;
+pub mod runs;
 mod warnings;
 
 use crate::{
     ControlPlane,
     access::{Gate, Operator},
     bundles, gates,
-    problem::{BodyProblems, JsonBody, Kind, Problem, ProblemBody, WorkspaceProblems},
+    problem::{BodyProblems, JsonBody, Kind, Problem, ProblemBody, Query, WorkspaceProblems},
     store::{MAX_EXACT, Write, amount, stored},
     workspaces::WorkspaceId,
 };
@@ -21,19 +22,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use tollgate_engine::{
     bundle::{Level, Payload, Scope},
-    decide::limit_on,
+    decide::limits_on,
     envelope::LEASES_TYPE,
     identity::{Caller, GovernanceLevel},
     lease::{self, Answer, Grant, MAX_ASKS},
-    ledger::Account,
+    ledger::{Account, Span},
     time::Time,
 };
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// 256 asks of about 250 bytes are 64 KiB; long team names may double that.
@@ -55,6 +56,7 @@ pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
 struct Row {
     holder: String,
     epoch: i64,
+    window_start: i64,
     seq: i64,
     granted: i64,
     returned: i64,
@@ -320,25 +322,34 @@ async fn grant(
     ask: &lease::Ask,
     now: Time,
 ) -> Result<Result<Option<Grant>, KnowsMore>, Problem> {
-    let Some(span) = window(payload, &ask.account, ask.window_start, now) else {
+    let Some(limits) = limits(write, workspace, payload, &ask.account).await? else {
         return Ok(Ok(None));
     };
-    let Some(limit) = limit(write, workspace, payload, &ask.account).await? else {
+    // Where there are only alerts nothing is leased, and what is used is counted all the same.
+    let limit = limits.lease.unwrap_or(0);
+    let run = runs::of(write, workspace, &ask.account, now).await?;
+    let span = match run {
+        Some(run) => Some(run.span(&ask.account, limit, ask.window_start)),
+        None => window(payload, &ask.account, ask.window_start, now),
+    };
+    let Some(span) = span else {
         return Ok(Ok(None));
     };
     let account = ask.account.to_string();
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT holder, epoch, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
-         WHERE workspace = $1 AND account = $2 AND window_start = $3",
+        "SELECT holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
+         WHERE workspace = $1 AND account = $2 AND window_start BETWEEN $3 AND $4",
     )
     .bind(workspace.as_str())
     .bind(&account)
-    .bind(span.start)
+    .bind(run.map_or(span.start, |_| i64::MIN))
+    .bind(run.map_or(span.start, |_| i64::MAX))
     .fetch_all(&mut **write)
     .await?;
-    let (mine, others): (Vec<&Row>, Vec<&Row>) = rows
-        .iter()
-        .partition(|row| row.holder == holder.name && row.epoch == holder.epoch);
+    // Of a run each cell is counted by itself, whenever its gate began it.
+    let (mine, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| {
+        row.holder == holder.name && row.epoch == holder.epoch && row.window_start == span.start
+    });
     let others: Vec<Lease> = others.into_iter().map(Row::lease).collect();
     let mine = mine.first().map(|row| row.lease());
     let asked = Ask::of(ask, amount(holder.epoch));
@@ -346,7 +357,7 @@ async fn grant(
         return Ok(Err(KnowsMore));
     }
     let terms = Terms {
-        limit,
+        limit: run.map_or(limit, |_| runs::Run::limit(&ask.account, limit, span, now)),
         window_ms: span.end.saturating_sub(span.start).saturating_mul(1_000),
         now_ms: now.millis(),
         term_ms: state.settings().lease_term_ms(),
@@ -358,7 +369,21 @@ async fn grant(
         .fold(0, |sum: u64, other| sum.saturating_add(other.settled));
     let spent = elsewhere.saturating_add(lease.settled);
     if mine.map(|mine| mine.settled) != Some(lease.settled) {
-        warnings::look(write, workspace, &ask.account, span, limit, spent, now).await?;
+        let counted_from = run.map_or(span.start, |run| run.began.unwrap_or(0));
+        let window = Span {
+            start: counted_from,
+            end: span.end,
+        };
+        warnings::look(
+            write,
+            workspace,
+            &ask.account,
+            window,
+            &limits.warn,
+            spent,
+            now,
+        )
+        .await?;
     }
     let lifted_ms = holder.lifted.get(&account).copied().unwrap_or(0);
     let (Some(seq), Some(granted), Some(returned), Some(settled), Some(reserved)) = (
@@ -411,13 +436,22 @@ async fn grant(
     })))
 }
 
-/// The limit on `account`: the smallest that is in force for anybody whose spending it counts.
-async fn limit(
+/// What is set on an account, for anybody whose spending it counts.
+struct Limits {
+    /// The smallest that refuses calls.
+    lease: Option<u64>,
+    /// Of which amounts a warning is put on record, and of which part of them in percent: of those that only warn, and of the smallest of the
+    /// others.
+    warn: Vec<(u64, u8)>,
+}
+
+/// What is set on `account`; `None` where nothing is.
+async fn limits(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     payload: &Payload,
     account: &Account,
-) -> Result<Option<u64>, sqlx::Error> {
+) -> Result<Option<Limits>, sqlx::Error> {
     let id = account.id.as_str();
     // Documents speak of organisations, teams and single agents. So one caller of each organisation and team stands for all of them…
     let members = match account.level {
@@ -458,19 +492,35 @@ async fn limit(
             );
         }
     }
-    Ok(callers
+    let mut lease = None;
+    let mut warn = Vec::new();
+    for (agent, org, team) in callers {
+        let caller = Caller {
+            workspace: workspace.to_string(),
+            agent,
+            org,
+            team,
+            level: GovernanceLevel::default(),
+        };
+        for limit in limits_on(payload, &caller, account) {
+            if !limit.alert {
+                lease = Some(lease.unwrap_or(u64::MAX).min(limit.amount));
+            }
+            let parts = limit.warnings().map(|part| (limit.amount, part));
+            warn.extend(parts.map(|part| (limit.alert, part)));
+        }
+    }
+    // Beyond the smallest that refuses nothing is spent.
+    let counts = |(alert, (amount, _)): &(bool, (u64, u8))| *alert || Some(*amount) == lease;
+    let warn: BTreeSet<(u64, u8)> = warn
         .into_iter()
-        .filter_map(|(agent, org, team)| {
-            let caller = Caller {
-                workspace: workspace.to_string(),
-                agent,
-                org,
-                team,
-                level: GovernanceLevel::default(),
-            };
-            limit_on(payload, &caller, account)
-        })
-        .min())
+        .filter(counts)
+        .map(|(_, part)| part)
+        .collect();
+    Ok((lease.is_some() || !warn.is_empty()).then(|| Limits {
+        lease,
+        warn: warn.into_iter().collect(),
+    }))
 }
 
 /// Forgets leases of windows long past.
@@ -480,6 +530,8 @@ pub(crate) async fn prune(state: &ControlPlane) -> Result<(), sqlx::Error> {
     for sql in [
         "DELETE FROM leases WHERE window_end < $1",
         "DELETE FROM warnings WHERE window_end < $1",
+        // Their leases went before them: a run that is forgotten sooner could begin again, with a budget that is spent.
+        "DELETE FROM runs WHERE began_ms < ($1 - 86400) * 1000",
     ] {
         sqlx::query(sql).bind(before).execute(&mut *write).await?;
     }
@@ -514,9 +566,9 @@ struct LeaseRequest {
     reason = "describes `engine::lease::Ask` in the API document"
 )]
 struct LeaseAsk {
-    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted
+    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted; the window of a run is `run:<name>`
     #[schema(
-        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+)(\|tool:.+)?$"
+        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+)?$"
     )]
     account: String,
     /// Seconds since the Unix epoch.
@@ -595,42 +647,54 @@ struct BudgetHolder {
     lost: bool,
 }
 
+/// Which budgets to show.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Shown {
+    /// Those of runs of this name, instead of those that start afresh by the calendar.
+    #[param(pattern = "^[A-Za-z0-9_.:-]{1,128}$")]
+    run: Option<String>,
+}
+
 /// The accounts that gates have asked for, in their running windows.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/budgets", tag = "budgets", security(("operator" = [])),
-    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`"), Shown),
     responses((status = 200, body = Vec<Budget>), WorkspaceProblems))]
 async fn budgets(
     operator: Operator,
     State(state): State<ControlPlane>,
+    Query(shown): Query<Shown>,
 ) -> Result<Json<Vec<Budget>>, Problem> {
     let now = state.now();
     let workspace = &operator.workspace;
     let mut connection = state.store().read().acquire().await?;
-    let accounts: Vec<(String, i64, i64)> = sqlx::query_as(
-        "SELECT DISTINCT account, window_start, window_end FROM leases
-         WHERE workspace = $1 AND window_start <= $2 AND window_end > $2 ORDER BY account",
-    )
-    .bind(workspace.as_str())
-    .bind(now.secs())
-    .fetch_all(&mut *connection)
-    .await?;
+    let accounts = match &shown.run {
+        None => running(&mut connection, workspace, now).await?,
+        Some(run) => runs::accounts(&mut connection, workspace, run, now).await?,
+    };
     let payload = bundles::payload(&state, workspace, &mut connection).await?;
     let mut budgets = Vec::with_capacity(accounts.len());
     for (account, window_start, resets_at) in accounts {
-        let limit = match (&payload, Account::parse(&account)) {
+        let limits = match (&payload, Account::parse(&account)) {
             (Some(payload), Some(account)) => {
-                limit(&mut connection, workspace, payload, &account).await?
+                limits(&mut connection, workspace, payload, &account).await?
             }
             _ => None,
         };
+        let limit = limits.and_then(|limits| {
+            let alerts = limits.warn.iter().map(|(amount, _)| *amount);
+            limits.lease.or(alerts.min())
+        });
         let rows: Vec<HolderRow> = sqlx::query_as(
             "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
              FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
-             WHERE l.workspace = $1 AND l.account = $2 AND l.window_start = $3 ORDER BY l.holder, l.epoch",
+             WHERE l.workspace = $1 AND l.account = $2 AND l.window_start BETWEEN $3 AND $4 ORDER BY l.holder, l.epoch, l.window_start",
         )
         .bind(workspace.as_str())
         .bind(&account)
-        .bind(window_start)
+        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MIN))
+        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MAX))
         .fetch_all(&mut *connection)
         .await?;
         let mut sums = Sums::default();
@@ -667,6 +731,24 @@ async fn budgets(
         });
     }
     Ok(Json(budgets))
+}
+
+/// The accounts that start afresh by the calendar, with their running windows.
+async fn running(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    now: Time,
+) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
+    // No name in the account of a run has the separator in it, but that of a tool may.
+    sqlx::query_as(
+        "SELECT DISTINCT account, window_start, window_end FROM leases
+         WHERE workspace = $1 AND window_start <= $2 AND window_end > $2
+           AND (account NOT GLOB 'agent:*|run:*' OR account GLOB '*|tool:*') ORDER BY account",
+    )
+    .bind(workspace.as_str())
+    .bind(now.secs())
+    .fetch_all(connection)
+    .await
 }
 
 #[derive(sqlx::FromRow)]

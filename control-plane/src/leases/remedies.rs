@@ -161,7 +161,7 @@ async fn release(
         .execute(&mut *write)
         .await?;
     let rows: Vec<Held> = sqlx::query_as(
-        "SELECT account, window_start, holder, epoch, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
+        "SELECT account, holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
          WHERE workspace = $1 AND holder = $2 AND window_end > $3",
     )
     .bind(workspace.as_str())
@@ -184,7 +184,7 @@ async fn release(
         .bind(returned)
         .bind(workspace.as_str())
         .bind(&held.account)
-        .bind(held.window_start)
+        .bind(held.row.window_start)
         .bind(&held.row.holder)
         .bind(held.row.epoch)
         .execute(&mut *write)
@@ -211,7 +211,6 @@ async fn release(
 #[derive(sqlx::FromRow)]
 struct Held {
     account: String,
-    window_start: i64,
     #[sqlx(flatten)]
     row: Row,
 }

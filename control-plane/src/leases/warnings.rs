@@ -1,43 +1,47 @@
 //! Warnings: a limit is nearly used up. Put on record once per window and threshold.
 
-use crate::{events, store::Write, workspaces::WorkspaceId};
+use crate::{
+    events,
+    store::{Write, stored},
+    workspaces::WorkspaceId,
+};
 use sqlx::SqliteConnection;
 use tollgate_engine::{
-    ledger::{Account, Span, Unit},
+    ledger::{Account, Span, Unit, Window},
     price::usd,
     time::Time,
 };
 
-/// The parts of a limit, in percent, that are warned of when they have been used.
-const WARN_AT: [i64; 2] = [80, 90];
-
-/// The thresholds that this use of a limit has reached.
-fn reached(limit: u64, spent: u64) -> impl Iterator<Item = i64> {
-    WARN_AT.into_iter().filter(move |percent| {
-        let share = u128::from(limit) * u128::from(percent.unsigned_abs());
-        limit > 0 && u128::from(spent) * 100 >= share
-    })
+/// Whether this use has reached so much of a limit, in percent.
+fn reached(limit: u64, percent: u8, spent: u64) -> bool {
+    let share = u128::from(limit) * u128::from(percent);
+    limit > 0 && u128::from(spent) * 100 >= share
 }
 
-/// Warns of what has been reached and not been warned of yet in this window.
+/// Warns of what has been reached, of these amounts and parts of them in percent, and not been warned of yet in this window.
 pub(super) async fn look(
     write: &mut Write,
     workspace: &WorkspaceId,
     account: &Account,
     span: Span,
-    limit: u64,
+    parts: &[(u64, u8)],
     spent: u64,
     now: Time,
 ) -> Result<(), sqlx::Error> {
-    for percent in reached(limit, spent) {
+    let reached = parts
+        .iter()
+        .filter(|(limit, percent)| reached(*limit, *percent, spent));
+    for (limit, percent) in reached {
+        let (limit, percent) = (*limit, *percent);
         let name = account.to_string();
         let new = sqlx::query(
-            "INSERT INTO warnings (workspace, account, window_start, percent, window_end) VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO warnings (workspace, account, window_start, amount, percent, window_end) VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT DO NOTHING",
         )
         .bind(workspace.as_str())
         .bind(&name)
         .bind(span.start)
+        .bind(stored(limit).unwrap_or(i64::MAX))
         .bind(percent)
         .bind(span.end)
         .execute(&mut **write)
@@ -45,16 +49,19 @@ pub(super) async fn look(
         if new.rows_affected() > 0 {
             let limit = match account.unit {
                 Unit::NanoUsd => usd(limit),
-                Unit::Calls | Unit::Tokens => format!("{limit} {}", account.unit.name()),
+                Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
+                    format!("{limit} {}", account.unit.name())
+                }
+            };
+            let resets = match account.window {
+                Window::Run => String::new(),
+                _ => format!("; it resets at {}", Time::from_secs(span.end)),
             };
             let event = events::New {
                 kind: "budget_warning",
                 subject: &name,
                 by: None,
-                message: &format!(
-                    "{percent} % of {limit} are used; it resets at {}",
-                    Time::from_secs(span.end)
-                ),
+                message: &format!("{percent} % of {limit} are used{resets}"),
             };
             events::record(write, workspace, now, event).await?;
         }
@@ -70,7 +77,7 @@ pub(super) async fn of(
     window_start: i64,
 ) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
-        "SELECT percent FROM warnings WHERE workspace = $1 AND account = $2 AND window_start = $3 ORDER BY percent",
+        "SELECT DISTINCT percent FROM warnings WHERE workspace = $1 AND account = $2 AND window_start = $3 ORDER BY percent",
     )
     .bind(workspace.as_str())
     .bind(account)
@@ -85,17 +92,17 @@ mod tests {
 
     #[test]
     fn a_threshold_is_reached_by_the_amount_that_is_its_share_and_not_by_one_less() {
-        const NONE: [i64; 0] = [];
-        let at = |limit, spent| reached(limit, spent).collect::<Vec<_>>();
-        assert_eq!(at(1_000, 799), NONE);
-        assert_eq!(at(1_000, 800), [80]);
-        assert_eq!(at(1_000, 899), [80]);
-        assert_eq!(at(1_000, 900), [80, 90]);
+        let at = |limit, spent| [80, 90, 100].map(|percent| reached(limit, percent, spent));
+        assert_eq!(at(1_000, 799), [false, false, false]);
+        assert_eq!(at(1_000, 800), [true, false, false]);
+        assert_eq!(at(1_000, 899), [true, false, false]);
+        assert_eq!(at(1_000, 900), [true, true, false]);
+        assert_eq!(at(1_000, 1_000), [true, true, true]);
         // 80 % of 7 are 5.6.
-        assert_eq!(at(7, 5), NONE);
-        assert_eq!(at(7, 6), [80]);
-        assert_eq!(at(u64::MAX, u64::MAX), [80, 90]);
+        assert_eq!(at(7, 5), [false, false, false]);
+        assert_eq!(at(7, 6), [true, false, false]);
+        assert_eq!(at(u64::MAX, u64::MAX), [true, true, true]);
         // Of nothing there is no part.
-        assert_eq!(at(0, 5), NONE);
+        assert_eq!(at(0, 5), [false, false, false]);
     }
 }

@@ -260,7 +260,7 @@ async fn rollback(
     }
     let version = super::insert(
         &mut write,
-        &operator,
+        (&operator.workspace, &operator.key),
         &name,
         newest,
         super::Content::Restored {

@@ -349,7 +349,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             let over = |slot: &tollgate_engine::ledger::Slot| {
                 slot.end.saturating_mul(1_000).saturating_add(KEEP_CELL_MS) < now.millis()
             };
-            if plan.is_empty() && cell.slots().iter().all(over) {
+            let forgotten = account.run.is_some() && cell.is_forgotten(now);
+            if plan.is_empty() && (forgotten || cell.slots().iter().all(over)) {
                 let stored = cell.encode();
                 let key = cell_key(&holder.id, &account);
                 let _ = self.store.swap(&key, Some(&stored), None).await;

@@ -8,8 +8,6 @@ use crate::{
     bundle::{Document, Documents, Limit, Names, Payload, Scope},
     facts::{Facts, Head},
     identity::Caller,
-    ledger::Unit,
-    price,
     scan::Hits,
     time::Time,
 };
@@ -79,7 +77,7 @@ pub fn explain(
     let cost = Cost::of(payload, facts);
     limits(
         (payload, documents),
-        caller,
+        (caller, head.run.as_deref()),
         facts,
         &cost,
         now,
@@ -235,12 +233,24 @@ impl Call<'_> {
                 format!("a call that offers or calls `{tool}`"),
             ));
         }
+        if let Some(others) = document.other_tools.as_ref().filter(|others| others.denied) {
+            rules.push(ruled(
+                "tools.*.allow",
+                &refused,
+                self.facts.tools().next().is_some(),
+                format!("no tools may be used but {}", listed(&others.named)),
+                "leave other tools out of the request, or name them in the policy".to_string(),
+                "a call that offers or calls another tool".to_string(),
+            ));
+        }
         let tool = self.facts.said.mcp_tool.as_deref();
         names("MCP tool", &document.mcp_tools, tool, &refused, rules);
     }
 
     fn data(&self, document: &Document, rules: &mut Vec<Ruled>) {
-        let refused = refusals(document, |check| check.data(self.patterns, self.hits));
+        let refused = refusals(document, |check| {
+            check.data(self.facts, self.patterns, self.hits);
+        });
         for index in 0..document.patterns.len() {
             rules.push(ruled(
                 &format!("data.sensitive_patterns[{index}]"),
@@ -269,6 +279,27 @@ impl Call<'_> {
                 "a call for which the condition holds, or cannot be known".to_string(),
             ));
         }
+        self.other_approvals(document, &refused, rules);
+    }
+
+    fn other_approvals(&self, document: &Document, refused: &[Reason], rules: &mut Vec<Ruled>) {
+        let Some(others) = &document.other_tools else {
+            return;
+        };
+        if others.approval.is_some() {
+            rules.push(ruled(
+                "tools.*.requires_approval_if",
+                refused,
+                self.facts.tools().any(|used| others.includes(used)),
+                format!(
+                    "the use of tools but {} needs approval where a condition holds",
+                    listed(&others.named)
+                ),
+                "leave other tools out, or change what the condition asks about".to_string(),
+                "a call with another tool for which the condition holds, or cannot be known"
+                    .to_string(),
+            ));
+        }
     }
 
     fn limits(&self, document: &Document, rules: &mut Vec<Ruled>) {
@@ -285,7 +316,7 @@ impl Call<'_> {
                     && charge.account.level == limit.per
                     && charge.account.tool == limit.tool
             });
-            let takes = charge.map(|charge| amount(limit.unit, charge.amount));
+            let takes = charge.map(|charge| super::counted(limit.unit, charge.amount));
             rules.push(ruled(
                 &limit.rule,
                 &refused,
@@ -395,7 +426,7 @@ fn listed(names: &[impl AsRef<str>]) -> String {
 fn says(limit: &Limit) -> String {
     format!(
         "at most {}{} per {} and {}",
-        amount(limit.unit, limit.amount),
+        super::counted(limit.unit, limit.amount),
         limit
             .tool
             .as_ref()
@@ -403,12 +434,4 @@ fn says(limit: &Limit) -> String {
         limit.per.name(),
         super::window_name(&limit.window)
     )
-}
-
-fn amount(unit: Unit, amount: u64) -> String {
-    match unit {
-        Unit::Calls => format!("{amount} calls"),
-        Unit::Tokens => format!("{amount} tokens"),
-        Unit::NanoUsd => price::usd(amount),
-    }
 }

@@ -142,7 +142,9 @@ pub(crate) fn document(name: &str) -> Document {
         models: Names::default(),
         mcp_tools: Names::default(),
         denied_tools: Vec::new(),
+        other_tools: None,
         patterns: Vec::new(),
+        unsearched_tools: Vec::new(),
         approvals: Vec::new(),
         limits: Vec::new(),
     }
@@ -158,6 +160,8 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         tool: None,
         amount,
         suspend: false,
+        alert: false,
+        warn_at: Vec::new(),
         unknown_model: None,
     };
     let mut payload = payload(revision);

@@ -21,7 +21,7 @@ use tollgate_engine::{
     identity::{self, Caller, Claims, GovernanceLevel, TokenHeader},
     journal::{Batch, Receipt, SealKey, hmac},
     lease::{Answer, Grant, Request},
-    ledger::Account,
+    ledger::{Account, Unit},
     time::Time,
 };
 
@@ -44,6 +44,8 @@ pub struct ControlPlane {
     /// In the latest window, by its start. One before may be told of later: what is left of it is given back.
     settled: BTreeMap<Account, (i64, u64)>,
     reserved: BTreeMap<Account, u64>,
+    /// When runs began.
+    runs: BTreeMap<String, i64>,
     records: Vec<Vec<u8>>,
     last_batch: Vec<u8>,
 }
@@ -154,6 +156,7 @@ impl ControlPlane {
             granted: BTreeMap::new(),
             settled: BTreeMap::new(),
             reserved: BTreeMap::new(),
+            runs: BTreeMap::new(),
             records: Vec::new(),
             last_batch: Vec::new(),
         })
@@ -292,12 +295,24 @@ impl ControlPlane {
     fn lease(&mut self, request: Request, now: Time) -> Result<Vec<u8>> {
         let mut grants = Vec::new();
         for ask in request.asks {
-            let Some(limit) = decide::limit_on(&self.payload, &self.caller, &ask.account) else {
+            let (payload, caller) = (&self.payload, &self.caller);
+            if decide::limits_on(payload, caller, &ask.account)
+                .next()
+                .is_none()
+            {
                 continue;
-            };
+            }
+            // Nothing is leased where there are only alerts.
+            let limit = decide::limit_on(payload, caller, &ask.account).unwrap_or(0);
             let span = self
-                .span(&ask.account, ask.window_start)
+                .span(&ask.account, ask.window_start, limit, now)
                 .context("no such window")?;
+            // The time of a run is used up by passing.
+            let limit = match ask.account.unit {
+                _ if span.1 <= now.secs() => 0,
+                Unit::Seconds => 1_000,
+                _ => limit,
+            };
             let granted = self
                 .granted
                 .entry((ask.account.clone(), ask.window_start))
@@ -337,7 +352,16 @@ impl ControlPlane {
         self.seal(LEASES_TYPE, &serde_json::to_vec(&answer)?)
     }
 
-    fn span(&self, account: &Account, start: i64) -> Option<(i64, i64)> {
+    /// Of a run: from when its gate heard of it, to so long after the first call as it may last.
+    fn span(&mut self, account: &Account, start: i64, limit: u64, now: Time) -> Option<(i64, i64)> {
+        if let Some(run) = &account.run {
+            let began = *self.runs.entry(run.clone()).or_insert(now.secs());
+            let lasts = match account.unit {
+                Unit::Seconds => i64::try_from(limit).ok()?,
+                _ => 86_400,
+            };
+            return Some((start, began + lasts));
+        }
         decide::span_of(
             &account.window,
             &self.payload.calendars,

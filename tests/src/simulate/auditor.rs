@@ -10,7 +10,7 @@ use tollgate_engine::{
     decide::Charge,
     journal::Batch,
     lease::{Answer, Request},
-    ledger::{Account, Cell, Op},
+    ledger::{Account, Cell, Op, Span},
 };
 
 /// A promise that a run may break.
@@ -59,6 +59,24 @@ impl fmt::Display for Violation {
 type Window = (Account, i64);
 /// A holder in one of its epochs.
 type Tenure = (String, u64);
+
+/// Where the model keeps what it knows of an account. A run's cells begin when their gates first hear of it, and are all of one run.
+fn window(account: &Account, start: i64) -> Window {
+    let start = match account.run {
+        Some(_) => Span::RUN.start,
+        None => start,
+    };
+    (account.clone(), start)
+}
+
+/// Who holds what was leased to a cell. Each cell of a run has what was leased to it, and a later one of the same gate has none of that.
+fn tenure(holder: &str, epoch: u64, account: &Account, start: i64) -> Tenure {
+    let holder = match account.run {
+        Some(_) => format!("{holder} {start}"),
+        None => holder.to_owned(),
+    };
+    (holder, epoch)
+}
 
 /// What the provider knows of one account and window.
 #[derive(Clone, Copy, Debug, Default)]
@@ -245,7 +263,7 @@ impl Auditor {
     /// The control plane committed an answer to a lease request, whether or not anybody reads it.
     pub(super) fn leased(&mut self, request: &Request, answer: &Answer) {
         for grant in &answer.grants {
-            let window = (grant.account.clone(), grant.window_start);
+            let window = window(&grant.account, grant.window_start);
             let Some(ask) = request
                 .asks
                 .iter()
@@ -258,7 +276,12 @@ impl Auditor {
                 continue;
             };
             self.truth(&window);
-            let tenure = (answer.holder.clone(), answer.epoch);
+            let tenure = tenure(
+                &answer.holder,
+                answer.epoch,
+                &grant.account,
+                grant.window_start,
+            );
             let rights = self.rights.entry(window.clone()).or_default();
             let right = rights.entry(tenure).or_default();
             let before = *right;
@@ -318,11 +341,14 @@ impl Auditor {
     ) {
         let call = call.unwrap_or(0);
         let start = match change {
-            Op::Reserve { span, .. } | Op::Ask { span, .. } => span.start,
+            Op::Reserve { span, .. }
+            | Op::Look { span }
+            | Op::Count { span }
+            | Op::Ask { span, .. } => span.start,
             Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
             Op::Refill { grant, .. } => grant.window_start,
         };
-        let window = (account.clone(), start);
+        let window = window(account, start);
         let here = (holder.to_owned(), window.clone());
         let resolved = match change {
             Op::Reserve { amount, .. } => {
@@ -337,7 +363,11 @@ impl Auditor {
             }
             Op::Void { reserved, .. } => Some((*reserved, 0)),
             Op::Settle { reserved, used, .. } => Some((*reserved, *used)),
-            Op::Ask { .. } | Op::Refill { .. } | Op::Suspend { .. } => None,
+            Op::Look { .. }
+            | Op::Count { .. }
+            | Op::Ask { .. }
+            | Op::Refill { .. }
+            | Op::Suspend { .. } => None,
         };
         if let Some((reserved, used)) = resolved {
             let reservation = self
@@ -351,7 +381,7 @@ impl Auditor {
                 );
             }
             if let Some(slot) = cell.slot(start) {
-                let tenure = (holder.to_owned(), slot.epoch);
+                let tenure = tenure(holder, slot.epoch, account, slot.start);
                 *self.used.entry((tenure, window.clone())).or_default() += used;
             }
         }
@@ -374,7 +404,7 @@ impl Auditor {
         let right = self
             .rights
             .get(&window)
-            .and_then(|rights| rights.get(&(holder.to_owned(), slot.epoch)));
+            .and_then(|rights| rights.get(&tenure(holder, slot.epoch, account, slot.start)));
         let granted = right.map_or(0, |right| right.signed);
         if slot.granted > granted {
             self.broken(
@@ -514,10 +544,11 @@ impl Auditor {
             .into_iter()
             .flatten()
             .map(|(tenure, right)| {
-                if !living.contains(tenure) {
+                let holder = tenure.0.split(' ').next().unwrap_or_default();
+                if !living.contains(&(holder.to_owned(), tenure.1)) {
                     return right.down.taken();
                 }
-                let here = (tenure.0.clone(), window.clone());
+                let here = (holder.to_owned(), window.clone());
                 let reserved = self
                     .reservations
                     .get(&here)

@@ -4,7 +4,10 @@
 use super::{Mutation, scenario::Limits};
 use ed25519_dalek::{Signer as _, SigningKey};
 use std::collections::BTreeMap;
-use tollgate_control_plane::leases::rules::{self, Epoch, Lease, Others, Terms};
+use tollgate_control_plane::leases::{
+    rules::{self, Epoch, Lease, Others, Terms},
+    runs::Run,
+};
 use tollgate_engine::{
     bundle::{self, Payload, etag},
     bytes::{Digest, to_base64url},
@@ -63,6 +66,8 @@ struct Ledger {
     epochs: BTreeMap<String, u64>,
     leases: BTreeMap<(Account, i64), BTreeMap<(String, u64), Lease>>,
     journals: BTreeMap<(String, u64), Vec<StoredBatch>>,
+    /// When runs began, by agent and name.
+    runs: BTreeMap<(String, String), i64>,
     learning_until_ms: i64,
 }
 
@@ -196,23 +201,42 @@ impl Memory {
         let mut grants = Vec::new();
         for ask in &request.asks {
             let (account, start) = (ask.account.clone(), ask.window_start);
-            let (Some(span), Some(limit)) = (
-                rules::window(&self.payload, &account, start, now),
-                self.limit(&account),
-            ) else {
+            let Some(limit) = self.limit(&account) else {
                 continue;
             };
-            let leases = self
+            let run = account.run.as_ref().map(|run| {
+                let runs = &mut self.ledger.runs;
+                let began = runs.entry((account.id.clone(), run.clone()));
+                Run {
+                    began: Some(*began.or_insert(now.secs())),
+                }
+            });
+            let span = match run {
+                Some(run) => Some(run.span(&account, limit, start)),
+                None => rules::window(&self.payload, &account, start, now),
+            };
+            let Some(span) = span else {
+                continue;
+            };
+            let holder = (request.holder.clone(), epoch);
+            // Every window of a run counts.
+            let all: Vec<(bool, Lease)> = self
                 .ledger
                 .leases
-                .entry((account.clone(), span.start))
-                .or_default();
-            let holder = (request.holder.clone(), epoch);
-            let mine = leases.get(&holder).copied();
-            let others = leases
                 .iter()
-                .filter(|(other, _)| **other != holder)
-                .map(|(_, lease)| lease);
+                .filter(|((of, at), _)| *of == account && (run.is_some() || *at == span.start))
+                .flat_map(|((_, at), leases)| {
+                    let is_mine = |of: &(String, u64)| *at == span.start && *of == holder;
+                    let leases = leases.iter();
+                    leases.map(move |(of, lease)| (is_mine(of), *lease))
+                })
+                .collect();
+            let mine = all.iter().find(|(mine, _)| *mine).map(|(_, lease)| *lease);
+            let others: Vec<Lease> = all
+                .iter()
+                .filter(|(mine, _)| !mine)
+                .map(|(_, lease)| *lease)
+                .collect();
             let mut asked = rules::Ask::of(ask, epoch);
             match (self.mutation, mine) {
                 (Some(Mutation::NoSequenceCheck), Some(mine)) => asked.seq = mine.seq + 1,
@@ -223,7 +247,7 @@ impl Memory {
                 return Err(KnowsMore);
             }
             let terms = Terms {
-                limit,
+                limit: run.map_or(limit, |_| Run::limit(&account, limit, span, now)),
                 window_ms: span.end.saturating_sub(span.start).saturating_mul(1_000),
                 now_ms: now.millis(),
                 term_ms: self.term_ms,
@@ -232,9 +256,11 @@ impl Memory {
                     _ => learning_until_ms,
                 },
             };
-            let lease = rules::answer(mine, asked, Others::of(others, now.millis()), terms);
-            leases.insert(holder, lease);
-            let spent = leases.values().map(|lease| lease.settled).sum();
+            let lease = rules::answer(mine, asked, Others::of(&others, now.millis()), terms);
+            let leases = self.ledger.leases.entry((account.clone(), span.start));
+            leases.or_default().insert(holder, lease);
+            let elsewhere: u64 = others.iter().map(|lease| lease.settled).sum();
+            let spent = elsewhere + lease.settled;
             grants.push(Grant {
                 account,
                 window_start: span.start,

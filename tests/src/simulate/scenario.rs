@@ -67,6 +67,8 @@ pub struct Limits {
     pub team_nano_usd: Option<u64>,
     /// Nano-USD of the workspace per day.
     pub workspace_nano_usd: Option<u64>,
+    /// Nano-USD per run of an agent.
+    pub run_nano_usd: Option<u64>,
 }
 
 impl Limits {
@@ -74,6 +76,7 @@ impl Limits {
     pub fn on(&self, account: &Account) -> Option<u64> {
         match (account.level, account.unit) {
             (Level::Agent, Unit::Calls) => self.agent_calls,
+            (Level::Agent, Unit::NanoUsd) if account.run.is_some() => self.run_nano_usd,
             (Level::Workspace, Unit::Calls) => self.workspace_calls,
             (Level::Team, Unit::Tokens) => self.team_tokens,
             (Level::Team, Unit::NanoUsd) => self.team_nano_usd,
@@ -107,7 +110,13 @@ impl Limits {
             }
             text
         };
-        [
+        let by_run = self.run_nano_usd.map_or(String::new(), |nano_usd| {
+            let (dollars, rest) = (nano_usd / 1_000_000_000, nano_usd % 1_000_000_000);
+            format!(
+                "---\napiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: by-run}}\nspec:\n  agent: {{budget: {{max_cost_usd: {dollars}.{rest:09}}}}}\n"
+            )
+        });
+        let others = [
             document("by-agent", "agent", self.agent_calls, None, None),
             document(
                 "by-team",
@@ -124,7 +133,8 @@ impl Limits {
                 self.workspace_nano_usd,
             ),
         ]
-        .join("---\n")
+        .join("---\n");
+        others + &by_run
     }
 
     /// Other numbers for the same limits.
@@ -137,6 +147,7 @@ impl Limits {
             team_tokens: scale(self.team_tokens),
             team_nano_usd: scale(self.team_nano_usd),
             workspace_nano_usd: scale(self.workspace_nano_usd),
+            run_nano_usd: scale(self.run_nano_usd),
         }
     }
 }
@@ -170,6 +181,9 @@ pub struct Scenario {
     pub fault_every_ms: i64,
 }
 
+/// Runs that calls belong to: three of each agent.
+const RUNS: u64 = 12;
+
 /// 2026-11-20T23:55:00Z: five minutes before every UTC day's limits start afresh.
 const EVENING: i64 = 1_795_218_900;
 
@@ -197,6 +211,7 @@ impl Scenario {
             team_tokens: share(calls * 70 / 2, 500),
             team_nano_usd: share(calls * 17_000 / 2, 600),
             workspace_nano_usd: share(calls * 17_000, 700),
+            run_nano_usd: share(calls * 17_000 / RUNS, 400),
         };
         let mut weather = |most: u64| match dice.below(3) {
             0 => 0,

@@ -164,3 +164,44 @@ async fn an_operator_lifts_a_suspension() {
     let reply = workspace.post(&path, json!({"reason": ""})).await;
     assert_eq!(reply.status, 422);
 }
+
+#[tokio::test]
+async fn a_budget_that_only_warns_is_counted_and_leases_nothing() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let policy = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: alerts}\n\
+        spec: {budget: {daily_limit_tokens: 100, action_on_exceed: alert, warn_at: [50]}}\n";
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    let agent = workspace.agent("blue").await;
+    let account = format!("agent:{agent}|tokens|day@UTC");
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 0)).await;
+    let grant = told(&gate, &account, (2, 49, 0)).await;
+    assert_eq!((grant.granted, grant.settled, grant.retry_ms), (0, 49, 0));
+    assert_eq!(workspace.get("/events").await, json!([]));
+    told(&gate, &account, (3, 130, 0)).await;
+    let events = workspace.get("/events").await;
+    let messages: Vec<&str> = events
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|event| event["message"].as_str())
+        .collect();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    for (message, part) in messages.iter().zip(["100 %", "50 %"]) {
+        assert!(
+            message.starts_with(&format!("{part} of 100 tokens are used")),
+            "{message}"
+        );
+    }
+    let budget = workspace.get("/budgets").await[0].clone();
+    assert_eq!(
+        (
+            &budget["limit"],
+            &budget["settled"],
+            &budget["available"],
+            &budget["warned"]
+        ),
+        (&json!("100"), &json!("130"), &json!("0"), &json!([50, 100]))
+    );
+}

@@ -191,6 +191,42 @@ async fn nothing_of_a_bad_set_goes_live() {
 }
 
 #[tokio::test]
+async fn a_workspace_starts_with_guardrails_unless_told_otherwise() {
+    let plane = Plane::new().await;
+    let made = plane
+        .call(
+            &plane.root_key(),
+            "POST",
+            "/v1/workspaces",
+            json!({"name": plane.name()}),
+        )
+        .await
+        .json();
+    let key = text(&made["operator"]["key"]);
+    let path = format!("/v1/workspaces/{}/policies", text(&made["id"]));
+    let listed = plane.get(&key, &path).await.json();
+    assert_eq!(
+        (
+            &listed[0]["name"],
+            &listed[0]["version"],
+            &listed[0]["author"]
+        ),
+        (
+            &json!("default-guardrails"),
+            &json!(1),
+            &made["operator"]["id"]
+        )
+    );
+    let shown = plane
+        .get(&key, &format!("{path}/default-guardrails"))
+        .await
+        .json();
+    assert_eq!(shown["text"], tollgate_policy::GUARDRAILS);
+    let bare = plane.workspace().await;
+    assert_eq!(bare.get("/policies").await, json!([]));
+}
+
+#[tokio::test]
 async fn a_document_that_replaces_another_version_is_refused() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;

@@ -157,7 +157,7 @@ impl Plane {
                 &self.root_key(),
                 "POST",
                 "/v1/workspaces",
-                json!({"name": self.name()}),
+                json!({"name": self.name(), "guardrails": false}),
             )
             .await;
         assert_eq!(made.status, 201);

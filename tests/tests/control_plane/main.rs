@@ -10,4 +10,5 @@ mod harness;
 mod leases;
 mod policies;
 mod process;
+mod runs;
 mod usage;

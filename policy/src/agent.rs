@@ -1,0 +1,285 @@
+//! The `agent:` block: an agent's tools, budget, termination, execution and audit in one place, for everything the document's scope covers.
+//!
+//! Its tools mean what entries of `tools` mean: `enabled: false` is `allow: false`, `requires_approval: true` a condition that always holds,
+//! and `"*"` is every tool without an entry. Its budget and its termination are counted over each run of the agent by itself.
+
+use crate::{
+    decode::{Field, Findings, Table, name_problem},
+    diagnostic::{Position, codes},
+    document::{
+        Condition, MAX_COUNT, OTHERS, Run, RunLimit, Tool, is_hyphenated_uuid, money_above_zero,
+    },
+    money,
+    yaml::shown,
+};
+use tollgate_engine::ledger::{MAX_RUN_SECS, Unit};
+
+/// Seconds that a run may last.
+const MAX_RUN: u64 = MAX_RUN_SECS.unsigned_abs();
+
+/// What a document takes from the block.
+#[derive(Default)]
+pub(crate) struct Agent {
+    /// The agent that it is for, by UUID in lower case, and where that stood.
+    pub(crate) id: Option<(String, Position)>,
+    /// `agent.tools`.
+    pub(crate) tools: Vec<Tool>,
+    /// What each run may use.
+    pub(crate) run: Run,
+}
+
+impl Agent {
+    /// Reads a whole number that is the most of something in a run.
+    fn count(
+        &mut self,
+        table: &mut Table<'_>,
+        key: &'static str,
+        unit: Unit,
+        most: u64,
+        findings: &mut Findings,
+    ) {
+        if let Some(field) = table.take(key)
+            && let Some(amount) = findings.integer(&field, 1, most)
+        {
+            self.run.limit(&field, unit, amount);
+        }
+    }
+}
+
+pub(crate) fn read(field: &Field<'_>, findings: &mut Findings) -> Agent {
+    let mut agent = Agent::default();
+    let Some(mut table) = findings.table(field) else {
+        return agent;
+    };
+    let id = table.take("id");
+    agent.id = id.as_ref().and_then(|id| uuid(id, findings));
+    if let Some(name) = table.take("name")
+        && findings.name(&name).is_some()
+        && id.is_none()
+    {
+        let message = "is only for people; the policy is for every agent that its scope covers, unless `id` is the UUID of one";
+        findings.warn(name.key_at, &name.path, codes::NO_EFFECT, message);
+    }
+    if let Some(list) = table.take("tools") {
+        agent.tools = tools(&list, findings);
+    }
+    for (key, read) in [
+        (
+            "budget",
+            budget as fn(&Field<'_>, &mut Agent, &mut Findings),
+        ),
+        ("termination", termination),
+        ("execution", execution),
+    ] {
+        if let Some(part) = table.take(key) {
+            read(&part, &mut agent, findings);
+        }
+    }
+    if let Some(part) = table.take("audit") {
+        audit(&part, findings);
+    }
+    table.finish(findings);
+    agent
+}
+
+fn uuid(field: &Field<'_>, findings: &mut Findings) -> Option<(String, Position)> {
+    let text = findings.text(field)?;
+    if is_hyphenated_uuid(text) {
+        return Some((text.to_ascii_lowercase(), field.node.at));
+    }
+    // For more agents than meant, never for fewer: a document only narrows.
+    let message = format!(
+        "`{}` is not the UUID of an agent (`tollgate agent list`), so the policy is for every agent that its scope covers",
+        shown(text)
+    );
+    findings.warn(field.node.at, &field.path, codes::NO_EFFECT, message);
+    None
+}
+
+fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
+    let mut tools: Vec<Tool> = Vec::new();
+    for entry in findings.list(list).unwrap_or_default() {
+        let Some(mut table) = findings.table(&entry) else {
+            continue;
+        };
+        let name = table.take("name");
+        if name.is_none() {
+            let message = "`name` is missing; write the tool's, or `\"*\"` for all others";
+            let path = format!("{}.name", entry.path);
+            findings.error(entry.node.at, &path, codes::MISSING, message);
+        }
+        let name = name.and_then(|name| tool_name(&name, &tools, findings));
+        let enabled = table.take("enabled");
+        let enabled = enabled.and_then(|enabled| findings.boolean(&enabled));
+        let approval = table.take("requires_approval");
+        let approval = approval.and_then(|approval| findings.boolean(&approval));
+        if let Some(config) = table.take("approval_config") {
+            approval_config(&config, findings);
+        }
+        table.finish(findings);
+        if let Some(name) = name {
+            tools.push(Tool {
+                name,
+                allow: enabled.unwrap_or(true),
+                limit_per_hour: None,
+                requires_approval_if: approval.unwrap_or(false).then(Condition::always),
+            });
+        }
+    }
+    tools
+}
+
+fn tool_name(field: &Field<'_>, before: &[Tool], findings: &mut Findings) -> Option<String> {
+    let name = findings.text(field)?;
+    let problem = match name_problem(name) {
+        Some(problem) => Some(problem),
+        None if name != OTHERS && name.contains('*') => {
+            let message = "a tool's name stands for itself; `\"*\"` alone means all others";
+            Some((codes::BAD_NAME, message.to_string()))
+        }
+        None if before.iter().any(|tool| tool.name == name) => {
+            let message = format!("`{}` has an entry already; remove one", shown(name));
+            Some((codes::DUPLICATE_KEY, message))
+        }
+        None => None,
+    };
+    match problem {
+        None => Some(name.to_string()),
+        Some((code, message)) => {
+            findings.error(field.node.at, &field.path, code, message);
+            None
+        }
+    }
+}
+
+/// How an approval is asked for and given. Alone it stops nothing, so leaving it aside lets nothing through.
+fn approval_config(field: &Field<'_>, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    if let Some(timeout) = table.take("timeout_seconds") {
+        findings.integer(&timeout, 1, MAX_COUNT);
+    }
+    if let Some(deny) = table.take("auto_deny_on_timeout") {
+        findings.boolean(&deny);
+    }
+    if let Some(channels) = table.take("notify_channels") {
+        for channel in findings.list(&channels).unwrap_or_default() {
+            findings.name(&channel);
+        }
+    }
+    table.finish(findings);
+    let message = "only configures how approvals are given, which this version cannot do yet: it has no effect";
+    findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+}
+
+/// `agent.budget`.
+fn budget(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    agent.count(&mut table, "max_tokens", Unit::Tokens, MAX_COUNT, findings);
+    if let Some(most) = table.take("max_cost_usd")
+        && let Some(amount) = money_above_zero(&most, findings, money::nano_usd)
+    {
+        agent.run.limit(&most, Unit::NanoUsd, amount);
+    }
+    agent.count(
+        &mut table,
+        "max_iterations",
+        Unit::Calls,
+        MAX_COUNT,
+        findings,
+    );
+    table.finish(findings);
+}
+
+/// `agent.termination`.
+fn termination(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    if let Some(goal) = table.take("on_goal_achieved")
+        && findings.boolean(&goal).is_some()
+    {
+        let message = "a gate does not see that a goal is achieved: the agent itself has to stop";
+        findings.warn(goal.key_at, &goal.path, codes::NOT_VISIBLE, message);
+    }
+    if let Some(exceeded) = table.take("on_budget_exceeded") {
+        agent.run.stops = findings.boolean(&exceeded).unwrap_or(false);
+        let budgeted = |limit: &RunLimit| matches!(limit.unit, Unit::Tokens | Unit::NanoUsd);
+        if agent.run.stops && !agent.run.limits.iter().any(budgeted) {
+            let message = "has no effect: the agent has no `budget` of tokens or money";
+            findings.warn(exceeded.key_at, &exceeded.path, codes::NO_EFFECT, message);
+        }
+    }
+    agent.count(&mut table, "on_timeout", Unit::Seconds, MAX_RUN, findings);
+    agent.count(
+        &mut table,
+        "max_iterations",
+        Unit::Calls,
+        MAX_COUNT,
+        findings,
+    );
+    agent.count(
+        &mut table,
+        "error_threshold",
+        Unit::Errors,
+        MAX_COUNT,
+        findings,
+    );
+    table.finish(findings);
+}
+
+/// `agent.execution`.
+fn execution(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    agent.count(
+        &mut table,
+        "timeout_seconds",
+        Unit::Seconds,
+        MAX_RUN,
+        findings,
+    );
+    for key in ["enable_pause", "enable_cancel"] {
+        if let Some(enabled) = table.take(key)
+            && findings.boolean(&enabled) == Some(false)
+        {
+            let message = "has no effect: an operator can always stop an agent";
+            findings.warn(enabled.key_at, &enabled.path, codes::NO_EFFECT, message);
+        }
+    }
+    table.finish(findings);
+}
+
+fn audit(field: &Field<'_>, findings: &mut Findings) {
+    let Some(mut table) = findings.table(field) else {
+        return;
+    };
+    let no_effect = |field: &Field<'_>, findings: &mut Findings, message: &str| {
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    };
+    if let Some(all) = table.take("log_all_events")
+        && findings.boolean(&all) == Some(false)
+    {
+        no_effect(&all, findings, "has no effect: every call is recorded");
+    }
+    if let Some(days) = table.take("retention_days")
+        && findings.integer(&days, 1, MAX_COUNT).is_some()
+    {
+        let message = "has no effect: how long records are kept is set at the control plane";
+        no_effect(&days, findings, message);
+    }
+    if let Some(content) = table.take("include_message_content")
+        && findings.boolean(&content) == Some(true)
+    {
+        no_effect(
+            &content,
+            findings,
+            "has no effect: records never hold content",
+        );
+    }
+    table.finish(findings);
+}
