@@ -134,6 +134,13 @@ pub const RETRY_MS: i64 = 1_000;
 /// minute's limit four seconds, or the few of the others would wait for what one holds.
 const WINDOW_PARTS: i64 = 16;
 
+/// …and of a long window's limit at most this part at a time, beside what its calls have asked for: 1.6 %. So much is lost with a gate that dies.
+/// Of a short window it is not: there a rate is shared out call by call, and what is lost is back in a moment.
+const LIMIT_PARTS: u64 = 64;
+
+/// An hour.
+const LONG_WINDOW_MS: i64 = 3_600_000;
+
 /// Shorter stretches say nothing of a pace: a holder's first calls, and asks that follow each other closely.
 const PACE_OVER_MS: i64 = 1_000;
 
@@ -188,7 +195,11 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
             .now_ms
             .saturating_sub(mine.expires_ms.saturating_sub(terms.term_ms)),
     };
-    let share = fair.min(ahead(burn, elapsed_ms, &terms));
+    let at_risk = match terms.window_ms < LONG_WINDOW_MS {
+        true => u64::MAX,
+        false => terms.limit / LIMIT_PARTS,
+    };
+    let share = fair.min(ahead(burn, elapsed_ms, &terms)).min(at_risk);
     let held = if ask.want == 0 || learning {
         had.held()
     } else {
@@ -341,6 +352,19 @@ mod tests {
         };
         let lease = answer(Some(mine), ask(2, 49, 1), others(0, 0), later);
         assert_eq!(lease.granted, 480);
+    }
+
+    #[test]
+    fn of_a_long_window_no_more_is_at_risk_than_a_64th() {
+        let day = Terms {
+            window_ms: 86_400_000,
+            ..terms(6_400)
+        };
+        // 60 seconds of 40 a second would be 2,400; a 64th of the limit is 100.
+        assert_eq!(answer(None, ask(1, 0, 40), others(0, 0), day).granted, 100);
+        // What calls wait for is granted even so.
+        let lease = answer(None, ask(1, 0, 150), others(0, 0), day);
+        assert_eq!(lease.granted, 150);
     }
 
     #[test]
