@@ -134,9 +134,12 @@ pub const RETRY_MS: i64 = 1_000;
 /// minute's limit four seconds, or the few of the others would wait for what one holds.
 const WINDOW_PARTS: i64 = 16;
 
-/// …and of a long window's limit at most this part at a time, beside what its calls have asked for: 1.6 %. So much is lost with a gate that dies.
-/// Of a short window it is not: there a rate is shared out call by call, and what is lost is back in a moment.
+/// …and of a long window's limit at most this part at a time, 1.6 %: so much is lost with a gate that dies. Of a short window that is no
+/// matter: what is lost is back in a moment.
 const LIMIT_PARTS: u64 = 64;
+
+/// …but always as much as some calls like those that ask, so that a gate goes on without us where a limit is only a few of them.
+const CALLS_AHEAD: u64 = 4;
 
 /// An hour.
 const LONG_WINDOW_MS: i64 = 3_600_000;
@@ -197,7 +200,7 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
     };
     let at_risk = match terms.window_ms < LONG_WINDOW_MS {
         true => u64::MAX,
-        false => terms.limit / LIMIT_PARTS,
+        false => (terms.limit / LIMIT_PARTS).max(ask.want.saturating_mul(CALLS_AHEAD)),
     };
     let share = fair.min(ahead(burn, elapsed_ms, &terms)).min(at_risk);
     let held = if ask.want == 0 || learning {
@@ -355,16 +358,16 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_window_no_more_is_at_risk_than_a_64th() {
+    fn of_a_long_window_a_64th_is_at_risk_or_a_few_calls() {
         let day = Terms {
             window_ms: 86_400_000,
             ..terms(6_400)
         };
-        // 60 seconds of 40 a second would be 2,400; a 64th of the limit is 100.
-        assert_eq!(answer(None, ask(1, 0, 40), others(0, 0), day).granted, 100);
-        // What calls wait for is granted even so.
+        // 60 seconds of 20 a second would be 1,200; a 64th of the limit is 100, and more than 4 × 20.
+        assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 100);
+        // Four times what is wanted is 600, and less than half of the limit.
         let lease = answer(None, ask(1, 0, 150), others(0, 0), day);
-        assert_eq!(lease.granted, 150);
+        assert_eq!(lease.granted, 600);
     }
 
     #[test]
