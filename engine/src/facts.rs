@@ -153,6 +153,12 @@ pub const RUN_HEADER: &str = "x-tollgate-run";
 /// Bytes of a run's name. A UUID has 36, a trace and a span together 49.
 pub const MAX_RUN_BYTES: usize = 128;
 
+/// Whether a run can have this name.
+pub fn is_run(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    (1..=MAX_RUN_BYTES).contains(&name.len()) && name.bytes().all(plain)
+}
+
 /// The run that a call names: in its own header, or by its MCP session. Whoever has a session's id can speak in it, so of that only a digest
 /// goes any further.
 fn run_of(named: Option<&[u8]>, session: Option<&[u8]>) -> Result<Option<String>, Unreadable> {
@@ -161,15 +167,8 @@ fn run_of(named: Option<&[u8]>, session: Option<&[u8]>) -> Result<Option<String>
         let short = |digest: String| digest.chars().take(32).collect::<String>();
         return Ok(session.map(|session| ["mcp:", &short(digest(session))].concat()));
     };
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
     match core::str::from_utf8(named) {
-        Ok(run)
-            if (1..=MAX_RUN_BYTES).contains(&run.len())
-                && named.iter().all(plain)
-                && !run.starts_with("mcp:") =>
-        {
-            Ok(Some(run.to_string()))
-        }
+        Ok(run) if is_run(run) && !run.starts_with("mcp:") => Ok(Some(run.to_string())),
         _ => Err(Unreadable::new(
             "request.run",
             "`x-tollgate-run` must be 1 to 128 letters, digits, `-`, `_`, `.` and `:`, and must not begin with `mcp:`",

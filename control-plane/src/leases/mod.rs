@@ -29,6 +29,7 @@ use tollgate_engine::{
     bundle::{Level, Payload, Scope},
     decide::limits_on,
     envelope::LEASES_TYPE,
+    facts::{MAX_RUN_BYTES, is_run},
     identity::{Caller, GovernanceLevel},
     lease::{self, Answer, Grant, MAX_ASKS},
     ledger::{Account, Span},
@@ -666,6 +667,12 @@ async fn budgets(
     State(state): State<ControlPlane>,
     Query(shown): Query<Shown>,
 ) -> Result<Json<Vec<Budget>>, Problem> {
+    if shown.run.as_deref().is_some_and(|run| !is_run(run)) {
+        return Err(Problem::new(
+            Kind::Malformed,
+            format!("`run` must be 1 to {MAX_RUN_BYTES} letters, digits, `-`, `_`, `.` and `:`"),
+        ));
+    }
     let now = state.now();
     let workspace = &operator.workspace;
     let mut connection = state.store().read().acquire().await?;

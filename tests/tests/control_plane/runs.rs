@@ -75,6 +75,11 @@ async fn all_cells_of_a_run_share_its_budget() {
     );
     assert_eq!(shown.as_array().map(Vec::len), Some(1));
     assert_eq!(workspace.get("/budgets?run=s").await, json!([]));
+    for no_run in ["", "a%20b", &"r".repeat(129)] {
+        let path = workspace.path(&format!("/budgets?run={no_run}"));
+        let reply = plane.get(&workspace.operator, &path).await;
+        assert_eq!(reply.problem(), "malformed", "{no_run}");
+    }
 }
 
 #[tokio::test]
