@@ -16,6 +16,7 @@
 use crate::{
     bundle::Level,
     lease::{Grant, amount},
+    price,
     time::Time,
 };
 use alloc::{
@@ -51,6 +52,16 @@ impl Unit {
             Unit::NanoUsd => "nano_usd",
             Unit::Errors => "errors",
             Unit::Seconds => "seconds",
+        }
+    }
+
+    /// An amount of it, for people.
+    pub fn in_words(self, amount: u64) -> String {
+        match self {
+            Unit::NanoUsd => price::usd(amount),
+            Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
+                format!("{amount} {}", self.name())
+            }
         }
     }
 
@@ -324,9 +335,12 @@ impl Slot {
 
     /// Whether it has not been spent from for so long that somebody else should have what is left.
     pub fn is_idle(&self, now: Time) -> bool {
+        now.millis().saturating_sub(self.used_ms).saturating_abs() >= self.idle_ms()
+    }
+
+    fn idle_ms(&self) -> i64 {
         let window_ms = self.end.saturating_sub(self.start).saturating_mul(1_000);
-        let idle_ms = (window_ms / IDLE_PARTS).clamp(MIN_IDLE_MS, MAX_IDLE_MS);
-        now.millis().saturating_sub(self.used_ms).saturating_abs() >= idle_ms
+        (window_ms / IDLE_PARTS).clamp(MIN_IDLE_MS, MAX_IDLE_MS)
     }
 
     /// Whether the control plane has said that asking is pointless for now; not by a clock that has been put back since.
@@ -722,6 +736,10 @@ impl Op {
                 }
                 if slot.is_idle(now) {
                     slot.returned = slot.returned.saturating_add(slot.available());
+                    // A clock that was set back does not reach the last use once more: idle it stays until the next call.
+                    slot.used_ms = slot
+                        .used_ms
+                        .min(now.millis().saturating_sub(slot.idle_ms()));
                 }
                 slot.asked_ms = now.millis();
                 slot.seq = slot.seq.saturating_add(1);

@@ -250,27 +250,39 @@ struct Lane {
     /// Under way until then at the latest.
     busy_until: Option<Time>,
     failures: u32,
+    /// When all that was noted.
+    since: Time,
 }
+
+/// A clock that is further back than this from when a lane was noted was set back; milliseconds. A worker's clock is read a little earlier or
+/// later than another's.
+const BACK_MS: i64 = 1_000;
 
 impl Lane {
     fn is_due(&self, now: Time) -> bool {
-        reached(self.due, now) && self.is_free(now)
+        self.reached(self.due, now) && self.is_free(now)
     }
 
     fn is_free(&self, now: Time) -> bool {
-        self.busy_until.is_none_or(|until| reached(until, now))
+        self.busy_until.is_none_or(|until| self.reached(until, now))
+    }
+
+    /// Whether `at` has come. What was noted before the clock was set back is not waited for, however near it comes again.
+    fn reached(&self, at: Time, now: Time) -> bool {
+        at <= now || now.plus_millis(BACK_MS) < self.since
     }
 
     fn start(&mut self, timeout_ms: i64, now: Time) {
         // One second more than the errand itself has, so that the host's own answer comes first.
         self.busy_until = Some(now.plus_millis(timeout_ms.saturating_add(1_000)));
+        self.since = now;
     }
 
-    fn succeeded(&mut self, next: Time) {
+    fn succeeded(&mut self, pause_ms: i64, now: Time) {
         *self = Lane {
-            due: next,
-            busy_until: None,
-            failures: 0,
+            due: now.plus_millis(pause_ms),
+            since: now,
+            ..Lane::default()
         };
     }
 
@@ -285,14 +297,9 @@ impl Lane {
             due: now.plus_millis(pause / 2 + spread),
             busy_until: None,
             failures: self.failures.saturating_add(1),
+            since: now,
         };
     }
-}
-
-/// Whether `at` has come. Nothing is put off longer than a bundle request lasts; what lies twice as far ahead was set before the clock was set
-/// back, and is not waited for.
-fn reached(at: Time, now: Time) -> bool {
-    at <= now || now.plus_millis(2 * BUNDLE_TIMEOUT_MS) < at
 }
 
 /// The errands of one gate. Lives in memory; losing it costs nothing but a repeated request.
@@ -376,11 +383,11 @@ impl Upkeep {
     ) -> Option<&'a [u8]> {
         match response.status {
             200 => {
-                self.bundle.succeeded(now);
+                self.bundle.succeeded(0, now);
                 Some(response.body)
             }
             304 => {
-                self.bundle.succeeded(now);
+                self.bundle.succeeded(0, now);
                 self.bundles_refused = 0;
                 None
             }
@@ -414,7 +421,7 @@ impl Upkeep {
 
     /// There was nothing to ask.
     pub fn leases_idle(&mut self, now: Time) {
-        self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
+        self.leases.succeeded(REPORT_EVERY_MS, now);
     }
 
     /// The answer to a lease request: refills to apply, and the holder's epoch if it is new; 0 when it has to greet again.
@@ -435,7 +442,7 @@ impl Upkeep {
             // Somebody greeted in this holder's name: a greeting of its own that came twice, say. It has to greet again, or is never answered.
             return (refused && holder.epoch > 0).then(|| (Vec::new(), Some(0)));
         };
-        self.leases.succeeded(now.plus_millis(REPORT_EVERY_MS));
+        self.leases.succeeded(REPORT_EVERY_MS, now);
         self.recounts = answer.learning;
         let epoch = (answer.epoch > holder.epoch).then_some(answer.epoch);
         // The two clocks may differ by more than a lease lasts; how long it lasts is what was meant.
@@ -519,7 +526,7 @@ impl Upkeep {
     ) -> Delivery {
         match response.status {
             200 if is_receipt(gate, journal, response.body) => {
-                self.journal.succeeded(now);
+                self.journal.succeeded(0, now);
                 journal.pending = Vec::new();
                 Delivery::Acknowledged
             }

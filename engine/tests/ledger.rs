@@ -244,6 +244,18 @@ fn one_asks_at_a_time() {
 }
 
 #[test]
+fn what_lay_idle_when_the_clock_was_set_back_stays_idle() {
+    let mut store = leased();
+    store.apply(&reserve(4), at(50_000));
+    // Set back by half a minute: the last use is out of reach, and the six that nobody needs go back.
+    store.apply(&Op::Ask { span: span(0) }, at(20_000));
+    let slot = |store: &Store| *store.cell().slot(span(0).start).unwrap();
+    assert_eq!(slot(&store).returned, 6);
+    // When the clock comes to where the last use was, nothing has been used again.
+    assert!(slot(&store).is_idle(at(50_000)));
+}
+
+#[test]
 fn a_refill_that_comes_again_changes_nothing() {
     let mut store = leased();
     store.apply(&reserve(4), at(20));
@@ -499,6 +511,10 @@ impl Model {
                     let taken = lease.returned.saturating_add(lease.settled);
                     let taken = taken.saturating_add(lease.reserved);
                     lease.returned += lease.granted.saturating_sub(taken);
+                    // Of a clock that was set back: as if it had been used that long ago.
+                    if now_ms < lease.used_ms {
+                        lease.used_ms = now_ms - 5_000;
+                    }
                 }
                 lease.asked_ms = now_ms;
                 lease.seq += 1;

@@ -194,6 +194,18 @@ fn a_clock_set_back_does_not_stop_errands() {
 }
 
 #[test]
+fn a_pause_is_not_taken_again_when_a_clock_that_was_set_back_comes_near_it() {
+    let (gate, holder) = (closed(), holder());
+    let mut upkeep = Upkeep::default();
+    upkeep.leases_sent(at(172_000));
+    let lost = upkeep.leases_answered(&gate, &holder, LOST, at(172_000), 0);
+    assert_eq!(lost, None);
+    // The clock was three minutes ahead, and nobody needed leases until half a minute before the end of that pause.
+    assert!(upkeep.leases_due(true, at(142_000)));
+    assert!(!upkeep.leases_due(true, at(172_050)));
+}
+
+#[test]
 fn leases_are_looked_after_once_a_second_and_at_once_when_calls_wait() {
     let (gate, holder) = (closed(), holder());
     let mut upkeep = Upkeep::default();
