@@ -184,7 +184,7 @@ impl Replay {
                     .entry(format!("{} @ {}", rule.rule, rule.document))
                     .or_default() += 1;
             }
-        } else if name(now) == record.outcome {
+        } else if now.name() == record.outcome {
             self.same += 1;
         } else {
             self.otherwise += 1;
@@ -216,7 +216,7 @@ impl Replay {
                 call.agent,
                 call.to,
                 call.was,
-                name(call.now),
+                call.now.name(),
                 if call.reasons.is_empty() { "" } else { " by " },
                 call.reasons.join(", ")
             );
@@ -231,15 +231,6 @@ impl Replay {
             out += &format!("  {rule}: {calls}\n");
         }
         out
-    }
-}
-
-const fn name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Allow => "allow",
-        Outcome::Redact => "redact",
-        Outcome::Hold => "hold",
-        Outcome::Deny => "deny",
     }
 }
 

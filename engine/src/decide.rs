@@ -43,6 +43,18 @@ pub enum Outcome {
     Deny,
 }
 
+impl Outcome {
+    /// As records, metrics and people have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Allow => "allow",
+            Outcome::Redact => "redact",
+            Outcome::Hold => "hold",
+            Outcome::Deny => "deny",
+        }
+    }
+}
+
 /// What kind of obstacle a denial met; it decides the status and what the caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -192,7 +204,7 @@ impl Charge {
             Unit::Tokens => (Cause::Budget, "token budget"),
             Unit::NanoUsd => (Cause::Budget, "budget"),
         };
-        let limit = counted(self.account.unit, self.limit);
+        let limit = self.account.unit.in_words(self.limit);
         let window = window_name(&self.account.window);
         Reason {
             rule: self.rule.clone().into(),
@@ -212,12 +224,10 @@ impl Charge {
             cause,
         }
     }
-}
 
-impl Charge {
     /// The reason to give when the account of a run cannot bear it.
     fn run_over(&self) -> Reason {
-        let limit = counted(self.account.unit, self.limit);
+        let limit = self.account.unit.in_words(self.limit);
         let message = match self.account.unit {
             Unit::Calls => format!("the run has made the {limit} it may make to models"),
             Unit::Tokens | Unit::NanoUsd => {
@@ -231,16 +241,6 @@ impl Charge {
             document: Some(self.document.clone()),
             message: message.into(),
             cause: Cause::Budget,
-        }
-    }
-}
-
-/// An amount in words.
-fn counted(unit: Unit, amount: u64) -> String {
-    match unit {
-        Unit::NanoUsd => price::usd(amount),
-        Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
-            format!("{amount} {}", unit.name())
         }
     }
 }
@@ -920,7 +920,7 @@ fn full(secs: i64, now: Time) -> Span {
     }
 }
 
-/// The limit on `account` for a caller: the smallest in force. The control plane grants by it. `None` when there is none.
+/// The limit on `account` for a caller: the smallest in force that refuses calls. `None` when there is none.
 pub fn limit_on(payload: &Payload, caller: &Caller, account: &Account) -> Option<u64> {
     limits_on(payload, caller, account)
         .filter(|limit| !limit.alert)

@@ -2,7 +2,6 @@
 
 use crate::{
     host::{self, Status},
-    metrics::outcome_name,
     worker::Worker,
 };
 use proxy_wasm::{
@@ -294,11 +293,7 @@ impl Call {
 fn show(exchange: &Exchange) -> Result<(), Status> {
     let decision = exchange.decision();
     let rule = decision.reasons.first().map_or("-", |reason| &reason.rule);
-    let shown = format!(
-        "{}:{rule}:{}",
-        outcome_name(decision.outcome),
-        exchange.id()
-    );
+    let shown = format!("{}:{rule}:{}", decision.outcome.name(), exchange.id());
     host::set_property("tollgate_decision", shown.as_bytes())
 }
 

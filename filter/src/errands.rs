@@ -318,14 +318,12 @@ impl Worker {
             Err(Refusal::NoLease | Refusal::Short) => {}
             Ok(_) | Err(Refusal::Exhausted { .. } | Refusal::AlreadyAsked) => return None,
         }
-        self.store.enlist(holder, &want.account);
         self.ask(holder, &want.account, want.span, 0, want.amount, now)
     }
 
     /// Reports and renews: every account of the holder whose cell says that it is time.
     fn ask_routinely(&self, holder: &Holder, asks: &mut Vec<Ask>, now: Time) {
-        self.store.tidy(holder, now);
-        let cells = self.store.cells(holder);
+        let cells = self.store.cells(holder, now);
         let start = self.errands.account.get().checked_rem(cells.len());
         let mut live = 0;
         for (number, (account, cell)) in cells

@@ -116,7 +116,7 @@ impl Metrics {
             MetricType::Counter,
             &format!(
                 "tollgate_decisions.outcome.{}.cause.{}",
-                outcome_name(outcome),
+                outcome.name(),
                 cause.map_or("none", Cause::name)
             ),
         );
@@ -137,15 +137,6 @@ impl Metrics {
             errand_name(errand)
         );
         Metric::new(MetricType::Counter, &name).add(1);
-    }
-}
-
-pub(crate) const fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Allow => "allow",
-        Outcome::Redact => "redact",
-        Outcome::Hold => "hold",
-        Outcome::Deny => "deny",
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::host::{self, Status};
 use tollgate_engine::{
     exchange::CellOp,
-    ledger::{Account, Cell, Op, Refusal},
+    ledger::{Account, Cell, Refusal},
     shelf::{self, Full, Shelf},
     time::Time,
     upkeep::Holder,
@@ -255,15 +255,15 @@ impl Store {
         change: &CellOp,
         now: Time,
     ) -> Result<Vec<u8>, Refusal> {
-        if let Op::Count { .. } = change.op
-            && self.cell(holder, &change.account).slots().is_empty()
-        {
-            self.enlist(holder, &change.account);
-        }
         let applied = match shelf::place_of(&holder.id, &change.account) {
             Some(place) => self.apply_on_shelf(&self.shelf_key(holder, place), change, now),
             None => update(&self.cell_key(holder, &change.account), |old| {
-                change.op.apply(old, now)
+                let new = change.op.apply(old, now)?;
+                // Before the cell itself, so that none is ever forgotten.
+                if old.is_none() && !self.enlist(holder, &change.account) {
+                    return Err(Refusal::AlreadyAsked);
+                }
+                Ok(new)
             }),
         };
         applied.map_err(|unchanged| match unchanged {
@@ -291,23 +291,19 @@ impl Store {
         Ok(after)
     }
 
-    /// Takes the cells of runs away that nobody has needed for a while.
-    pub(crate) fn tidy(&self, holder: &Holder, now: Time) {
-        for place in shelf::PLACES {
-            if self.shelf(holder, place).tidy(now) {
-                let _ = update(&self.shelf_key(holder, place), |old| {
-                    let mut shelf = Shelf::decode(old.unwrap_or_default());
-                    match shelf.tidy(now) {
-                        true => Ok(shelf.encode()),
-                        false => Err(()),
-                    }
-                });
+    /// Takes the cells of runs away from one place that nobody has needed for a while.
+    fn tidy(&self, holder: &Holder, place: u8, now: Time) {
+        let _ = update(&self.shelf_key(holder, place), |old| {
+            let mut shelf = Shelf::decode(old.unwrap_or_default());
+            match shelf.tidy(now) {
+                true => Ok(shelf.encode()),
+                false => Err(()),
             }
-        }
+        });
     }
 
-    /// The accounts of which a holder has cells, and the cells.
-    pub(crate) fn cells(&self, holder: &Holder) -> Vec<(Account, Cell)> {
+    /// The accounts of which a holder has cells, and the cells; but for those of runs that nobody has needed for a while, which go.
+    pub(crate) fn cells(&self, holder: &Holder, now: Time) -> Vec<(Account, Cell)> {
         let accounts: Vec<Account> = read(&self.accounts_key(holder))
             .and_then(|stored| serde_json::from_slice(&stored).ok())
             .unwrap_or_default();
@@ -319,18 +315,18 @@ impl Store {
             })
             .collect();
         for place in shelf::PLACES {
-            cells.extend(self.shelf(holder, place).cells());
+            let mut shelf = self.shelf(holder, place);
+            if shelf.tidy(now) {
+                self.tidy(holder, place, now);
+            }
+            cells.extend(shelf.cells());
         }
         cells
     }
 
-    /// Adds to the accounts of [`Store::cells`]; to be called before the first change of a cell, so that none is ever forgotten. Those of runs are
-    /// found where their cells are.
-    pub(crate) fn enlist(&self, holder: &Holder, account: &Account) {
-        if account.run.is_some() {
-            return;
-        }
-        let _ = update(&self.accounts_key(holder), |old| {
+    /// Adds to the accounts of [`Store::cells`]; whether it is among them then. Those of runs are found where their cells are.
+    fn enlist(&self, holder: &Holder, account: &Account) -> bool {
+        let added = update(&self.accounts_key(holder), |old| {
             let mut accounts: Vec<Account> = old
                 .and_then(|stored| serde_json::from_slice(stored).ok())
                 .unwrap_or_default();
@@ -340,5 +336,7 @@ impl Store {
             accounts.push(account.clone());
             serde_json::to_vec(&accounts).map_err(|_| ())
         });
+        // Refused is what is there already.
+        matches!(added, Ok(_) | Err(Unchanged::Refused(())))
     }
 }

@@ -14,9 +14,6 @@ use crate::{
 };
 use tollgate_engine::ledger::{MAX_RUN_SECS, Unit};
 
-/// Seconds that a run may last.
-const MAX_RUN: u64 = MAX_RUN_SECS.unsigned_abs();
-
 /// What a document takes from the block.
 #[derive(Default)]
 pub(crate) struct Agent {
@@ -35,9 +32,12 @@ impl Agent {
         table: &mut Table<'_>,
         key: &'static str,
         unit: Unit,
-        most: u64,
         findings: &mut Findings,
     ) {
+        let most = match unit {
+            Unit::Seconds => MAX_RUN_SECS.unsigned_abs(),
+            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors => MAX_COUNT,
+        };
         if let Some(field) = table.take(key)
             && let Some(amount) = findings.integer(&field, 1, most)
         {
@@ -178,19 +178,13 @@ fn budget(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
     let Some(mut table) = findings.table(field) else {
         return;
     };
-    agent.count(&mut table, "max_tokens", Unit::Tokens, MAX_COUNT, findings);
+    agent.count(&mut table, "max_tokens", Unit::Tokens, findings);
     if let Some(most) = table.take("max_cost_usd")
         && let Some(amount) = money_above_zero(&most, findings, money::nano_usd)
     {
         agent.run.limit(&most, Unit::NanoUsd, amount);
     }
-    agent.count(
-        &mut table,
-        "max_iterations",
-        Unit::Calls,
-        MAX_COUNT,
-        findings,
-    );
+    agent.count(&mut table, "max_iterations", Unit::Calls, findings);
     table.finish(findings);
 }
 
@@ -213,21 +207,9 @@ fn termination(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
             findings.warn(exceeded.key_at, &exceeded.path, codes::NO_EFFECT, message);
         }
     }
-    agent.count(&mut table, "on_timeout", Unit::Seconds, MAX_RUN, findings);
-    agent.count(
-        &mut table,
-        "max_iterations",
-        Unit::Calls,
-        MAX_COUNT,
-        findings,
-    );
-    agent.count(
-        &mut table,
-        "error_threshold",
-        Unit::Errors,
-        MAX_COUNT,
-        findings,
-    );
+    agent.count(&mut table, "on_timeout", Unit::Seconds, findings);
+    agent.count(&mut table, "max_iterations", Unit::Calls, findings);
+    agent.count(&mut table, "error_threshold", Unit::Errors, findings);
     table.finish(findings);
 }
 
@@ -236,13 +218,7 @@ fn execution(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
     let Some(mut table) = findings.table(field) else {
         return;
     };
-    agent.count(
-        &mut table,
-        "timeout_seconds",
-        Unit::Seconds,
-        MAX_RUN,
-        findings,
-    );
+    agent.count(&mut table, "timeout_seconds", Unit::Seconds, findings);
     for key in ["enable_pause", "enable_cancel"] {
         if let Some(enabled) = table.take(key)
             && findings.boolean(&enabled) == Some(false)

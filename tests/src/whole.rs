@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -154,6 +155,41 @@ impl Answer {
     }
 }
 
+/// A policy: so many dollars a day for each agent.
+#[must_use]
+pub fn budget(per_day_usd: &str) -> String {
+    format!(
+        "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: budget
+spec:
+  scope: global
+  budget:
+    per: agent
+    daily_limit_usd: {per_day_usd}
+"
+    )
+}
+
+/// A policy: these models and no others, as a list in YAML.
+#[must_use]
+pub fn models(allowed: &str) -> String {
+    format!(
+        "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: models
+spec:
+  scope: global
+  capabilities:
+    allow: {allowed}
+"
+    )
+}
+
 /// A chat completion with a bound, so that its worst case is known.
 #[must_use]
 pub fn chat_body(prompt: &str) -> Value {
@@ -229,6 +265,41 @@ pub fn at_once(count: usize, request: impl Fn() -> Request<Vec<u8>> + Sync) -> V
             })
             .collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
+    })
+}
+
+/// Has four callers call, each again and again, until `meanwhile` is over; gives what came of all their calls, and of it.
+///
+/// # Panics
+/// When one of them does.
+pub fn under_load<T: Send, R>(
+    call: impl Fn() -> T + Sync,
+    meanwhile: impl FnOnce() -> R,
+) -> (Vec<T>, R) {
+    /// Ends the calls, also where a test has failed: who waits for them would wait for ever.
+    struct Stop<'s>(&'s AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stopped = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let calls_on = || {
+            let mut came = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                came.push(call());
+            }
+            came
+        };
+        let callers: Vec<_> = (0..4).map(|_| scope.spawn(calls_on)).collect();
+        let stop = Stop(&stopped);
+        let came_of_it = meanwhile();
+        drop(stop);
+        let calls = callers
+            .into_iter()
+            .flat_map(|caller| caller.join().unwrap());
+        (calls.collect(), came_of_it)
     })
 }
 

@@ -7,8 +7,7 @@ use crate::{
 };
 use sqlx::SqliteConnection;
 use tollgate_engine::{
-    ledger::{Account, Span, Unit, Window},
-    price::usd,
+    ledger::{Account, Span, Window},
     time::Time,
 };
 
@@ -47,12 +46,7 @@ pub(super) async fn look(
         .execute(&mut **write)
         .await?;
         if new.rows_affected() > 0 {
-            let limit = match account.unit {
-                Unit::NanoUsd => usd(limit),
-                Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
-                    format!("{limit} {}", account.unit.name())
-                }
-            };
+            let limit = account.unit.in_words(limit);
             let resets = match account.window {
                 Window::Run => String::new(),
                 _ => format!("; it resets at {}", Time::from_secs(span.end)),

@@ -316,7 +316,7 @@ impl Call<'_> {
                     && charge.account.level == limit.per
                     && charge.account.tool == limit.tool
             });
-            let takes = charge.map(|charge| super::counted(limit.unit, charge.amount));
+            let takes = charge.map(|charge| limit.unit.in_words(charge.amount));
             rules.push(ruled(
                 &limit.rule,
                 &refused,
@@ -426,7 +426,7 @@ fn listed(names: &[impl AsRef<str>]) -> String {
 fn says(limit: &Limit) -> String {
     format!(
         "at most {}{} per {} and {}",
-        super::counted(limit.unit, limit.amount),
+        limit.unit.in_words(limit.amount),
         limit
             .tool
             .as_ref()

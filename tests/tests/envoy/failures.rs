@@ -12,29 +12,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tollgate_tests::corpus::wire;
-use tollgate_tests::whole::{DEADLINE, Whole as _, answer, chat_body, upstream, wait_for};
+use tollgate_tests::whole::{
+    DEADLINE, Whole as _, answer, budget, chat_body, models, under_load, upstream, wait_for,
+};
 use tollgate_tests::{built, trap};
 use xtask::envoy::Envoy;
 use xtask::process;
 use xtask::stack::{LOOPBACK, gate_secrets, gate_settings};
 
 use crate::scene::{Http2, Scene, alone, next_chunk, runtime};
-
-fn budget(per_day_usd: &str) -> String {
-    format!(
-        "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: budget
-spec:
-  scope: global
-  budget:
-    per: agent
-    daily_limit_usd: {per_day_usd}
-"
-    )
-}
 
 #[test]
 fn without_its_control_plane_a_gate_spends_its_lease_and_no_more() {
@@ -219,38 +205,18 @@ fn a_filter_that_crashes_lets_nothing_pass_and_goes_on_where_it_was() {
 
 #[test]
 fn a_policy_edit_is_live_within_two_seconds_and_no_call_is_lost() {
-    const ALLOWED: &str = "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: models
-spec:
-  scope: global
-  capabilities:
-    allow: ['model:gpt-5*']
-";
-    let scene = Scene::start("edit", ALLOWED);
-    let edited = ALLOWED.replace("gpt-5*", "gpt-4*");
-    let stop = AtomicBool::new(false);
-    let took = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut verdicts = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let answer = scene.chat("hello", &[]);
-                        verdicts.push((Instant::now(), answer.status));
-                    }
-                    verdicts
-                })
-            })
-            .collect();
+    let scene = Scene::start("edit", &models("['model:gpt-5*']"));
+    let call = || {
+        let answer = scene.chat("hello", &[]);
+        (Instant::now(), answer.status)
+    };
+    let (calls, (applied, live, reached)) = under_load(call, || {
         wait_for("some calls", || (scene.reached().len() >= 20).then_some(()));
         let stack = &scene.stack;
         let applied = Instant::now();
         stack
             .control_plane
-            .apply_policy(&stack.workspace, &edited)
+            .apply_policy(&stack.workspace, &models("['model:gpt-4*']"))
             .unwrap();
         wait_for("the edit", || {
             (scene.chat("hello", &[]).status == 403).then_some(())
@@ -261,41 +227,26 @@ spec:
         for _ in 0..20 {
             assert_eq!(scene.chat("hello", &[]).status, 403);
         }
-        stop.store(true, Ordering::Relaxed);
-        for caller in callers {
-            for (at, status) in caller.join().unwrap() {
-                assert!(matches!(status, 200 | 403), "{status}");
-                assert!(
-                    status == 403 || at <= live + Duration::from_millis(500),
-                    "late"
-                );
-            }
-        }
-        // Those on their way when the edit came.
-        assert!(scene.reached().len() <= reached + 4);
-        live - applied
+        (applied, live, reached)
     });
+    for (at, status) in calls {
+        assert!(matches!(status, 200 | 403), "{status}");
+        assert!(
+            status == 403 || at <= live + Duration::from_millis(500),
+            "late"
+        );
+    }
+    // Those on their way when the edit came.
+    assert!(scene.reached().len() <= reached + 4);
+    let took = live - applied;
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[test]
 fn a_hundred_edits_under_load_lose_no_call() {
     const EDITS: usize = 100;
-    let models = |edit: usize| {
-        format!(
-            "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: models
-spec:
-  scope: global
-  capabilities:
-    allow: ['model:gpt-5*', 'model:edit-{edit}']
-"
-        )
-    };
-    let scene = Scene::start("edits", &models(0));
+    let edited = |edit: usize| models(&format!("['model:gpt-5*', 'model:edit-{edit}']"));
+    let scene = Scene::start("edits", &edited(0));
     let revision = || {
         let metrics = scene.stack.envoy.prometheus().ok()?;
         let line = metrics
@@ -304,40 +255,25 @@ spec:
         line.rsplit(' ').next()?.parse::<usize>().ok()
     };
     let first = wait_for("a bundle", revision);
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let callers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut calls = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        let answer = scene.chat("hello", &[]);
-                        assert_eq!(answer.status, 200, "{}", answer.body);
-                        calls += 1;
-                    }
-                    calls
-                })
-            })
-            .collect();
+    let call = || {
+        let answer = scene.chat("hello", &[]);
+        (answer.status, answer.body)
+    };
+    let (calls, ()) = under_load(call, || {
         for edit in 1..=EDITS {
             let stack = &scene.stack;
             stack
                 .control_plane
-                .apply_policy(&stack.workspace, &models(edit))
+                .apply_policy(&stack.workspace, &edited(edit))
                 .unwrap();
             // One after the other, so that the gate runs each.
-            wait_for("the edit", || {
-                (revision()? >= first + edit || callers.iter().any(|caller| caller.is_finished()))
-                    .then_some(())
-            });
+            wait_for("the edit", || (revision()? >= first + edit).then_some(()));
         }
-        stop.store(true, Ordering::Relaxed);
-        let calls: usize = callers
-            .into_iter()
-            .map(|caller| caller.join().unwrap())
-            .sum();
-        assert!(calls >= EDITS, "{calls} calls are no load");
     });
+    assert!(calls.len() >= EDITS, "{} calls are no load", calls.len());
+    for (status, body) in calls {
+        assert_eq!(status, 200, "{body}");
+    }
     assert_eq!(revision(), Some(first + EDITS));
 }
 

@@ -7,21 +7,9 @@ use std::{
 
 use serde_json::{Value, json};
 use tollgate_tests::process::wait_until;
-use tollgate_tests::whole::{Whole as _, chat_body, client};
+use tollgate_tests::whole::{Whole as _, budget, chat_body, client};
 
 use crate::scene::Scene;
-
-const POLICY: &str = "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: budget
-spec:
-  scope: global
-  budget:
-    per: agent
-    daily_limit_usd: 1
-";
 
 /// How soon an order is kept, with a live control plane. Less than a second on a machine that does nothing else; the rest is for one that does.
 const BOUND: Duration = Duration::from_secs(3);
@@ -50,7 +38,7 @@ fn until(scene: &Scene, ordered: Instant, verdict: (u16, &str)) -> Duration {
 
 #[test]
 fn pause_and_resume_reach_every_worker_at_once() {
-    let scene = Scene::start("paused", POLICY);
+    let scene = Scene::start("paused", &budget("1"));
     assert_eq!(scene.chat("hello", &[]).status, 200);
     let agent = format!("agent:{}", scene.agent);
     for scope in [agent.as_str(), "team:robots", "global"] {
@@ -71,7 +59,7 @@ fn pause_and_resume_reach_every_worker_at_once() {
 
 #[test]
 fn a_kill_ends_a_stream_that_is_under_way() {
-    let scene = Scene::start("killed", POLICY);
+    let scene = Scene::start("killed", &budget("1"));
     let mut body = chat_body("a long story");
     body["stream"] = true.into();
     let knobs = [

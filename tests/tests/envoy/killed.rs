@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::Value;
-use tollgate_tests::whole::{DEADLINE, Whole as _, chat_body, client, upstream, wait_for};
+use tollgate_tests::whole::{DEADLINE, Whole as _, budget, chat_body, client, upstream, wait_for};
 use ureq::Agent;
 use ureq::http::Request;
 use xtask::envoy::{Envoy, Run, Settings};
@@ -30,18 +30,6 @@ const COST: u64 = 250 + 8 * 2_000;
 const BEFORE: usize = 200;
 /// Denials one after the other that make a caller give up. The gate that was killed is back by then.
 const ENOUGH: usize = 5;
-
-const POLICY: &str = "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: budget
-spec:
-  scope: global
-  budget:
-    per: agent
-    daily_limit_usd: 0.01
-";
 
 struct Gate {
     run: Run,
@@ -178,7 +166,7 @@ fn three_gates_killed_in_turn_never_overspend() {
         Ok(rounds) => rounds.parse().expect("TOLLGATE_ROUNDS is a number"),
         Err(_) => USUAL_ROUNDS,
     };
-    let scene = Scene::start("killed", POLICY);
+    let scene = Scene::start("killed", &budget("0.01"));
     let mut gates: Vec<Gate> = (0..GATES)
         .map(|number| Gate::start(&scene, number))
         .collect();

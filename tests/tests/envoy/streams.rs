@@ -3,21 +3,9 @@
 use std::io::{BufRead as _, BufReader};
 
 use serde_json::{Value, json};
-use tollgate_tests::whole::{Whole as _, client, stream_body, wait_for};
+use tollgate_tests::whole::{Whole as _, budget, client, stream_body, wait_for};
 
 use crate::scene::Scene;
-
-const POLICY: &str = "
-apiVersion: tollgate/v1
-kind: Policy
-metadata:
-  name: budget
-spec:
-  scope: global
-  budget:
-    per: agent
-    daily_limit_usd: 1
-";
 
 /// The events of a stream, without `data: ` and without the last, which says that it is done.
 fn events(stream: &str) -> Vec<Value> {
@@ -34,7 +22,7 @@ fn events(stream: &str) -> Vec<Value> {
 
 #[test]
 fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
-    let scene = Scene::start("streams", POLICY);
+    let scene = Scene::start("streams", &budget("1"));
     let path = "/v1/chat/completions";
 
     // Asked for by the client: everything is passed on, byte for byte.
@@ -73,7 +61,7 @@ fn a_stream_is_metered_and_its_client_gets_what_it_asked_for() {
 
 #[test]
 fn a_client_that_leaves_in_the_middle_pays_for_what_it_saw_once() {
-    let scene = Scene::start("left", POLICY);
+    let scene = Scene::start("left", &budget("1"));
     let knobs = [
         ("x-stand-in-delay-ms", "100"),
         ("x-stand-in-completion-tokens", "100"),
@@ -116,7 +104,7 @@ fn a_client_that_leaves_in_the_middle_pays_for_what_it_saw_once() {
 
 #[test]
 fn a_stream_that_breaks_off_is_settled_on_an_estimate() {
-    let scene = Scene::start("broken", POLICY);
+    let scene = Scene::start("broken", &budget("1"));
     let knobs = [("x-stand-in-cut-after", "3"), ("x-stand-in-delay-ms", "10")];
     let request = scene
         .request("/v1/chat/completions", &knobs)
