@@ -217,6 +217,7 @@ fn in_words(explained: &Explained<'_>) -> String {
             let verdict = match rule.verdict {
                 Verdict::Passes => "passes ",
                 Verdict::Refuses => "refuses",
+                Verdict::Redacts => "redacts",
                 Verdict::Holds => "holds  ",
                 Verdict::Silent => "silent ",
             };
@@ -233,10 +234,13 @@ fn in_words(explained: &Explained<'_>) -> String {
             .map(|(met, rule)| format!("  {} ({}): {}\n", rule.rule, met.document, rule.otherwise))
             .collect()
     };
-    let refusing = ruled(&[Verdict::Refuses, Verdict::Holds]);
+    let refusing = ruled(&[Verdict::Refuses, Verdict::Redacts, Verdict::Holds]);
     let turns = ruled(&[Verdict::Passes, Verdict::Silent]);
     if !refusing.is_empty() {
-        out += "\nto let it pass, all of these:\n";
+        out += match explained.said.outcome {
+            Outcome::Redact => "\nto let it pass as it is, all of these:\n",
+            Outcome::Allow | Outcome::Hold | Outcome::Deny => "\nto let it pass, all of these:\n",
+        };
         out += &refusing.concat();
     } else if explained.said.outcome == Outcome::Allow && !turns.is_empty() {
         out += "\nwhat would be refused:\n";

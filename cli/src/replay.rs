@@ -331,6 +331,7 @@ impl Set {
         known.documents.change(|documents| {
             for document in documents {
                 document.patterns.clear();
+                document.redactions.clear();
                 document.approvals.clear();
                 if let Some(others) = &mut document.other_tools {
                     others.approval = None;
@@ -407,6 +408,10 @@ impl Set {
     fn unknown(&self, call: &Call) -> Vec<Unknown> {
         let mut unknown = Vec::new();
         let generates = matches!(call.facts.route, Route::Llm(_) | Route::LlmUnknown);
+        let priced = self.applying(call).any(|document| {
+            let mut costs = document.tool_costs.iter();
+            costs.any(|cost| call.uses(&cost.tool))
+        });
         for document in self.applying(call) {
             // Whole, so that a new field cannot be forgotten here.
             let Document {
@@ -422,9 +427,12 @@ impl Set {
                 denied_tools,
                 other_tools,
                 patterns,
+                redactions,
                 unsearched_tools,
                 approvals: _,
                 limits,
+                tool_costs: _,
+                tool_output_is_data: _,
             } = document;
             let mut add = |rule: String, content: String, makes: Outcome| {
                 unknown.push(Unknown {
@@ -443,10 +451,15 @@ impl Set {
                 let rule = format!("data.sensitive_patterns[{index}]");
                 add(rule, pattern.clone(), Outcome::Deny);
             }
+            for redaction in redactions.iter().filter(|_| !exempt) {
+                let (rule, pattern) = (redaction.rule.clone(), redaction.pattern.clone());
+                add(rule, pattern, Outcome::Redact);
+            }
             for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));
                 let counts = match limit.unit {
                     Unit::Calls | Unit::Errors | Unit::Seconds => true,
+                    Unit::NanoUsd if priced => true,
                     Unit::Tokens | Unit::NanoUsd => generates || limit.suspend,
                 };
                 let none = limit.unit == Unit::Calls && limit.amount == 0;

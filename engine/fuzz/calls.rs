@@ -4,9 +4,11 @@
 use crate::issuer::{self, Towards};
 use std::{cell::RefCell, collections::BTreeMap};
 use tollgate_engine::{
-    bundle::Payload,
+    bundle::{Payload, Redaction},
     decide::Outcome,
-    exchange::{CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Step, Want},
+    exchange::{
+        CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Step, TOOL_OUTPUT_IS_DATA, Want,
+    },
     facts::Headers,
     gate::Gate,
     halt::Kind,
@@ -16,6 +18,7 @@ use tollgate_engine::{
     lease::Grant,
     ledger::{Account, Cell, Op, Refusal, Unit},
     meter::Output,
+    redact::REPLACEMENT,
     reply::{DECISION_HEADER, REASON_HEADER, Reply},
     time::Time,
 };
@@ -76,8 +79,19 @@ fn gates() -> Vec<Gate> {
         documents[0].patterns = Vec::new();
         documents[0].denied_tools = Vec::new();
     });
+    // What others block is taken out here, and models are told what tool output is.
+    let mut budgeted = issuer::budgeted(1);
+    budgeted.documents.change(|documents| {
+        let blocked = core::mem::take(&mut documents[0].patterns);
+        let redaction = |pattern| Redaction {
+            rule: "data.sensitive_patterns[0]".to_string(),
+            pattern,
+        };
+        documents[0].redactions = blocked.into_iter().map(redaction).collect();
+        documents[0].tool_output_is_data = true;
+    });
     let gates: [(Towards, Payload); GATES] = [
-        (Towards::Llm, issuer::budgeted(1)),
+        (Towards::Llm, budgeted),
         (Towards::Anywhere, issuer::budgeted(1)),
         (Towards::Llm, open.clone()),
         (Towards::Anywhere, open),
@@ -498,7 +512,7 @@ impl World {
                 }
                 assert!(forwards <= 1, "sent on twice");
                 assert!(
-                    forwards == 0 || exchange.decision().outcome == Outcome::Allow,
+                    forwards == 0 || exchange.decision().outcome <= Outcome::Redact,
                     "denied and sent on"
                 );
             }
@@ -674,11 +688,20 @@ impl World {
         if let Some(body) = &forward.body {
             let length = ("content-length", body.len().to_string());
             assert!(forward.set.contains(&length));
-            let doc = json::parse(body).expect("an edited body is JSON");
-            let options = doc.root().get("stream_options").unwrap();
-            assert_eq!(
-                options.get("include_usage").and_then(json::Value::as_bool),
-                Some(true)
+            let redacted = has(body, REPLACEMENT);
+            assert!(!redacted || !has(body, "key-abcdefgh"), "left in the body");
+            let came = call.body.as_deref().unwrap_or_default();
+            let doc = json::parse(body);
+            assert_eq!(doc.is_ok(), json::parse(came).is_ok(), "another body");
+            let options = doc.as_ref().ok().map(json::Document::root);
+            let usage = options
+                .and_then(|root| root.get("stream_options"))
+                .and_then(|options| options.get("include_usage"))
+                .and_then(json::Value::as_bool);
+            let instructed = has(body, TOOL_OUTPUT_IS_DATA);
+            assert!(
+                redacted || instructed || usage == Some(true),
+                "changed for nothing"
             );
         }
         for (name, value) in &forward.set {

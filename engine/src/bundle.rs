@@ -110,6 +110,9 @@ pub struct Document {
     /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
+    /// Patterns whose matches are taken out of what is sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redactions: Vec<Redaction>,
     /// `data.exempt_tools`: MCP tools in whose calls patterns are not looked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsearched_tools: Vec<String>,
@@ -119,6 +122,20 @@ pub struct Document {
     /// Budgets and rates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
+    /// What the calls of MCP tools cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_costs: Vec<ToolCost>,
+    /// `data.tool_output_is_data`: models are told so.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub tool_output_is_data: bool,
+}
+
+impl Document {
+    /// All patterns that content is searched for.
+    pub fn searched(&self) -> impl Iterator<Item = &str> {
+        let redacted = self.redactions.iter().map(|redaction| &redaction.pattern);
+        self.patterns.iter().chain(redacted).map(String::as_str)
+    }
 }
 
 /// Whom a document applies to; in text `global`, `org:<id>`, `team:<id>`, `agent:<uuid>` or `tool:<name>`.
@@ -213,6 +230,16 @@ impl ActiveHours {
     }
 }
 
+/// A pattern whose matches are taken out of what is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redaction {
+    /// The field that says so, such as `data.sensitive_patterns[0]`; becomes a reason's rule.
+    pub rule: String,
+    /// A regular expression that the compiler has checked.
+    pub pattern: String,
+}
+
 /// A tool whose use somebody must approve where a condition holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -221,6 +248,16 @@ pub struct Approval {
     pub tool: String,
     /// When.
     pub condition: Program,
+}
+
+/// What one call of an MCP tool costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCost {
+    /// The tool's name as its author wrote it; case does not matter.
+    pub tool: String,
+    /// In nano-USD.
+    pub nano_usd: u64,
 }
 
 /// `tools."*"`: what holds for the tools that `tools` does not name.
@@ -364,7 +401,7 @@ pub struct Limit {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Counts only calls that use this tool, in lower case. Only for calls per agent.
+    /// Counts only calls that use this tool, in lower case. Only per agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
     /// The limit itself, in `unit`.

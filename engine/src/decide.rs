@@ -17,7 +17,7 @@ use crate::{
     json,
     ledger::{Account, Op, Span, Unit, Window},
     price::{self, Price},
-    scan::Hits,
+    scan::{self, Hits},
     time::Time,
 };
 use alloc::{
@@ -64,6 +64,8 @@ pub enum Cause {
     Halted,
     /// A rule forbids it.
     Policy,
+    /// It may pass without a part of its content.
+    Redaction,
     /// Somebody must approve it first.
     Approval,
     /// Too many calls for now.
@@ -85,6 +87,7 @@ impl Cause {
             Cause::Identity => "identity",
             Cause::Halted => "halted",
             Cause::Policy => "policy",
+            Cause::Redaction => "redaction",
             Cause::Approval => "approval",
             Cause::Rate => "rate",
             Cause::Budget => "budget",
@@ -97,6 +100,7 @@ impl Cause {
     /// What it makes of a call.
     pub const fn outcome(self) -> Outcome {
         match self {
+            Cause::Redaction => Outcome::Redact,
             Cause::Approval => Outcome::Hold,
             Cause::Identity
             | Cause::Halted
@@ -113,7 +117,7 @@ impl Cause {
     pub const fn status(self) -> u16 {
         match self {
             Cause::Identity => 401,
-            Cause::Halted | Cause::Policy | Cause::Approval => 403,
+            Cause::Halted | Cause::Policy | Cause::Redaction | Cause::Approval => 403,
             Cause::Rate | Cause::Budget => 429,
             Cause::Malformed => 400,
             Cause::TooLarge => 413,
@@ -286,13 +290,42 @@ pub struct Alert {
 }
 
 impl Decision {
-    /// What these reasons, not none, make of a call: the most restrictive of them decides.
-    pub fn against(reasons: Vec<Reason>) -> Decision {
+    /// What these reasons make of a call: the most restrictive of them decides, and without any it passes.
+    pub fn of(reasons: Vec<Reason>) -> Decision {
         let outcomes = reasons.iter().map(|reason| reason.cause.outcome());
         Decision {
-            outcome: outcomes.max().unwrap_or(Outcome::Deny),
+            outcome: outcomes.max().unwrap_or_default(),
             reasons,
             ..Decision::default()
+        }
+    }
+
+    /// The body was to be changed and cannot be, so the call does not pass; `message` says why.
+    pub fn insist(&mut self, message: &'static str) {
+        for reason in &mut self.reasons {
+            if reason.cause == Cause::Redaction {
+                reason.cause = Cause::Policy;
+                reason.message = message.into();
+            }
+        }
+        if self.reasons.is_empty() {
+            let reason = Reason::of_gate(Cause::Policy, "data.tool_output_is_data", message);
+            self.reasons.push(reason);
+        }
+        *self = Decision {
+            worst_case_nano_usd: self.worst_case_nano_usd,
+            ..Decision::of(core::mem::take(&mut self.reasons))
+        };
+    }
+
+    /// The same of a call that does not pass: without a reason it is denied.
+    pub fn against(reasons: Vec<Reason>) -> Decision {
+        match reasons.is_empty() {
+            true => Decision {
+                outcome: Outcome::Deny,
+                ..Decision::default()
+            },
+            false => Decision::of(reasons),
         }
     }
 }
@@ -314,7 +347,7 @@ pub fn decide(
             "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
-    let cost = Cost::of(payload, facts);
+    let cost = Cost::of(payload, &payload.documents, caller, facts);
     let mut reasons = Vec::new();
     let question = Question {
         documents: &payload.documents,
@@ -337,13 +370,61 @@ pub fn decide(
         &mut decision,
         &mut reasons,
     );
-    if !reasons.is_empty() {
-        return Decision {
+    let verdict = Decision::of(reasons);
+    match verdict.outcome {
+        Outcome::Allow | Outcome::Redact => Decision {
+            charges: decision.charges,
+            alerts: decision.alerts,
             worst_case_nano_usd: decision.worst_case_nano_usd,
-            ..Decision::against(reasons)
-        };
+            ..verdict
+        },
+        Outcome::Hold | Outcome::Deny => Decision {
+            worst_case_nano_usd: decision.worst_case_nano_usd,
+            ..verdict
+        },
     }
-    decision
+}
+
+/// The patterns whose matches have to be taken out of a call that is decided with these facts and hits; the arguments are those of [`decide`].
+pub fn redacted(
+    payload: &Payload,
+    patterns: &[String],
+    caller: &Caller,
+    facts: &Facts,
+    hits: &Hits,
+) -> Vec<String> {
+    let documents = &payload.documents;
+    let concerned = documents
+        .covering(caller)
+        .chain(documents.about(facts.tools()))
+        .filter(|document| searches(document, facts));
+    let found = concerned
+        .flat_map(|document| &document.redactions)
+        .map(|redaction| redaction.pattern.as_str())
+        .filter(|pattern| scan::has(patterns, hits, pattern));
+    scan::distinct(found)
+        .into_iter()
+        .map(String::from)
+        .collect()
+}
+
+/// Whether the model that a call goes to has to be told what tool output is.
+pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -> bool {
+    let mut met = documents
+        .covering(caller)
+        .chain(documents.about(facts.tools()));
+    matches!(facts.route, Route::Llm(_) | Route::CountTokens)
+        && facts.said.tools_at_work
+        && met.any(|document| document.tool_output_is_data)
+}
+
+/// Whether content is searched for the patterns of `document` in a call with these facts.
+fn searches(document: &Document, facts: &Facts) -> bool {
+    let exempt = |tool: &String| {
+        let mut names = document.unsearched_tools.iter();
+        names.any(|name| name.eq_ignore_ascii_case(tool))
+    };
+    !facts.said.mcp_tool.as_ref().is_some_and(exempt)
 }
 
 /// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
@@ -363,7 +444,7 @@ pub fn shadow(
     if !applies {
         return None;
     }
-    let cost = Cost::of(payload, facts);
+    let cost = Cost::of(payload, documents, caller, facts);
     let mut reasons = Vec::new();
     let question = Question {
         documents,
@@ -386,10 +467,7 @@ pub fn shadow(
         &mut unused,
         &mut reasons,
     );
-    Some(match reasons.is_empty() {
-        true => Decision::default(),
-        false => Decision::against(reasons),
-    })
+    Some(Decision::of(reasons))
 }
 
 /// A call and what it is judged by.
@@ -432,7 +510,7 @@ struct Cost<'p> {
 }
 
 impl<'p> Cost<'p> {
-    fn of(payload: &'p Payload, facts: &Facts) -> Cost<'p> {
+    fn of(payload: &'p Payload, documents: &Documents, caller: &Caller, facts: &Facts) -> Cost<'p> {
         let said = &facts.said;
         let price = said
             .model
@@ -447,7 +525,8 @@ impl<'p> Cost<'p> {
                 .zip(output)
                 .map(|(price, output)| price::worst_case(said.prompt_tokens_bound, output, price)),
             Route::LlmUnknown => None,
-            Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
+            Route::Mcp => Some(tool_cost(documents, caller, facts)),
+            Route::CountTokens | Route::Plain => Some(0),
         };
         Cost {
             price,
@@ -455,6 +534,21 @@ impl<'p> Cost<'p> {
             worst_nano_usd,
         }
     }
+}
+
+/// What the call of a tool costs: the most that a document over it says, in nano-USD.
+fn tool_cost(documents: &Documents, caller: &Caller, facts: &Facts) -> u64 {
+    let Some(tool) = &facts.said.mcp_tool else {
+        return 0;
+    };
+    let met = documents
+        .covering(caller)
+        .chain(documents.about(facts.tools()));
+    met.flat_map(|document| &document.tool_costs)
+        .filter(|cost| cost.tool.eq_ignore_ascii_case(tool))
+        .map(|cost| cost.nano_usd)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Whether a document of this scope applies to everything `caller` does.
@@ -598,24 +692,33 @@ impl Check<'_> {
     }
 
     fn data(&mut self, facts: &Facts, patterns: &[String], hits: &Hits) {
-        let exempt = &self.document.unsearched_tools;
-        if let Some(tool) = &facts.said.mcp_tool
-            && exempt.iter().any(|name| name.eq_ignore_ascii_case(tool))
-        {
+        if !searches(self.document, facts) {
             return;
         }
-        if hits.is_unfinished() && !self.document.patterns.is_empty() {
+        if hits.is_unfinished() && self.document.searched().next().is_some() {
             self.refuse(
                 "data.unsearchable",
                 "searching the content for sensitive patterns takes more effort than a gate spends on one call".to_string(),
             );
         }
         for (index, pattern) in self.document.patterns.iter().enumerate() {
-            let found = patterns.binary_search(pattern).is_ok_and(|id| hits.has(id));
-            if found {
+            if scan::has(patterns, hits, pattern) {
                 self.refuse(
                     format!("data.sensitive_patterns[{index}]"),
                     "the content matches a sensitive pattern".to_string(),
+                );
+            }
+        }
+        let mut said: Option<&str> = None;
+        for redaction in &self.document.redactions {
+            let rule = redaction.rule.as_str();
+            // Several patterns may stand behind one word of a policy.
+            if said != Some(rule) && scan::has(patterns, hits, &redaction.pattern) {
+                said = Some(rule);
+                self.object(
+                    Cause::Redaction,
+                    rule.to_string().into(),
+                    "what matches a sensitive pattern is taken out of the content".to_string(),
                 );
             }
         }
@@ -715,10 +818,16 @@ fn limits(
 ) {
     let said = &facts.said;
     let output = cost.output;
-    if let Route::Llm(_) = facts.route {
-        decision.worst_case_nano_usd = cost.worst_nano_usd;
-    }
-    for (limit, document) in in_force(documents, caller) {
+    decision.worst_case_nano_usd = match facts.route {
+        Route::Llm(_) => cost.worst_nano_usd,
+        Route::Mcp => cost.worst_nano_usd.filter(|cost| *cost > 0),
+        Route::LlmUnknown | Route::CountTokens | Route::Plain => None,
+    };
+    let of_tool = match facts.route {
+        Route::Mcp => cost.worst_nano_usd.unwrap_or(0),
+        Route::Llm(_) | Route::LlmUnknown | Route::CountTokens | Route::Plain => 0,
+    };
+    for (limit, document) in in_force(documents, caller, facts.tools()) {
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
         {
@@ -752,6 +861,7 @@ fn limits(
                 );
                 continue;
             }
+            (Unit::NanoUsd, Route::Mcp) if of_tool > 0 => false,
             // It uses nothing, but nothing passes where the account is suspended.
             (_, Route::CountTokens | Route::Mcp | Route::Plain) if limit.suspend => false,
             (_, Route::CountTokens | Route::Mcp | Route::Plain) => continue,
@@ -788,6 +898,7 @@ fn limits(
         };
         let amount = match limit.unit {
             Unit::Calls | Unit::Errors | Unit::Seconds => Some(1),
+            Unit::NanoUsd if of_tool > 0 => Some(of_tool),
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
@@ -795,7 +906,7 @@ fn limits(
             Unit::NanoUsd => match cost.price.copied().or_else(|| {
                 limit
                     .unknown_model
-                    .and_then(|_| dearest_unknown(documents, caller))
+                    .and_then(|_| dearest_unknown(documents, caller, facts))
             }) {
                 Some(price) => {
                     output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
@@ -860,12 +971,14 @@ fn limits(
     }
 }
 
-/// Every limit that applies to everything `caller` does, with its document.
-fn in_force<'p>(
+/// Every limit that applies to what `caller` does with `tools`, with its document.
+fn in_force<'p, 't>(
     documents: &'p Documents,
     caller: &Caller,
+    tools: impl Iterator<Item = &'t str>,
 ) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    documents.covering(caller).flat_map(|document| {
+    let met = documents.covering(caller).chain(documents.about(tools));
+    met.flat_map(|document| {
         let limits = document.limits.iter();
         limits.map(|limit| (limit, document.name.as_str()))
     })
@@ -934,22 +1047,27 @@ pub fn limits_on<'p>(
     caller: &'p Caller,
     account: &'p Account,
 ) -> impl Iterator<Item = &'p Limit> {
-    in_force(&payload.documents, caller)
-        .map(|(limit, _)| limit)
-        .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
+    in_force(
+        &payload.documents,
+        caller,
+        account.tool.as_deref().into_iter(),
+    )
+    .map(|(limit, _)| limit)
+    .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
 }
 
 /// What `price` a settled call is charged by under the bundle: the model's, or the dearest that a limit in force sets for unknown models.
-pub fn price_for(payload: &Payload, caller: &Caller, model: Option<&str>) -> Option<Price> {
+pub fn price_for(payload: &Payload, caller: &Caller, facts: &Facts) -> Option<Price> {
+    let model = facts.said.model.as_deref();
     model
         .and_then(|model| payload.prices.find(model))
         .copied()
-        .or_else(|| dearest_unknown(&payload.documents, caller))
+        .or_else(|| dearest_unknown(&payload.documents, caller, facts))
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown(documents: &Documents, caller: &Caller) -> Option<Price> {
-    in_force(documents, caller)
+fn dearest_unknown(documents: &Documents, caller: &Caller, facts: &Facts) -> Option<Price> {
+    in_force(documents, caller, facts.tools())
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))
 }

@@ -451,6 +451,8 @@ pub struct Said {
     pub stream: bool,
     /// …and the usage frame with it.
     pub asked_usage: bool,
+    /// Tools are offered to the model, or it is told what tools have put out.
+    pub tools_at_work: bool,
     /// Most tokens of one answer, where the caller set it.
     pub max_output_tokens: Option<u64>,
     /// How many answers (`n`).
@@ -508,6 +510,19 @@ impl Facts {
             },
             uninspected,
         }
+    }
+
+    /// Whether these are facts of the same call with other content: all that names something is alike.
+    pub fn decides_like(&self, other: &Facts) -> bool {
+        let names = |facts: &Facts| Facts {
+            said: Said {
+                mcp_arguments: None,
+                prompt_tokens_bound: 0,
+                ..facts.said.clone()
+            },
+            ..facts.clone()
+        };
+        names(self) == names(other)
     }
 
     /// The tools this call uses or offers.
@@ -683,8 +698,9 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
             read_tool(tool, &mut said.tools)?;
         }
     }
-    let messages = root.get("messages").into_iter().flat_map(Value::items);
-    let media: u64 = messages.map(media_parts).sum();
+    let messages = || root.get("messages").into_iter().flat_map(Value::items);
+    let media: u64 = messages().map(media_parts).sum();
+    said.tools_at_work = !said.tools.is_empty() || messages().any(is_tool_output);
     said.prompt_tokens_bound = u64::try_from(body_bytes)
         .unwrap_or(u64::MAX)
         .saturating_add(media.saturating_mul(MEDIA_TOKENS));
@@ -722,6 +738,20 @@ fn media_parts(message: Value<'_, '_>) -> u64 {
             u64::from(is_media) + media_parts(part)
         })
         .sum()
+}
+
+/// Whether a message is, or contains, what a tool has put out: OpenAI's roles `tool` and `function`, Anthropic's `tool_result` and the like.
+fn is_tool_output(message: Value<'_, '_>) -> bool {
+    let is = |value: Option<Value<'_, '_>>, wanted: fn(&str) -> bool| {
+        let text = value.and_then(Value::as_str);
+        text.is_some_and(|text| wanted(&text))
+    };
+    is(message.get("role"), |role| {
+        matches!(role, "tool" | "function")
+    }) || message.get("content").is_some_and(|content| {
+        let mut parts = content.items();
+        parts.any(|part| is(part.get("type"), |kind| kind.ends_with("tool_result")))
+    })
 }
 
 /// Refuses a key that differs from a deciding one by case alone.
@@ -794,12 +824,14 @@ fn count_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<u64>, Un
 /// Whether any document of the bundle has a rule that needs to read bodies. Coarse on purpose: which documents apply may depend on the body.
 pub fn bodies_matter(payload: &Payload) -> bool {
     payload.documents.iter().any(|document| {
-        !document.patterns.is_empty()
+        document.searched().next().is_some()
             || !document.denied_tools.is_empty()
             || document.other_tools.is_some()
             || !document.models.is_open()
             || !document.mcp_tools.is_open()
             || !document.approvals.is_empty()
+            || !document.tool_costs.is_empty()
+            || document.tool_output_is_data
             || document
                 .limits
                 .iter()

@@ -220,6 +220,8 @@ pub struct Gate {
     pub(crate) enforced: Search,
     pub(crate) shadow: Search,
     pub(crate) bodies_matter: bool,
+    /// Some document wants models to be told what tool output is.
+    pub(crate) instructs: bool,
 }
 
 /// The patterns of some documents and what searches for them; a pattern's number is its place in the list.
@@ -231,11 +233,7 @@ pub(crate) struct Search {
 
 impl Search {
     fn of(documents: &[Document]) -> Result<Search, NotCompiled> {
-        let patterns = scan::distinct(
-            documents
-                .iter()
-                .map(|document| document.patterns.as_slice()),
-        );
+        let patterns = scan::distinct(documents.iter().flat_map(Document::searched));
         let scanner = Scanner::new(&patterns)?;
         Ok(Search {
             scanner: (!patterns.is_empty()).then_some(scanner),
@@ -270,6 +268,7 @@ impl Gate {
             enforced: Search::default(),
             shadow: Search::default(),
             bodies_matter: false,
+            instructs: false,
         }
     }
 
@@ -301,6 +300,10 @@ impl Gate {
         let shadow = search(payload.map(|payload| &payload.shadow))?;
         (self.enforced, self.shadow) = (enforced, shadow);
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
+        self.instructs = bundle.payload().is_some_and(|payload| {
+            let mut documents = payload.documents.iter();
+            documents.any(|document| document.tool_output_is_data)
+        });
         self.bundle = bundle;
         self.tokens.clear();
         Ok(())

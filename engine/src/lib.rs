@@ -38,6 +38,7 @@ pub mod ledger;
 pub mod meter;
 pub mod price;
 mod quota;
+pub mod redact;
 pub mod reply;
 pub mod scan;
 pub mod shelf;

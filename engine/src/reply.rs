@@ -14,6 +14,9 @@ use alloc::{
 /// Names the alerts that are exceeded, in the response to a call that passed.
 pub const WARNING_HEADER: &str = "x-tollgate-warning";
 
+/// Says in the response to a call how many stretches of its body were taken out.
+pub const REDACTED_HEADER: &str = "x-tollgate-redacted";
+
 /// Names the decision in every answer, so that a person can find its record.
 pub const DECISION_HEADER: &str = "x-tollgate-decision";
 /// Names the first reason's rule in a denial, or [`APPROVAL_REQUIRED`].
@@ -48,6 +51,7 @@ pub fn denial(
         Cause::Identity
         | Cause::Halted
         | Cause::Policy
+        | Cause::Redaction
         | Cause::Rate
         | Cause::Budget
         | Cause::Malformed
@@ -125,16 +129,18 @@ const MCP_DENIED: i32 = -32_001;
 /// The cause that weighs most: what cannot be cured by waiting comes before what can.
 pub fn cause_of(reasons: &[Reason]) -> Cause {
     let weight = |cause: Cause| match cause {
-        Cause::Identity => 8,
-        Cause::Halted => 7,
-        Cause::TooLarge => 6,
-        Cause::Malformed => 5,
-        Cause::Policy => 4,
-        Cause::Unavailable => 3,
-        Cause::Budget => 2,
-        Cause::Rate => 1,
+        Cause::Identity => 9,
+        Cause::Halted => 8,
+        Cause::TooLarge => 7,
+        Cause::Malformed => 6,
+        Cause::Policy => 5,
+        Cause::Unavailable => 4,
+        Cause::Budget => 3,
+        Cause::Rate => 2,
         // Whatever denies the call denies it approved, too.
-        Cause::Approval => 0,
+        Cause::Approval => 1,
+        // No answer of a gate comes of this alone.
+        Cause::Redaction => 0,
     };
     reasons
         .iter()
@@ -176,7 +182,7 @@ fn header_safe(text: &str) -> String {
 const fn openai_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Halted | Cause::Policy | Cause::Approval => "permission_error",
+        Cause::Halted | Cause::Policy | Cause::Redaction | Cause::Approval => "permission_error",
         Cause::Rate => "rate_limit_error",
         Cause::Budget => "insufficient_quota",
         Cause::Malformed | Cause::TooLarge => "invalid_request_error",
@@ -188,7 +194,7 @@ const fn openai_type(cause: Cause) -> &'static str {
 const fn anthropic_type(cause: Cause) -> &'static str {
     match cause {
         Cause::Identity => "authentication_error",
-        Cause::Halted | Cause::Policy | Cause::Approval => "permission_error",
+        Cause::Halted | Cause::Policy | Cause::Redaction | Cause::Approval => "permission_error",
         Cause::Rate | Cause::Budget => "rate_limit_error",
         Cause::Malformed => "invalid_request_error",
         Cause::TooLarge => "request_too_large",
@@ -201,6 +207,7 @@ const fn title(cause: Cause) -> &'static str {
         Cause::Identity => "who is calling is not established",
         Cause::Halted => "stopped by an operator",
         Cause::Policy => "denied by policy",
+        Cause::Redaction => "content was taken out",
         Cause::Approval => "needs approval",
         Cause::Rate => "too many calls",
         Cause::Budget => "budget used up",

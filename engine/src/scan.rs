@@ -8,8 +8,7 @@ use alloc::{string::String, vec::Vec};
 use regex_automata::{
     Input, MatchKind, PatternSet,
     hybrid::dfa::{Cache, DFA},
-    nfa::thompson,
-    util::syntax,
+    nfa, util,
 };
 
 /// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
@@ -24,6 +23,18 @@ const BYTES_PER_STATE: usize = 16;
 
 /// Compiled size allowed for all patterns together.
 const NFA_BYTES: usize = 4 << 20;
+
+/// How patterns in normal form are read.
+pub(crate) fn syntax() -> util::syntax::Config {
+    util::syntax::Config::new().unicode(false).utf8(false)
+}
+
+/// …and compiled.
+pub(crate) fn thompson() -> nfa::thompson::Config {
+    nfa::thompson::Config::new()
+        .utf8(false)
+        .nfa_size_limit(Some(NFA_BYTES))
+}
 
 /// The patterns of one bundle.
 #[derive(Debug)]
@@ -49,12 +60,8 @@ impl Scanner {
                     .minimum_bytes_per_state(Some(BYTES_PER_STATE))
                     .skip_cache_capacity_check(true),
             )
-            .syntax(syntax::Config::new().unicode(false).utf8(false))
-            .thompson(
-                thompson::Config::new()
-                    .utf8(false)
-                    .nfa_size_limit(Some(NFA_BYTES)),
-            )
+            .syntax(syntax())
+            .thompson(thompson())
             .build_many(patterns)
             .map_err(|_| NotCompiled)?;
         let cache = dfa.create_cache();
@@ -125,10 +132,16 @@ impl Hits {
     }
 }
 
-/// The distinct patterns of a list of lists, sorted, and so numbered.
-pub fn distinct<'a>(lists: impl Iterator<Item = &'a [String]>) -> Vec<&'a str> {
-    let mut patterns: Vec<&str> = lists.flatten().map(String::as_str).collect();
+/// The distinct patterns of a list, sorted, and so numbered.
+pub fn distinct<'a>(patterns: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut patterns: Vec<&str> = patterns.collect();
     patterns.sort_unstable();
     patterns.dedup();
     patterns
+}
+
+/// Whether `pattern`, one of the bundle's `patterns`, was found.
+pub fn has(patterns: &[String], hits: &Hits, pattern: &str) -> bool {
+    let id = patterns.binary_search_by(|known| known.as_str().cmp(pattern));
+    id.is_ok_and(|id| hits.has(id))
 }

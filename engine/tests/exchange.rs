@@ -13,7 +13,7 @@ use issuer::{
 use random::Random;
 use std::collections::BTreeMap;
 use tollgate_engine::{
-    bundle::Payload,
+    bundle::{Payload, Redaction},
     exchange::{End, Exchange, Finished, Forward, Step},
     facts::Headers,
     gate::Gate,
@@ -21,7 +21,7 @@ use tollgate_engine::{
     journal::MAX_RECORD_BYTES,
     ledger::{Account, Cell, Op, Refusal},
     meter::Output,
-    reply::{REASON_HEADER, Reply, WARNING_HEADER},
+    reply::{REASON_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
 };
 
 fn try_calls<T>(seed: u64, calls: usize, drive: fn(&[u8]) -> T) -> Vec<T> {
@@ -601,6 +601,44 @@ fn whoever_leaves_early_is_charged_nothing() {
     // Given back to a cell that was never written: nothing is there.
     let cell = undo[0].op.apply(None, NOW).unwrap();
     assert_eq!(Cell::decode(&cell).slots(), []);
+}
+
+#[test]
+fn the_answer_says_how_much_was_taken_out() {
+    let mut payload = budgeted(1);
+    payload.documents.change(|documents| {
+        documents[0].limits.clear();
+        documents[0].redactions = vec![Redaction {
+            rule: "data.sensitive_patterns[0]".to_string(),
+            pattern: "cut-[0-9]".to_string(),
+        }];
+    });
+    let mut gate = gate(Towards::Llm, &payload);
+    let said = |gate: &mut _, content: &str| {
+        let body = format!(r#"{{"model":"gpt-4o","max_tokens":1,"messages":["{content}"]}}"#);
+        let (mut exchange, step) = post(CHAT, "application/json", &body).decide(gate);
+        let Step::Forward(forward) = step else {
+            panic!("{step:?}");
+        };
+        let head = exchange.response_head(Headers(&[(b":status", b"200")]));
+        let mut headers = head.set.into_iter();
+        let count = headers.find(|(name, _)| *name == REDACTED_HEADER);
+        (forward, count.map(|(_, count)| count))
+    };
+    let (forward, count) = said(&mut gate, "cut-1, cut-2");
+    let sent = forward.body.unwrap();
+    assert_eq!(
+        String::from_utf8(sent.clone()).unwrap(),
+        r#"{"model":"gpt-4o","max_tokens":1,"messages":["[REDACTED], [REDACTED]"]}"#
+    );
+    assert!(
+        forward
+            .set
+            .contains(&("content-length", sent.len().to_string()))
+    );
+    assert_eq!(count.as_deref(), Some("2"));
+    let (forward, count) = said(&mut gate, "cut");
+    assert_eq!((forward.body, count), (None, None));
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn search(asked: &Value) -> Option<Value> {
     if let Some(error) = parsed.diagnostics.iter().find(|found| found.is_error()) {
         return Some(json!({"refused": error.code}));
     }
-    let pattern = parsed.documents.first()?.sensitive_patterns.first()?;
+    let pattern = parsed.documents.first()?.data.patterns.first()?;
     let mut scanner = Scanner::new(&[&pattern.normal]).ok()?;
     let found: Vec<bool> = asked["texts"]
         .as_array()?

@@ -122,6 +122,7 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
                 name,
                 allow: enabled.unwrap_or(true),
                 limit_per_hour: None,
+                cost_nano_usd: None,
                 requires_approval_if: approval.unwrap_or(false).then(Condition::always),
             });
         }

@@ -95,7 +95,7 @@ pub fn compile(
             .collect::<Result<_, _>>()?;
         compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
         // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
-        if !fit_together(compiled.iter().map(|document| document.patterns.as_slice())) {
+        if !fit_together(compiled.iter().flat_map(bundle::Document::searched)) {
             return Err(CompileError::Patterns);
         }
         Ok(compiled)
@@ -198,6 +198,7 @@ fn breadth(scope: &Scope) -> u8 {
 
 fn document(document: &Document, life: Life) -> Result<bundle::Document, CompileError> {
     let capabilities = &document.capabilities;
+    let (patterns, redactions) = document.data.searched();
     Ok(bundle::Document {
         name: document.name.clone(),
         scope: document.scope.clone(),
@@ -222,12 +223,9 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .filter(|tool| !tool.allow)
             .map(|tool| tool.name.clone())
             .collect(),
-        patterns: document
-            .sensitive_patterns
-            .iter()
-            .map(|pattern| pattern.normal.clone())
-            .collect(),
-        unsearched_tools: document.unsearched_tools.clone(),
+        patterns,
+        redactions,
+        unsearched_tools: document.data.exempt_tools.clone(),
         other_tools: other_tools(document),
         approvals: named_tools(document)
             .filter_map(|tool| {
@@ -238,6 +236,15 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             })
             .collect(),
         limits: limits(document),
+        tool_costs: named_tools(document)
+            .filter_map(|tool| {
+                Some(bundle::ToolCost {
+                    tool: tool.name.clone(),
+                    nano_usd: tool.cost_nano_usd?,
+                })
+            })
+            .collect(),
+        tool_output_is_data: document.data.tool_output_is_data,
     })
 }
 
@@ -293,13 +300,18 @@ fn names(document: &Document, of_kind: fn(&Capability) -> Option<&String>) -> Na
 
 fn limits(document: &Document) -> Vec<Limit> {
     let mut limits = Vec::new();
+    // A document of one tool counts the calls that use it. A tool is the same in any case, and so must its account be.
+    let counted = match &document.scope {
+        Scope::Tool(tool) => Some(tool.to_ascii_lowercase()),
+        Scope::Global | Scope::Org(_) | Scope::Team(_) | Scope::Agent(_) => None,
+    };
     if let Some(rate) = document.rate {
         limits.push(Limit {
             rule: "rate.requests_per_minute".to_string(),
             per: rate.per,
             unit: Unit::Calls,
             window: Window::Minute,
-            tool: None,
+            tool: counted.clone(),
             amount: rate.requests_per_minute,
             suspend: false,
             alert: false,
@@ -314,7 +326,6 @@ fn limits(document: &Document) -> Vec<Limit> {
                 per: Level::Agent,
                 unit: Unit::Calls,
                 window: Window::Hour,
-                // A tool is the same in any case, and so must its account be.
                 tool: Some(tool.name.to_ascii_lowercase()),
                 amount,
                 suspend: false,
@@ -336,7 +347,7 @@ fn limits(document: &Document) -> Vec<Limit> {
                 Period::Week => Window::Week(zone.clone()),
                 Period::Month => Window::Month(zone.clone()),
             },
-            tool: None,
+            tool: counted.clone(),
             amount: limit.amount,
             suspend: budget.action == Exceeded::Suspend,
             alert: budget.action == Exceeded::Alert,

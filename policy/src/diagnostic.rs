@@ -153,6 +153,8 @@ pub mod codes {
         NO_EFFECT = "P303";
         /// Allows more than it looks like.
         BROAD = "P304";
+        /// A setting of other products that has another place here.
+        ELSEWHERE = "P305";
 
         /// Two documents of one name.
         DUPLICATE_NAME = "P401";

@@ -278,6 +278,12 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
                 Rule::Limit(limit, Some(Unit::Calls)),
             );
         }
+        if let Some(cost) = tool.cost_nano_usd {
+            rule(
+                format!("tools.{name}.cost_usd"),
+                Rule::Text(Unit::NanoUsd.in_words(cost)),
+            );
+        }
         if let Some(condition) = &tool.requires_approval_if {
             rule(
                 format!("tools.{name}.requires_approval_if"),
@@ -285,18 +291,28 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
             );
         }
     }
-    let patterns = document.sensitive_patterns.iter();
+    let data = &document.data;
+    let patterns = data.patterns.iter();
     let patterns: Vec<String> = patterns.map(|pattern| pattern.normal.clone()).collect();
     if !patterns.is_empty() {
-        rule(
-            "data.sensitive_patterns".to_string(),
-            Rule::Denied(patterns),
-        );
+        let what = match data.redact {
+            false => "data.sensitive_patterns",
+            true => "data.sensitive_patterns (taken out)",
+        };
+        rule(what.to_string(), Rule::Denied(patterns));
     }
-    if !document.unsearched_tools.is_empty() {
+    for (field, set) in [
+        ("data.mask_pii", data.mask_pii),
+        ("data.tool_output_is_data", data.tool_output_is_data),
+    ] {
+        if set {
+            rule(field.to_string(), Rule::Text("true".to_string()));
+        }
+    }
+    if !data.exempt_tools.is_empty() {
         rule(
             "data.exempt_tools".to_string(),
-            Rule::Allowed(document.unsearched_tools.clone()),
+            Rule::Allowed(data.exempt_tools.clone()),
         );
     }
     if let Some(rate) = document.rate {

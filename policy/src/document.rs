@@ -11,15 +11,17 @@ use crate::{
     host::{Denied, Host},
     money,
     pattern::{MAX_FILE_PATTERNS, MAX_PATTERNS, Pattern},
+    pii,
     yaml::{Node, Value, child, shown},
     zone,
 };
 use std::{cmp::Ordering, fmt};
 use tollgate_engine::{
-    bundle::{Level, Scope},
+    bundle::{Level, Redaction, Scope},
     condition::{Instruction, Program},
     ledger::Unit,
     price::Price,
+    redact::REPLACEMENT,
 };
 
 /// The reference language, in envelope or flat form.
@@ -54,10 +56,8 @@ pub struct Document {
     pub capabilities: Capabilities,
     /// `tools`, as they stand.
     pub tools: Vec<Tool>,
-    /// `data.sensitive_patterns`.
-    pub sensitive_patterns: Vec<Pattern>,
-    /// `data.exempt_tools`.
-    pub unsearched_tools: Vec<String>,
+    /// What content may hold.
+    pub data: Data,
     /// Spending limits.
     pub budget: Option<Budget>,
     /// Calls per minute.
@@ -83,6 +83,42 @@ pub struct Replaces {
     pub version: String,
     /// Where that was said.
     pub at: Position,
+}
+
+/// `data`: what is looked for in the content of calls, and what becomes of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Data {
+    /// `sensitive_patterns`.
+    pub patterns: Vec<Pattern>,
+    /// `action: redact`: what they match is taken out, and the call passes.
+    pub redact: bool,
+    /// `mask_pii`: what looks like personal data is taken out.
+    pub mask_pii: bool,
+    /// `exempt_tools`.
+    pub exempt_tools: Vec<String>,
+    /// `tool_output_is_data`: models are told not to follow what tools put out.
+    pub tool_output_is_data: bool,
+}
+
+impl Data {
+    /// Everything that content is searched for, in normal form: what blocks, and what is taken out with the rule that says so.
+    pub fn searched(&self) -> (Vec<String>, Vec<Redaction>) {
+        let own = self.patterns.iter().map(|pattern| pattern.normal.clone());
+        let masked = pii::PATTERNS.iter().filter(|_| self.mask_pii);
+        let masked = masked.filter_map(|(_, pattern)| Pattern::parse(pattern).ok());
+        let masked = masked.map(|pattern| Redaction {
+            rule: "data.mask_pii".to_string(),
+            pattern: pattern.normal,
+        });
+        if !self.redact {
+            return (own.collect(), masked.collect());
+        }
+        let own = own.enumerate().map(|(index, pattern)| Redaction {
+            rule: format!("data.sensitive_patterns[{index}]"),
+            pattern,
+        });
+        (Vec::new(), own.chain(masked).collect())
+    }
 }
 
 /// `capabilities`: an allow list closes only the kinds it names, deny beats allow.
@@ -144,6 +180,8 @@ pub struct Tool {
     pub allow: bool,
     /// `limit_per_hour`: calls of one agent that use the tool.
     pub limit_per_hour: Option<u64>,
+    /// `cost_usd` of one call over MCP, in nano-USD.
+    pub cost_nano_usd: Option<u64>,
     /// `requires_approval_if`.
     pub requires_approval_if: Option<Condition>,
 }
@@ -240,7 +278,7 @@ const BUDGET_LIMITS: [(&str, Unit, Period, bool); 8] = [
 /// `rate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Calls let through per minute; 0 lets none through.
+    /// Calls let through per minute; above zero.
     pub requests_per_minute: u64,
     /// Whose calls are counted together.
     pub per: Level,
@@ -310,19 +348,20 @@ const BODY_KEYS: [&str; 11] = [
     "approval",
 ];
 
-/// Settings of enforcement that people bring from elsewhere, and what to do until gates know them. As unknown keys they would be mere warnings.
-const NOT_YET: [(&str, &str); 3] = [
+/// Settings that people bring from elsewhere, and where they have them here. As unknown keys they would be mere warnings.
+const ELSEWHERE: [(&str, &str); 4] = [
     (
         "circuit_breaker",
-        "configure the proxy's outlier detection; an upstream that fails is not called less by policy",
+        "no verdict over a call depends on how the last one ended; sparing an upstream that fails is for the proxy (Envoy: outlier detection)",
     ),
     (
         "offline_mode",
-        "rely on leases: a gate goes on without the control plane as long as they last",
+        "a gate always goes on without the control plane, as long as its bundle and leases last (docs/operations.md)",
     ),
+    ("tool_costs_usd", "write `cost_usd` under `tools.<name>`"),
     (
-        "tool_costs_usd",
-        "write `limit_per_hour` for the tool; what a tool costs is not counted",
+        "token_cost_usd",
+        "write `budget.unknown_model`; models of the price table need no estimate",
     ),
 ];
 
@@ -536,8 +575,7 @@ struct Body {
     denied_hosts: Vec<Denied>,
     capabilities: Capabilities,
     tools: Vec<Tool>,
-    sensitive_patterns: Vec<Pattern>,
-    unsearched_tools: Vec<String>,
+    data: Data,
     budget: Option<Budget>,
     rate: Option<Rate>,
     run: Run,
@@ -558,8 +596,7 @@ impl Body {
             denied_hosts: self.denied_hosts,
             capabilities: self.capabilities,
             tools: self.tools,
-            sensitive_patterns: self.sensitive_patterns,
-            unsearched_tools: self.unsearched_tools,
+            data: self.data,
             budget: self.budget,
             rate: self.rate,
             run: self.run,
@@ -591,17 +628,25 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.rate = rate(field, findings);
     }
     if let Some(Scope::Tool(_)) = body.scope {
-        // A tool document applies to calls, not to callers, and what is counted is counted per caller.
-        for field in [&budget_field, &rate_field].into_iter().flatten() {
-            not_enforced(findings, field, "put it into a document of a broader scope");
+        let per = body.budget.as_ref().map(|budget| budget.per);
+        let counted = [
+            (&budget_field, per),
+            (&rate_field, body.rate.map(|rate| rate.per)),
+        ];
+        for (field, per) in counted {
+            if let Some(field) = field
+                .as_ref()
+                .filter(|_| per.is_some_and(|per| per != Level::Agent))
+            {
+                not_enforced(findings, field, "count what a tool is used for per agent");
+            }
         }
     }
     if let Some(field) = table.take("data") {
-        (body.sensitive_patterns, body.unsearched_tools) = data(&field, language, findings);
+        body.data = data(&field, language, findings);
     }
     if let Some(field) = table.take("tools") {
-        let counted = !matches!(body.scope, Some(Scope::Tool(_)));
-        body.tools = tools(&field, counted, language, findings);
+        body.tools = tools(&field, body.scope.as_ref(), language, findings);
     }
     if let Some(field) = table.take("agent") {
         let agent = agent::read(&field, findings);
@@ -633,9 +678,10 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     if let Some(field) = table.take("capabilities") {
         body.capabilities = capabilities(&field, findings);
     }
-    for (setting, instead) in NOT_YET {
+    for (setting, instead) in ELSEWHERE {
         if let Some(field) = table.take_silently(setting) {
-            not_enforced(findings, &field, instead);
+            let message = format!("is not a field of policies: {instead}");
+            findings.error(field.key_at, &field.path, codes::ELSEWHERE, message);
         }
     }
     if let Some(field) = table.take("approval_timeout_secs")
@@ -989,16 +1035,24 @@ fn price(field: &Field<'_>, findings: &mut Findings) -> Option<Price> {
     })
 }
 
+/// `None` where it sets no limit.
 fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {
     let mut table = findings.table(field)?;
     let requests = match table.take("requests_per_minute") {
-        Some(number) => findings.integer(&number, 0, MAX_COUNT),
+        Some(number) => {
+            let requests = findings.integer(&number, 0, MAX_COUNT);
+            if requests == Some(0) {
+                let message = "0 sets no limit; to let no call through, deny the capability `network_outbound`";
+                findings.warn(number.node.at, &number.path, codes::NO_EFFECT, message);
+            }
+            requests
+        }
         None => {
             missing(
                 findings,
                 &table,
                 "requests_per_minute",
-                "write a whole number; 0 lets no call through",
+                "write a whole number; 0 sets no limit",
             );
             None
         }
@@ -1009,7 +1063,7 @@ fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {
     };
     table.finish(findings);
     Some(Rate {
-        requests_per_minute: requests?,
+        requests_per_minute: requests.filter(|requests| *requests > 0)?,
         per: per?,
     })
 }
@@ -1043,22 +1097,22 @@ fn percents(list: &Field<'_>, findings: &mut Findings) -> Vec<u8> {
     percents
 }
 
-/// The patterns, and the tools in whose calls they are not looked for.
-fn data(
-    field: &Field<'_>,
-    language: Language,
-    findings: &mut Findings,
-) -> (Vec<Pattern>, Vec<String>) {
+fn data(field: &Field<'_>, language: Language, findings: &mut Findings) -> Data {
     let Some(mut table) = findings.table(field) else {
-        return (Vec::new(), Vec::new());
+        return Data::default();
     };
     let list = table.take("sensitive_patterns");
-    let patterns = list.map_or(Vec::new(), |list| sensitive_patterns(&list, findings));
-    if let Some(action) = take_added(&mut table, "action", language, findings)
-        && findings.choice(&action, &[("block", false), ("redact", true)]) == Some(true)
-    {
-        not_enforced(findings, &action, "write `block`, which refuses the call");
-    }
+    let action = take_added(&mut table, "action", language, findings);
+    let action =
+        action.and_then(|action| findings.choice(&action, &[("block", false), ("redact", true)]));
+    let redact = action.unwrap_or(false);
+    let patterns = list.map_or(Vec::new(), |list| {
+        sensitive_patterns(&list, redact, findings)
+    });
+    let mask_pii = take_added(&mut table, "mask_pii", language, findings);
+    let mask_pii = mask_pii.and_then(|field| findings.boolean(&field));
+    let told = take_added(&mut table, "tool_output_is_data", language, findings);
+    let told = told.and_then(|field| findings.boolean(&field));
     let exempt = take_added(&mut table, "exempt_tools", language, findings);
     let exempt = exempt
         .and_then(|list| findings.list(&list))
@@ -1066,12 +1120,18 @@ fn data(
     let exempt = exempt
         .iter()
         .filter_map(|tool| findings.name(tool).map(str::to_string));
-    let exempt: Vec<String> = exempt.collect();
+    let exempt_tools: Vec<String> = exempt.collect();
     table.finish(findings);
-    (patterns, exempt)
+    Data {
+        patterns,
+        redact,
+        mask_pii: mask_pii.unwrap_or(false),
+        exempt_tools,
+        tool_output_is_data: told.unwrap_or(false),
+    }
 }
 
-fn sensitive_patterns(list: &Field<'_>, findings: &mut Findings) -> Vec<Pattern> {
+fn sensitive_patterns(list: &Field<'_>, redact: bool, findings: &mut Findings) -> Vec<Pattern> {
     let mut patterns = Vec::new();
     let Some(entries) = findings.list(list) else {
         return patterns;
@@ -1093,6 +1153,17 @@ fn sensitive_patterns(list: &Field<'_>, findings: &mut Findings) -> Vec<Pattern>
             continue;
         };
         match Pattern::parse(text) {
+            Ok(pattern) if redact && pattern.finds(REPLACEMENT) => {
+                let message = format!(
+                    "matches `{REPLACEMENT}`, which stands for what is taken out, so no call with a match would ever pass; make it more exact"
+                );
+                findings.error(
+                    entry.node.at,
+                    &entry.path,
+                    codes::PATTERN_POINTLESS,
+                    message,
+                );
+            }
             Ok(pattern) => patterns.push(pattern),
             Err(why) => findings.error(entry.node.at, &entry.path, why.code, why.message),
         }
@@ -1100,10 +1171,10 @@ fn sensitive_patterns(list: &Field<'_>, findings: &mut Findings) -> Vec<Pattern>
     patterns
 }
 
-/// `counted`: whether the document may count calls, which one of a tool may not.
+/// In a document of one tool (`scope`), only of that one calls can be counted: it hears of no others.
 fn tools(
     field: &Field<'_>,
-    counted: bool,
+    scope: Option<&Scope>,
     language: Language,
     findings: &mut Findings,
 ) -> Vec<Tool> {
@@ -1130,12 +1201,22 @@ fn tools(
         let allow = inner.take("allow");
         let allow = allow.and_then(|allow| findings.boolean(&allow));
         let limit = inner.take("limit_per_hour");
-        if let (Some(limit), false) = (&limit, counted) {
+        let hears_of = match scope {
+            Some(Scope::Tool(tool)) => tool.eq_ignore_ascii_case(name),
+            _ => true,
+        };
+        if let (Some(limit), false) = (&limit, hears_of) {
             not_enforced(findings, limit, "put it into a document of a broader scope");
         } else if let (Some(limit), OTHERS) = (&limit, name) {
             not_enforced(findings, limit, "write it for each tool that is meant");
         }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
+        let cost = take_added(&mut inner, "cost_usd", language, findings);
+        if let (Some(cost), OTHERS) = (&cost, name) {
+            not_enforced(findings, cost, "write it for each tool that is meant");
+        }
+        let cost_nano_usd =
+            cost.and_then(|cost| money_above_zero(&cost, findings, money::nano_usd));
         let requires_approval_if = inner
             .take("requires_approval_if")
             .and_then(|field| condition(&field, findings));
@@ -1144,6 +1225,7 @@ fn tools(
             name: name.to_string(),
             allow: allow.unwrap_or(true),
             limit_per_hour,
+            cost_nano_usd,
             requires_approval_if,
         });
     }

@@ -31,6 +31,7 @@ mod document;
 mod host;
 pub mod money;
 mod pattern;
+mod pii;
 pub mod prices;
 mod report;
 mod schema;
@@ -140,9 +141,10 @@ pub fn check_together(files: &mut [Parsed]) {
         let mut twice = None;
         for document in &file.documents {
             count += 1;
-            let normal = document.sensitive_patterns.iter();
-            let normal = normal.map(|pattern| pattern.normal.clone()).collect();
-            patterns.push((document.rollout, normal));
+            let (blocking, redacted) = document.data.searched();
+            let redacted = redacted.into_iter().map(|redaction| redaction.pattern);
+            let all = blocking.into_iter().chain(redacted).collect();
+            patterns.push((document.rollout, all));
             if !names.insert(document.name.clone()) && twice.is_none() {
                 twice = Some((document.at, document.name.clone()));
             }
@@ -160,7 +162,7 @@ pub fn check_together(files: &mut [Parsed]) {
     }
     let fit = |rollout: Rollout| {
         let of_it = patterns.iter().filter(|(of, _)| *of == rollout);
-        pattern::fit_together(of_it.map(|(_, patterns)| patterns.as_slice()))
+        pattern::fit_together(of_it.flat_map(|(_, patterns)| patterns).map(String::as_str))
     };
     if !(fit(Rollout::Enforce) && fit(Rollout::Shadow))
         && let Some(last) = files.iter_mut().rfind(|file| !file.documents.is_empty())

@@ -11,7 +11,7 @@ use regex_syntax::ast::{
     self, AssertionKind, Ast, ClassPerlKind, ClassSetItem, ErrorKind, Flag, FlagsItemKind,
     GroupKind, HexLiteralKind, Literal, LiteralKind, RepetitionKind, RepetitionRange, Span,
 };
-use tollgate_engine::scan::{self, Scanner};
+use tollgate_engine::scan::{self, Hits, Scanner};
 
 /// Characters of one pattern. The longest of the well-known secret detectors has about 300.
 pub const MAX_PATTERN_CHARS: usize = 1_024;
@@ -104,9 +104,20 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// Whether it matches anywhere in `text`.
+    pub(crate) fn finds(&self, text: &str) -> bool {
+        let mut found = Hits::default();
+        if let Ok(mut scanner) = Scanner::new(&[&self.normal]) {
+            scanner.search(text.as_bytes(), &mut found);
+        }
+        !found.is_empty()
+    }
+}
+
 /// Whether a gate compiles all these patterns, in normal form, together.
-pub(crate) fn fit_together<'p>(lists: impl Iterator<Item = &'p [String]>) -> bool {
-    Scanner::new(&scan::distinct(lists)).is_ok()
+pub(crate) fn fit_together<'p>(patterns: impl Iterator<Item = &'p str>) -> bool {
+    Scanner::new(&scan::distinct(patterns)).is_ok()
 }
 
 fn error(code: &'static str, message: impl Into<String>) -> PatternError {

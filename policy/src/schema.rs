@@ -28,8 +28,8 @@ spec:
      weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80],
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
   rate: {requests_per_minute: 1, per: agent}
-  data: {sensitive_patterns: [a], action: block, exempt_tools: [a]}
-  tools: {ANY: {allow: true, limit_per_hour: 1, requires_approval_if: "true"}}
+  data: {sensitive_patterns: [a], action: block, mask_pii: true, exempt_tools: [a], tool_output_is_data: true}
+  tools: {ANY: {allow: true, limit_per_hour: 1, cost_usd: 1, requires_approval_if: "true"}}
   capabilities: {allow: ["model:a"], deny: ["model:a"]}
   approval_timeout_secs: 1
   agent:

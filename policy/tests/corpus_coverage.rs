@@ -17,9 +17,6 @@ const WITHOUT_A_CASE: &[(&str, &str)] = &[
 
 const SCOPES: [&str; 5] = ["global", "org", "team", "agent", "tool"];
 
-/// Fields that count, and so have no place in the document of a tool.
-const NOT_FOR_TOOLS: [&str; 2] = ["budget", "rate"];
-
 /// Stands for a key that the author chooses.
 const ANY: &str = "*";
 
@@ -126,9 +123,7 @@ fn every_field_has_a_case_at_every_scope_it_may_have() {
         .collect();
     for field in used.keys().filter(|path| !path.contains('.')) {
         for scope in SCOPES {
-            let refused = scope == "tool" && NOT_FOR_TOOLS.contains(&field.as_str());
-            if !refused
-                && !excused(field)
+            if !excused(field)
                 && field != "scope"
                 && !cells.contains(&(field.clone(), scope.to_string()))
             {

@@ -81,10 +81,14 @@ struct Policy {
     others_ask: Option<u64>,
     /// From and to, in hours UTC.
     hours: Option<(u64, u64)>,
-    /// A rate of none.
+    /// A budget that no call to a model fits into.
     stopped: bool,
+    /// The same, but it only warns.
+    warned: bool,
     /// A text that must not be in the content.
     secret: bool,
+    /// It is taken out of it.
+    redacts: bool,
     /// `data.exempt_tools`
     exempt: Option<&'static str>,
     /// `agent.budget.max_iterations`, and more of them than there are calls.
@@ -169,8 +173,10 @@ fn random_policy(dice: &mut Dice) -> Policy {
         let (start, end) = (dice.roll(24), dice.roll(24));
         policy.hours = (start != end).then_some((start, end));
     }
-    policy.stopped = !of_tool && dice.one_in(12);
-    policy.secret = dice.one_in(5);
+    policy.stopped = dice.one_in(12);
+    policy.warned = !policy.stopped && dice.one_in(8);
+    policy.secret = dice.one_in(4);
+    policy.redacts = dice.one_in(2);
     policy.exempt = dice.one_in(2).then(|| dice.pick(&TOOLS));
     policy.loops = !of_tool && dice.one_in(12);
     policy.fails = !of_tool && dice.one_in(12);
@@ -192,7 +198,7 @@ fn random_call(dice: &mut Dice) -> Call {
                 tools: dice.some(&TOOLS),
             },
         },
-        secret: dice.one_in(4),
+        secret: dice.one_in(2),
         run: !dice.one_in(3),
     }
 }
@@ -264,7 +270,10 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         write!(spec, ", schedule: {{active_hours: {{start: '{start:02}:00', end: '{end:02}:00', timezone: UTC}}}}").unwrap();
     }
     if policy.stopped {
-        spec += ", rate: {requests_per_minute: 0}";
+        spec += ", budget: {daily_limit_tokens: 1}";
+    }
+    if policy.warned {
+        spec += ", budget: {daily_limit_tokens: 1, action_on_exceed: alert}";
     }
     if policy.secret {
         let exempt = policy.exempt.unwrap_or_default();
@@ -274,7 +283,8 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         };
         write!(
             spec,
-            ", data: {{sensitive_patterns: ['key-[a-z]+']{exempt}}}"
+            ", data: {{sensitive_patterns: ['key-[a-z]+'], action: {}{exempt}}}",
+            if policy.redacts { "redact" } else { "block" }
         )
         .unwrap();
     }
@@ -292,6 +302,9 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}, rollout: {rollout}}}, spec: {{{spec}}}}}\n"
     )
 }
+
+/// The rule by which a policy stops all calls to models; which of several policies says so is not asked.
+const STOPS: &str = "budget.daily_limit_tokens";
 
 /// Outcome and reasons, as `rule @ document`.
 type Verdict = (&'static str, Vec<String>);
@@ -316,6 +329,7 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
     }
     let mut denials = Vec::new();
     let mut holds = Vec::new();
+    let mut cuts = Vec::new();
     for (name, policy) in policies {
         let for_tool = used
             .iter()
@@ -379,7 +393,10 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
         }
         let exempt = mcp.is_some() && mcp == policy.exempt;
         if policy.secret && call.secret && !exempt && !matches!(call.what, What::Get) {
-            deny("data.sensitive_patterns[0]");
+            match policy.redacts {
+                true => cuts.push(format!("data.sensitive_patterns[0] @ {name}")),
+                false => deny("data.sensitive_patterns[0]"),
+            }
         }
         if let Some((tool, level)) = policy.approval
             && used.contains(&tool)
@@ -402,21 +419,27 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
             denials.push(format!("agent.termination.error_threshold @ {name}"));
         }
     }
-    // Of limits that count the same, one is asked: any of those that let nothing through.
-    let stopping: Vec<&String> = policies
-        .iter()
-        .filter(|(_, policy)| policy.stopped && is_for_caller(policy))
-        .map(|(name, _)| name)
-        .collect();
-    if !stopping.is_empty() {
-        denials.push("rate.requests_per_minute".to_string());
+    // Of limits that count the same, one is asked: any of those that let nothing through. Each tool is counted by itself.
+    if let What::Chat { .. } = call.what {
+        let stops = |policy: &&(String, Policy)| policy.1.stopped;
+        let stopping = policies.iter().filter(stops);
+        let mut counted: Vec<&str> = stopping
+            .filter_map(|(_, policy)| match policy.scope.strip_prefix("tool:") {
+                Some(tool) => used.contains(&tool).then_some(tool),
+                None => is_for_caller(policy).then_some("all"),
+            })
+            .collect();
+        counted.sort_unstable();
+        counted.dedup();
+        denials.extend(counted.iter().map(|_| STOPS.to_string()));
     }
-    let outcome = match (denials.is_empty(), holds.is_empty()) {
-        (false, _) => "deny",
-        (true, false) => "hold",
-        (true, true) => "allow",
+    let outcome = match (denials.is_empty(), holds.is_empty(), cuts.is_empty()) {
+        (false, _, _) => "deny",
+        (true, false, _) => "hold",
+        (true, true, false) => "redact",
+        (true, true, true) => "allow",
     };
-    let mut reasons = [denials, holds].concat();
+    let mut reasons = [denials, holds, cuts].concat();
     reasons.sort_unstable();
     (outcome, reasons)
 }
@@ -524,7 +547,7 @@ fn in_words(decision: &Decision) -> Verdict {
         .reasons
         .iter()
         .map(|reason| match &reason.document {
-            Some(document) if reason.rule != "rate.requests_per_minute" => {
+            Some(document) if reason.rule != STOPS => {
                 format!("{} @ {document}", reason.rule)
             }
             _ => reason.rule.to_string(),
@@ -541,7 +564,7 @@ fn in_words(decision: &Decision) -> Verdict {
 
 #[test]
 fn the_engine_agrees_with_the_reference() {
-    let mut seen = [0_u64; 3];
+    let mut seen = [0_u64; 4];
     for set in 0..SETS {
         let mut dice = Dice(set);
         let mut policies: Vec<(String, Policy)> = (0..1 + dice.roll(4))
@@ -583,7 +606,7 @@ fn the_engine_agrees_with_the_reference() {
                 "set {set}, call {number}: {call:?}\n{}",
                 texts.concat()
             );
-            seen[["allow", "hold", "deny"]
+            seen[["allow", "redact", "hold", "deny"]
                 .iter()
                 .position(|known| *known == found.0)
                 .unwrap()] += 1;

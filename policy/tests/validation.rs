@@ -281,7 +281,7 @@ fn tools_are_named_exactly() {
         ),
         (
             "{scope: 'tool:bash', tools: {bash: {limit_per_hour: 10}}}",
-            &["!P301 tools.bash.limit_per_hour"],
+            &[],
         ),
         (
             "tools: {bash: {limit_per_hour: -1}}",
@@ -502,7 +502,10 @@ fn additions_need_tollgate_v1() {
             "budget: {daily_limit_tokens: 5, per: team}",
             &["!P107 budget.daily_limit_tokens", "!P107 budget.per"],
         ),
-        (&v1("{rate: {requests_per_minute: 0}}"), &[]),
+        (
+            &v1("{rate: {requests_per_minute: 0}}"),
+            &["P303 spec.rate.requests_per_minute"],
+        ),
         (&v1("{rate: {requests_per_minute: 5, per: workspace}}"), &[]),
         (
             &v1("{rate: {per: team}}"),
@@ -576,13 +579,23 @@ fn rollout_and_replaces_are_of_tollgate_v1() {
 }
 
 #[test]
-fn tool_documents_count_nothing() {
+fn tool_documents_count_the_calls_of_each_agent_that_use_it() {
     all(&[
         (
             &v1(
-                "{scope: 'tool:bash', budget: {daily_limit_usd: 1}, rate: {requests_per_minute: 1}}",
+                "{scope: 'tool:bash', budget: {daily_limit_usd: 1}, rate: {requests_per_minute: 1}, tools: {Bash: {limit_per_hour: 1}}}",
+            ),
+            &[],
+        ),
+        (
+            &v1(
+                "{scope: 'tool:bash', budget: {daily_limit_usd: 1, per: team}, rate: {requests_per_minute: 1, per: workspace}}",
             ),
             &["!P301 spec.budget", "!P301 spec.rate"],
+        ),
+        (
+            &v1("{scope: 'tool:bash', tools: {git: {limit_per_hour: 1}}}"),
+            &["!P301 spec.tools.git.limit_per_hour"],
         ),
         (
             &v1(
@@ -815,7 +828,29 @@ fn a_star_stands_for_all_other_tools_in_tollgate_v1() {
 fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
     all(&[
         (&v1("{data: {action: block, exempt_tools: [calc]}}"), &[]),
-        (&v1("{data: {action: redact}}"), &["!P301 spec.data.action"]),
+        (
+            &v1(
+                "{data: {sensitive_patterns: [x], action: redact, mask_pii: true, tool_output_is_data: true}}",
+            ),
+            &[],
+        ),
+        (
+            &v1("{data: {sensitive_patterns: [key, '[A-Z]{8}'], action: redact}}"),
+            &["!P210 spec.data.sensitive_patterns[1]"],
+        ),
+        (&v1("{data: {sensitive_patterns: ['[A-Z]{8}']}}"), &[]),
+        (
+            "data: {mask_pii: true, tool_output_is_data: true}",
+            &["!P107 data.mask_pii", "!P107 data.tool_output_is_data"],
+        ),
+        (
+            &v1("{tools: {web: {cost_usd: 0.001}, git: {cost_usd: 0}, '*': {cost_usd: 1}}}"),
+            &[
+                "!P205 spec.tools.git.cost_usd",
+                "!P301 spec.tools[\"*\"].cost_usd",
+            ],
+        ),
+        ("tools: {web: {cost_usd: 1}}", &["!P107 tools.web.cost_usd"]),
         (&v1("{data: {action: mask}}"), &["!P207 spec.data.action"]),
         (
             &v1("{data: {exempt_tools: ['', calc]}}"),
@@ -830,9 +865,9 @@ fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
                 "{circuit_breaker: {failure_threshold: 3}, offline_mode: true, tool_costs_usd: {web: 0.001}}",
             ),
             &[
-                "!P301 spec.circuit_breaker",
-                "!P301 spec.offline_mode",
-                "!P301 spec.tool_costs_usd",
+                "!P305 spec.circuit_breaker",
+                "!P305 spec.offline_mode",
+                "!P305 spec.tool_costs_usd",
             ],
         ),
     ]);

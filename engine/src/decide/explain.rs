@@ -55,6 +55,8 @@ pub enum Verdict {
     Passes,
     /// It is why the call does not pass.
     Refuses,
+    /// It lets the call pass without a part of its content.
+    Redacts,
     /// It wants the call approved.
     Holds,
     /// It is about something this call does not do.
@@ -74,7 +76,7 @@ pub fn explain(
 ) -> Vec<Met> {
     let mut charged = Decision::default();
     let mut unaffordable = Vec::new();
-    let cost = Cost::of(payload, facts);
+    let cost = Cost::of(payload, documents, caller, facts);
     limits(
         (payload, documents),
         (caller, head.run.as_deref()),
@@ -261,6 +263,32 @@ impl Call<'_> {
                 "content that matches it".to_string(),
             ));
         }
+        let mut named: Option<&str> = None;
+        for redaction in &document.redactions {
+            if named == Some(redaction.rule.as_str()) {
+                continue;
+            }
+            named = Some(&redaction.rule);
+            rules.push(ruled(
+                &redaction.rule,
+                &refused,
+                true,
+                "what matches is taken out of the content".to_string(),
+                "take what matches out of the request".to_string(),
+                "content that matches it where it cannot be taken out, such as the path"
+                    .to_string(),
+            ));
+        }
+        if document.tool_output_is_data {
+            rules.push(ruled(
+                "data.tool_output_is_data",
+                &refused,
+                self.facts.said.tools_at_work,
+                "models are told that the output of tools is data".to_string(),
+                String::new(),
+                String::new(),
+            ));
+        }
     }
 
     fn approval(&self, document: &Document, rules: &mut Vec<Ruled>) {
@@ -370,6 +398,7 @@ fn ruled(
 ) -> Ruled {
     let verdict = match refused.iter().find(|reason| reason.rule == rule) {
         Some(reason) if reason.cause == Cause::Approval => Verdict::Holds,
+        Some(reason) if reason.cause == Cause::Redaction => Verdict::Redacts,
         Some(_) => Verdict::Refuses,
         None if concerned => Verdict::Passes,
         None => Verdict::Silent,
@@ -379,7 +408,7 @@ fn ruled(
         verdict,
         says,
         otherwise: match verdict {
-            Verdict::Refuses | Verdict::Holds => pass,
+            Verdict::Refuses | Verdict::Redacts | Verdict::Holds => pass,
             Verdict::Passes | Verdict::Silent => refuse,
         },
     }

@@ -144,9 +144,12 @@ pub(crate) fn document(name: &str) -> Document {
         denied_tools: Vec::new(),
         other_tools: None,
         patterns: Vec::new(),
+        redactions: Vec::new(),
         unsearched_tools: Vec::new(),
         approvals: Vec::new(),
         limits: Vec::new(),
+        tool_costs: Vec::new(),
+        tool_output_is_data: false,
     }
 }
 

@@ -333,6 +333,7 @@ fn cause(cause: decide::Cause) -> wit::Cause {
         decide::Cause::Identity => wit::Cause::Identity,
         decide::Cause::Halted => wit::Cause::Halted,
         decide::Cause::Policy => wit::Cause::Policy,
+        decide::Cause::Redaction => wit::Cause::Redaction,
         decide::Cause::Approval => wit::Cause::Approval,
         decide::Cause::Rate => wit::Cause::Rate,
         decide::Cause::Budget => wit::Cause::Budget,

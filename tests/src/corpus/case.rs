@@ -280,7 +280,7 @@ pub enum AnswerEnd {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// `allow`, `hold` or `deny`.
+    /// `allow`, `redact`, `hold` or `deny`.
     pub outcome: String,
     /// In order; each `rule` or `rule @ document`.
     #[serde(default)]
@@ -387,8 +387,11 @@ impl Case {
             let expect = step.expect.as_ref();
             let expect = expect.context("a step says what is expected of it")?;
             ensure!(
-                matches!(expect.outcome.as_str(), "allow" | "hold" | "deny"),
-                "`outcome` must be allow, hold or deny"
+                matches!(
+                    expect.outcome.as_str(),
+                    "allow" | "redact" | "hold" | "deny"
+                ),
+                "`outcome` must be allow, redact, hold or deny"
             );
             ensure!(
                 (expect.outcome != "allow") != expect.reasons.is_empty(),
@@ -503,7 +506,7 @@ impl Case {
             let upstream = seen.upstream.as_ref();
             check(
                 "reached the upstream",
-                (expect.outcome == "allow").to_string(),
+                (matches!(expect.outcome.as_str(), "allow" | "redact")).to_string(),
                 upstream.is_some().to_string(),
             );
             if let Some(body) = &expect.upstream_body {
