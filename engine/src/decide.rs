@@ -330,6 +330,12 @@ impl Decision {
     }
 }
 
+/// The documents of a call: of `documents` those that apply to everything `caller` does, broadest first, then those of the tools it uses.
+fn met<'d>(documents: &'d Documents, caller: &Caller, facts: &Facts) -> Vec<&'d Document> {
+    let covering = documents.covering(caller);
+    covering.chain(documents.about(facts.tools())).collect()
+}
+
 /// Decides one call. `patterns` numbers the bundle's patterns as in [`crate::scan::distinct`]; `hits` are those found in the call.
 pub fn decide(
     payload: &Payload,
@@ -340,49 +346,28 @@ pub fn decide(
     hits: &Hits,
     now: Time,
 ) -> Decision {
-    if payload.documents.covering(caller).next().is_none() {
+    let met = met(&payload.documents, caller, facts);
+    if met
+        .first()
+        .is_none_or(|first| !covers(&first.scope, caller))
+    {
         return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
             "no policy applies to this agent; nothing is allowed until one does",
         )]));
     }
-    let cost = Cost::of(payload, &payload.documents, caller, facts);
-    let mut reasons = Vec::new();
     let question = Question {
-        documents: &payload.documents,
+        payload,
+        met: &met,
         patterns,
         caller,
         head,
         facts,
         hits,
-        cost: &cost,
         now,
     };
-    question.check(&mut reasons);
-    let mut decision = Decision::default();
-    limits(
-        (payload, &payload.documents),
-        (caller, head.run.as_deref()),
-        facts,
-        &cost,
-        now,
-        &mut decision,
-        &mut reasons,
-    );
-    let verdict = Decision::of(reasons);
-    match verdict.outcome {
-        Outcome::Allow | Outcome::Redact => Decision {
-            charges: decision.charges,
-            alerts: decision.alerts,
-            worst_case_nano_usd: decision.worst_case_nano_usd,
-            ..verdict
-        },
-        Outcome::Hold | Outcome::Deny => Decision {
-            worst_case_nano_usd: decision.worst_case_nano_usd,
-            ..verdict
-        },
-    }
+    question.decide()
 }
 
 /// The patterns whose matches have to be taken out of a call that is decided with these facts and hits; the arguments are those of [`decide`].
@@ -393,12 +378,9 @@ pub fn redacted(
     facts: &Facts,
     hits: &Hits,
 ) -> Vec<String> {
-    let documents = &payload.documents;
-    let concerned = documents
-        .covering(caller)
-        .chain(documents.about(facts.tools()))
-        .filter(|document| searches(document, facts));
-    let found = concerned
+    let found = met(&payload.documents, caller, facts)
+        .into_iter()
+        .filter(|document| searches(document, facts))
         .flat_map(|document| &document.redactions)
         .map(|redaction| redaction.pattern.as_str())
         .filter(|pattern| scan::has(patterns, hits, pattern));
@@ -410,12 +392,11 @@ pub fn redacted(
 
 /// Whether the model that a call goes to has to be told what tool output is.
 pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -> bool {
-    let mut met = documents
-        .covering(caller)
-        .chain(documents.about(facts.tools()));
     matches!(facts.route, Route::Llm(_) | Route::CountTokens)
         && facts.said.tools_at_work
-        && met.any(|document| document.tool_output_is_data)
+        && met(documents, caller, facts)
+            .iter()
+            .any(|document| document.tool_output_is_data)
 }
 
 /// Whether content is searched for the patterns of `document` in a call with these facts.
@@ -438,63 +419,81 @@ pub fn shadow(
     hits: &Hits,
     now: Time,
 ) -> Option<Decision> {
-    let documents = &payload.shadow;
-    let applies = documents.covering(caller).next().is_some()
-        || documents.about(facts.tools()).next().is_some();
-    if !applies {
+    if payload.shadow.is_empty() {
         return None;
     }
-    let cost = Cost::of(payload, documents, caller, facts);
-    let mut reasons = Vec::new();
+    let met = met(&payload.shadow, caller, facts);
+    if met.is_empty() {
+        return None;
+    }
     let question = Question {
-        documents,
+        payload,
+        met: &met,
         patterns,
         caller,
         head,
         facts,
         hits,
-        cost: &cost,
         now,
     };
-    question.check(&mut reasons);
-    let mut unused = Decision::default();
-    limits(
-        (payload, documents),
-        (caller, head.run.as_deref()),
-        facts,
-        &cost,
-        now,
-        &mut unused,
-        &mut reasons,
-    );
-    Some(Decision::of(reasons))
+    Some(Decision::of(question.decide().reasons))
 }
 
 /// A call and what it is judged by.
 struct Question<'q> {
-    documents: &'q Documents,
+    payload: &'q Payload,
+    met: &'q [&'q Document],
     patterns: &'q [String],
     caller: &'q Caller,
     head: &'q Head,
     facts: &'q Facts,
     hits: &'q Hits,
-    cost: &'q Cost<'q>,
     now: Time,
 }
 
 impl Question<'_> {
-    /// Everything but limits.
-    fn check(&self, reasons: &mut Vec<Reason>) {
-        let covering = self.documents.covering(self.caller);
-        let estimate = self.cost.worst_nano_usd;
-        for document in covering.chain(self.documents.about(self.facts.tools())) {
-            let mut check = Check { document, reasons };
+    fn decide(&self) -> Decision {
+        let cost = Cost::of(self.payload, self.met, self.facts);
+        let mut reasons = Vec::new();
+        for document in self.met {
+            let mut check = Check {
+                document,
+                reasons: &mut reasons,
+            };
             check.schedule(self.now);
             check.network(self.head);
             check.model(self.facts);
             check.tools(self.facts);
             check.data(self.facts, self.patterns, self.hits);
-            check.approval(self.caller, self.head, self.facts, estimate, self.now);
+            check.approval(
+                self.caller,
+                self.head,
+                self.facts,
+                cost.worst_nano_usd,
+                self.now,
+            );
+        }
+        let limits = limits(
+            (&self.payload.calendars, self.met),
+            (self.caller, self.head.run.as_deref()),
+            self.facts,
+            &cost,
+            self.now,
+        );
+        reasons.extend(limits.refused);
+        let verdict = Decision::of(reasons);
+        let worst_case_nano_usd = limits.worst_case_nano_usd;
+        match verdict.outcome {
+            Outcome::Allow | Outcome::Redact => Decision {
+                charges: limits.charges,
+                alerts: limits.alerts,
+                worst_case_nano_usd,
+                ..verdict
+            },
+            Outcome::Hold | Outcome::Deny => Decision {
+                worst_case_nano_usd,
+                ..verdict
+            },
         }
     }
 }
@@ -510,7 +509,7 @@ struct Cost<'p> {
 }
 
 impl<'p> Cost<'p> {
-    fn of(payload: &'p Payload, documents: &Documents, caller: &Caller, facts: &Facts) -> Cost<'p> {
+    fn of(payload: &'p Payload, met: &[&Document], facts: &Facts) -> Cost<'p> {
         let said = &facts.said;
         let price = said
             .model
@@ -525,7 +524,7 @@ impl<'p> Cost<'p> {
                 .zip(output)
                 .map(|(price, output)| price::worst_case(said.prompt_tokens_bound, output, price)),
             Route::LlmUnknown => None,
-            Route::Mcp => Some(tool_cost(documents, caller, facts)),
+            Route::Mcp => Some(tool_cost(met, facts)),
             Route::CountTokens | Route::Plain => Some(0),
         };
         Cost {
@@ -537,14 +536,12 @@ impl<'p> Cost<'p> {
 }
 
 /// What the call of a tool costs: the most that a document over it says, in nano-USD.
-fn tool_cost(documents: &Documents, caller: &Caller, facts: &Facts) -> u64 {
+fn tool_cost(met: &[&Document], facts: &Facts) -> u64 {
     let Some(tool) = &facts.said.mcp_tool else {
         return 0;
     };
-    let met = documents
-        .covering(caller)
-        .chain(documents.about(facts.tools()));
-    met.flat_map(|document| &document.tool_costs)
+    met.iter()
+        .flat_map(|document| &document.tool_costs)
         .filter(|cost| cost.tool.eq_ignore_ascii_case(tool))
         .map(|cost| cost.nano_usd)
         .max()
@@ -805,29 +802,42 @@ fn shown(name: &str) -> String {
     out
 }
 
-/// The budgets and rates of `documents` that a call falls under, each account once with its smallest limit; adds charges, or reasons where a
-/// charge cannot be known.
+/// What the limits say to a call.
+#[derive(Default)]
+struct Limits {
+    /// What to reserve.
+    charges: Vec<Charge>,
+    /// Limits that only warn.
+    alerts: Vec<Alert>,
+    /// What the call may cost at most, where that is known.
+    worst_case_nano_usd: Option<u64>,
+    /// Why it cannot be reserved, whatever is left.
+    refused: Vec<Reason>,
+}
+
+/// The budgets and rates of the documents that a call falls under, each account once with its smallest limit.
 fn limits(
-    (payload, documents): (&Payload, &Documents),
+    (calendars, met): (&[Calendar], &[&Document]),
     (caller, run): (&Caller, Option<&str>),
     facts: &Facts,
     cost: &Cost<'_>,
     now: Time,
-    decision: &mut Decision,
-    reasons: &mut Vec<Reason>,
-) {
+) -> Limits {
     let said = &facts.said;
     let output = cost.output;
-    decision.worst_case_nano_usd = match facts.route {
-        Route::Llm(_) => cost.worst_nano_usd,
-        Route::Mcp => cost.worst_nano_usd.filter(|cost| *cost > 0),
-        Route::LlmUnknown | Route::CountTokens | Route::Plain => None,
+    let mut out = Limits {
+        worst_case_nano_usd: match facts.route {
+            Route::Llm(_) => cost.worst_nano_usd,
+            Route::Mcp => cost.worst_nano_usd.filter(|cost| *cost > 0),
+            Route::LlmUnknown | Route::CountTokens | Route::Plain => None,
+        },
+        ..Limits::default()
     };
     let of_tool = match facts.route {
         Route::Mcp => cost.worst_nano_usd.unwrap_or(0),
         Route::Llm(_) | Route::LlmUnknown | Route::CountTokens | Route::Plain => 0,
     };
-    for (limit, document) in in_force(documents, caller, facts.tools()) {
+    for (limit, document) in in_force(met.iter().copied()) {
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
         {
@@ -838,7 +848,7 @@ fn limits(
             if limit.alert {
                 return;
             }
-            reasons.push(Reason {
+            out.refused.push(Reason {
                 rule: rule.to_string().into(),
                 document: Some(document.to_string()),
                 message: message.into(),
@@ -889,7 +899,7 @@ fn limits(
             );
             continue;
         };
-        let Some(span) = span_of(&limit.window, &payload.calendars, now) else {
+        let Some(span) = span_of(&limit.window, calendars, now) else {
             refuse(
                 "budget.calendar",
                 "the policy bundle does not cover today in this budget's time zone",
@@ -906,7 +916,7 @@ fn limits(
             Unit::NanoUsd => match cost.price.copied().or_else(|| {
                 limit
                     .unknown_model
-                    .and_then(|_| dearest_unknown(documents, caller, facts))
+                    .and_then(|_| dearest_unknown(met.iter().copied()))
             }) {
                 Some(price) => {
                     output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
@@ -938,14 +948,14 @@ fn limits(
             document: document.to_string(),
         };
         if limit.alert {
-            decision.alerts.push(Alert {
+            out.alerts.push(Alert {
                 account: charge.account.clone(),
                 limit: charge.limit,
                 rule: charge.rule.clone(),
                 document: charge.document.clone(),
             });
         }
-        match decision
+        match out
             .charges
             .iter_mut()
             .find(|other| other.account == charge.account)
@@ -956,28 +966,25 @@ fn limits(
             // Of two that are alike, the one that suspends.
             Some(other) if (other.limit, !other.suspend) <= (charge.limit, !charge.suspend) => {}
             Some(other) => *other = charge,
-            None => decision.charges.push(charge),
+            None => out.charges.push(charge),
         }
     }
     // A fixed order, so that two calls never hold what the other needs: rates before budgets, broad before narrow.
-    decision
-        .charges
+    out.charges
         .sort_by(|a, b| (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account)));
     // What can never be covered needs no lease to be refused.
-    for charge in decision.charges.iter().filter(|charge| !charge.alert) {
+    for charge in out.charges.iter().filter(|charge| !charge.alert) {
         if charge.amount > charge.limit {
-            reasons.push(charge.refused());
+            out.refused.push(charge.refused());
         }
     }
+    out
 }
 
-/// Every limit that applies to what `caller` does with `tools`, with its document.
-fn in_force<'p, 't>(
-    documents: &'p Documents,
-    caller: &Caller,
-    tools: impl Iterator<Item = &'t str>,
+/// Every limit of these documents, with the document's name.
+fn in_force<'p>(
+    met: impl Iterator<Item = &'p Document>,
 ) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    let met = documents.covering(caller).chain(documents.about(tools));
     met.flat_map(|document| {
         let limits = document.limits.iter();
         limits.map(|limit| (limit, document.name.as_str()))
@@ -1047,13 +1054,11 @@ pub fn limits_on<'p>(
     caller: &'p Caller,
     account: &'p Account,
 ) -> impl Iterator<Item = &'p Limit> {
-    in_force(
-        &payload.documents,
-        caller,
-        account.tool.as_deref().into_iter(),
-    )
-    .map(|(limit, _)| limit)
-    .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
+    let documents = &payload.documents;
+    let about = documents.about(account.tool.as_deref().into_iter());
+    in_force(documents.covering(caller).chain(about))
+        .map(|(limit, _)| limit)
+        .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
 }
 
 /// What `price` a settled call is charged by under the bundle: the model's, or the dearest that a limit in force sets for unknown models.
@@ -1062,12 +1067,12 @@ pub fn price_for(payload: &Payload, caller: &Caller, facts: &Facts) -> Option<Pr
     model
         .and_then(|model| payload.prices.find(model))
         .copied()
-        .or_else(|| dearest_unknown(&payload.documents, caller, facts))
+        .or_else(|| dearest_unknown(met(&payload.documents, caller, facts).into_iter()))
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown(documents: &Documents, caller: &Caller, facts: &Facts) -> Option<Price> {
-    in_force(documents, caller, facts.tools())
+fn dearest_unknown<'p>(met: impl Iterator<Item = &'p Document>) -> Option<Price> {
+    in_force(met)
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))
 }

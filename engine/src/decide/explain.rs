@@ -3,7 +3,7 @@
 //! Runs the very checks of [`super::decide`], one document at a time, and describes them in words. For people; no gate calls it on the way
 //! of a call.
 
-use super::{Cause, Check, Cost, Decision, Reason, limits, shown};
+use super::{Cause, Check, Cost, Limits, Reason, limits, shown};
 use crate::{
     bundle::{Document, Documents, Limit, Names, Payload, Scope},
     facts::{Facts, Head},
@@ -74,23 +74,16 @@ pub fn explain(
     hits: &Hits,
     now: Time,
 ) -> Vec<Met> {
-    let mut charged = Decision::default();
-    let mut unaffordable = Vec::new();
-    let cost = Cost::of(payload, documents, caller, facts);
-    limits(
-        (payload, documents),
+    let met = super::met(documents, caller, facts);
+    let cost = Cost::of(payload, &met, facts);
+    let limits = limits(
+        (&payload.calendars, &met),
         (caller, head.run.as_deref()),
         facts,
         &cost,
         now,
-        &mut charged,
-        &mut unaffordable,
     );
-    let met: Vec<&str> = documents
-        .covering(caller)
-        .chain(documents.about(facts.tools()))
-        .map(|document| document.name.as_str())
-        .collect();
+    let met: Vec<&str> = met.iter().map(|document| document.name.as_str()).collect();
     let call = Call {
         patterns,
         caller,
@@ -99,8 +92,7 @@ pub fn explain(
         facts,
         hits,
         now,
-        charged: &charged,
-        unaffordable: &unaffordable,
+        limits: &limits,
     };
     documents
         .iter()
@@ -126,8 +118,7 @@ struct Call<'c> {
     facts: &'c Facts,
     hits: &'c Hits,
     now: Time,
-    charged: &'c Decision,
-    unaffordable: &'c [Reason],
+    limits: &'c Limits,
 }
 
 impl Call<'_> {
@@ -332,13 +323,14 @@ impl Call<'_> {
 
     fn limits(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused: Vec<Reason> = self
-            .unaffordable
+            .limits
+            .refused
             .iter()
             .filter(|reason| reason.document.as_ref() == Some(&document.name))
             .cloned()
             .collect();
         for limit in &document.limits {
-            let charge = self.charged.charges.iter().find(|charge| {
+            let charge = self.limits.charges.iter().find(|charge| {
                 charge.account.unit == limit.unit
                     && charge.account.window == limit.window
                     && charge.account.level == limit.per
