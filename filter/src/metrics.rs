@@ -49,6 +49,8 @@ pub(crate) struct Metrics {
     /// Of the bundle in the store: a look at it costs a tenth of one into the store.
     pub(crate) bundle_revision: Metric,
     pub(crate) bundle_age_seconds: Metric,
+    /// What the last one took to verify and make ready.
+    pub(crate) bundle_install_us: Metric,
     pub(crate) lease_accounts: Metric,
     pub(crate) leases_live: Metric,
     pub(crate) journal_enqueued: Metric,
@@ -78,6 +80,7 @@ impl Metrics {
             host_errors: counter("tollgate_host_errors"),
             bundle_revision: gauge("tollgate_bundle_revision"),
             bundle_age_seconds: gauge("tollgate_bundle_age_seconds"),
+            bundle_install_us: gauge("tollgate_bundle_install_us"),
             lease_accounts: gauge("tollgate_lease_accounts"),
             leases_live: gauge("tollgate_leases_live"),
             journal_enqueued: counter("tollgate_journal_enqueued"),

@@ -120,10 +120,13 @@ impl Worker {
     pub(crate) fn install(&self, envelope: &[u8], now: Time) -> Result<(), InstallError> {
         let mut gate = self.gate.borrow_mut();
         let before = gate.bundle().revision();
+        let began = host::now();
         let installed = gate.install(envelope, now);
+        let took_us = host::now().micros().saturating_sub(began.micros());
         let revision = gate.bundle().revision();
         match installed {
             Ok(()) if revision != before => {
+                self.metrics.bundle_install_us.record(took_us);
                 let line = format!("runs bundle revision {revision}");
                 host::log(LogLevel::Info, &line);
             }

@@ -2,12 +2,12 @@
 
 use super::{Call, Engine, MEASURED, agent};
 use anyhow::{Result, anyhow};
+use serde_json::json;
 use tollgate_engine::{
     bundle::{FORMAT, Payload},
     decide::{Outcome, decide},
-    facts::{BodyKind, Dialect, Facts, Head, Route},
+    facts::{Facts, Head, Headers, Upstream},
     identity::{Caller, GovernanceLevel},
-    meter::Provider,
     scan::Hits,
     time::Time,
 };
@@ -32,26 +32,27 @@ pub(crate) fn payload(agents: usize) -> Result<Payload> {
         ))?);
     }
     let compiled = tollgate_policy::compile(&documents, NOW, NOW + 86_400)?;
-    Ok(Payload {
-        format: FORMAT,
-        workspace: "ws".to_owned(),
-        channel: "default".to_owned(),
-        revision: 1,
-        issued_at: NOW,
-        expires_at: NOW + 86_400,
-        documents: compiled.documents,
-        calendars: compiled.calendars,
-        prices: tollgate_policy::prices::builtin(),
-        token_keys: Vec::new(),
-        revoked_agents: Vec::new(),
-    })
+    // As text, so that a field that is added to bundles is not missed here, where no build of the workspace looks.
+    Ok(serde_json::from_value(json!({
+        "format": FORMAT,
+        "workspace": "ws",
+        "channel": "default",
+        "revision": 1,
+        "issued_at": NOW,
+        "expires_at": NOW + 86_400,
+        "documents": compiled.documents,
+        "calendars": compiled.calendars,
+        "prices": tollgate_policy::prices::builtin(),
+        "token_keys": [],
+        "revoked_agents": [],
+    }))?)
 }
 
 pub(crate) fn load(agents: usize) -> Result<Box<dyn Engine>> {
     Ok(Box::new(Tollgate {
         payload: payload(agents)?,
-        facts: facts(&MEASURED),
-        head: head(&MEASURED),
+        facts: facts(&MEASURED)?,
+        head: head(&MEASURED)?,
         caller: caller(&MEASURED, 0),
         agents: Vec::new(),
     }))
@@ -65,36 +66,33 @@ fn read(text: &str) -> Result<Vec<tollgate_policy::Document>> {
     }
 }
 
-fn head(call: &Call) -> Head {
-    let (path, route, dialect) = match call.mcp_tool {
-        Some(_) => ("/mcp", Route::Mcp, Dialect::Mcp),
-        None if call.model.is_some() => (
-            "/v1/chat/completions",
-            Route::Llm(Provider::OpenAiChat),
-            Dialect::OpenAi,
-        ),
-        None => ("/", Route::Plain, Dialect::Problem),
+fn head(call: &Call) -> Result<Head> {
+    let path = match call.mcp_tool {
+        Some(_) => "/mcp",
+        None if call.model.is_some() => "/v1/chat/completions",
+        None => "/",
     };
-    Head {
-        method: "POST".to_owned(),
-        host: call.host.to_owned(),
-        path: path.to_owned(),
-        target: path.as_bytes().to_vec(),
-        route,
-        dialect,
-        body: BodyKind::Json,
-        mcp_method: None,
-        mcp_name: None,
-    }
+    let pairs = [
+        (":method", "POST"),
+        (":authority", call.host),
+        (":path", path),
+        ("content-type", "application/json"),
+    ];
+    let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let upstream = Upstream {
+        host: None,
+        llm: call.model.is_some(),
+    };
+    Head::read(Headers(&pairs), &upstream).map_err(|why| anyhow!("{}", why.message))
 }
 
-fn facts(call: &Call) -> Facts {
-    let mut facts = Facts::of_head(&head(call), false);
+fn facts(call: &Call) -> Result<Facts> {
+    let mut facts = Facts::of_head(&head(call)?, false);
     facts.said.model = call.model.map(str::to_owned);
     facts.said.tools = call.tools.iter().map(|tool| (*tool).to_owned()).collect();
     facts.said.mcp_tool = call.mcp_tool.map(str::to_owned);
     facts.said.prompt_tokens_bound = 500;
-    facts
+    Ok(facts)
 }
 
 fn caller(call: &Call, number: usize) -> Caller {
@@ -113,8 +111,8 @@ impl Engine for Tollgate {
             &self.payload,
             &[],
             &caller(call, number),
-            &head(call),
-            &facts(call),
+            &head(call)?,
+            &facts(call)?,
             &Hits::default(),
             Time::from_secs(NOW),
         );

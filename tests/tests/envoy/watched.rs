@@ -52,6 +52,7 @@ spec:
         r#"tollgate_decisions{outcome="deny",cause="policy"} 1"#,
         "tollgate_bundle_revision{",
         "tollgate_bundle_age_seconds{",
+        "tollgate_bundle_install_us{",
         &gauge("tollgate_lease_accounts", 1),
         &gauge("tollgate_leases_live", 1),
         "tollgate_journal_enqueued{} 2",
