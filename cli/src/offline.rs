@@ -16,7 +16,7 @@ use tollgate_engine::{
     identity::{Caller, GovernanceLevel},
     time::Time,
 };
-use tollgate_policy::{Document, compile, parse, prices};
+use tollgate_policy::{Document, compile, parse};
 
 /// The workspace of a decision that leaves no trace.
 const WORKSPACE: &str = "ws-00000000-0000-0000-0000-000000000000";
@@ -236,7 +236,7 @@ pub(crate) fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         documents: compiled.documents,
         shadow: compiled.shadow,
         calendars: compiled.calendars,
-        prices: prices::builtin(),
+        prices: compiled.prices,
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
         halts: Vec::new(),

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use sqlx::SqliteConnection;
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -29,7 +29,6 @@ use tollgate_engine::{
     bundle::{FORMAT, MAX_ENVELOPE_BYTES, Payload, etag},
     bytes::Digest,
     envelope::BUNDLE_TYPE,
-    price::PriceTable,
     time::Time,
 };
 use utoipa::IntoParams;
@@ -47,9 +46,6 @@ const KEPT_REVISIONS: i64 = 256;
 /// How many revisions one publication may skip to get ahead of what gates run. Little against what a gate accepts at once
 /// ([`tollgate_engine::bundle::MAX_REVISION_JUMP`]), so that no gate can report its way to a revision that the others refuse.
 const MAX_SKIPPED_REVISIONS: i64 = 100;
-
-/// What models cost; compiled in, so that a control plane needs no network.
-static PRICES: LazyLock<PriceTable> = LazyLock::new(tollgate_policy::prices::builtin);
 
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::new()
@@ -198,7 +194,7 @@ pub(crate) async fn publish(
             documents: compiled.documents,
             shadow: compiled.shadow,
             calendars: compiled.calendars,
-            prices: PRICES.clone(),
+            prices: compiled.prices,
             token_keys: vec![state.signer().public().clone()],
             revoked_agents: revoked_agents.clone(),
             halts: halts.clone(),

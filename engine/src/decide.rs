@@ -937,6 +937,10 @@ fn limits(
             );
             continue;
         };
+        // A call that costs nothing goes on when the money is out, but for accounts that are suspended.
+        if amount == 0 && limit.unit == Unit::NanoUsd && !limit.suspend {
+            continue;
+        }
         let charge = Charge {
             account,
             span,

@@ -4,7 +4,7 @@ use crate::{
     document::{ActiveHours, Capability, Document, Exceeded, OTHERS, Period, Rollout, Tool},
     host::{Denied, Host},
     pattern::fit_together,
-    zone,
+    prices, zone,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -14,6 +14,7 @@ use std::{
 use tollgate_engine::{
     bundle::{self, Calendar, HostPattern, Level, Limit, Names, Scope},
     ledger::{Span, Unit, Window},
+    price::PriceTable,
 };
 
 /// Documents of one bundle: one for each of 10,000 agents and room to spare. A gate finds those that a call meets by their scopes, so what
@@ -33,6 +34,8 @@ pub struct Compiled {
     pub shadow: bundle::Documents,
     /// One per time zone that a limit counts in, by name.
     pub calendars: Vec<Calendar>,
+    /// What models cost: the built-in table, and over it what the documents say.
+    pub prices: PriceTable,
 }
 
 /// Why documents that are each fine do not make a bundle.
@@ -106,6 +109,7 @@ pub fn compile(
         documents: enforced.into(),
         shadow: shadow.into(),
         calendars,
+        prices: prices::with(documents),
     })
 }
 

@@ -315,6 +315,15 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
             Rule::Allowed(data.exempt_tools.clone()),
         );
     }
+    for price in &document.prices {
+        rule(
+            format!("prices.{}", price.model),
+            Rule::Text(format!(
+                "{} and {} pico-USD per token",
+                price.input, price.output
+            )),
+        );
+    }
     if let Some(rate) = document.rate {
         rule(
             format!("rate.requests_per_minute (per {})", rate.per.name()),

@@ -58,6 +58,8 @@ pub struct Document {
     pub tools: Vec<Tool>,
     /// What content may hold.
     pub data: Data,
+    /// `prices`: what models cost this workspace.
+    pub prices: Vec<ModelPrice>,
     /// Spending limits.
     pub budget: Option<Budget>,
     /// Calls per minute.
@@ -208,6 +210,21 @@ impl Condition {
     }
 }
 
+/// One entry of `prices`, instead of the price table's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPrice {
+    /// The model, by the name that calls have.
+    pub model: String,
+    /// pico-USD per token of input.
+    pub input: u64,
+    /// …of output.
+    pub output: u64,
+    /// …of input read from the provider's cache; `None`: as other input.
+    pub cached_input: Option<u64>,
+    /// Most tokens it puts out; `None`: as the price table has it.
+    pub max_output_tokens: Option<u64>,
+}
+
 /// `budget`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -334,11 +351,12 @@ const LEVELS: [(&str, Level); 4] = [
 pub(crate) const MAX_COUNT: u64 = i64::MAX as u64;
 
 /// Keys a flat document may have; under an envelope they belong into `spec`.
-const BODY_KEYS: [&str; 11] = [
+const BODY_KEYS: [&str; 12] = [
     "scope",
     "agent",
     "network",
     "schedule",
+    "prices",
     "budget",
     "rate",
     "data",
@@ -576,6 +594,7 @@ struct Body {
     capabilities: Capabilities,
     tools: Vec<Tool>,
     data: Data,
+    prices: Vec<ModelPrice>,
     budget: Option<Budget>,
     rate: Option<Rate>,
     run: Run,
@@ -597,6 +616,7 @@ impl Body {
             capabilities: self.capabilities,
             tools: self.tools,
             data: self.data,
+            prices: self.prices,
             budget: self.budget,
             rate: self.rate,
             run: self.run,
@@ -642,6 +662,10 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
             }
         }
     }
+    let prices_field = take_added(&mut table, "prices", language, findings);
+    if let Some(field) = &prices_field {
+        body.prices = prices(field, findings);
+    }
     if let Some(field) = table.take("data") {
         body.data = data(&field, language, findings);
     }
@@ -677,6 +701,13 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     }
     if let Some(field) = table.take("capabilities") {
         body.capabilities = capabilities(&field, findings);
+    }
+    if let (Some(field), Some(Scope::Org(_) | Scope::Team(_) | Scope::Agent(_) | Scope::Tool(_))) =
+        (&prices_field, &body.scope)
+    {
+        let message =
+            "what a model costs it costs everybody; put prices into a document of `scope: global`";
+        findings.error(field.key_at, &field.path, codes::SCOPE, message);
     }
     for (setting, instead) in ELSEWHERE {
         if let Some(field) = table.take_silently(setting) {
@@ -1013,26 +1044,71 @@ fn price(field: &Field<'_>, findings: &mut Findings) -> Option<Price> {
         return None;
     }
     let mut table = findings.table(field)?;
-    let mut side = |key: &'static str, findings: &mut Findings| match table.take(key) {
+    let sides = price_sides(&mut table, findings);
+    table.finish(findings);
+    let (input, output) = sides?;
+    // Nobody knows what it does; it may reason.
+    Some(Price {
+        reasons: true,
+        ..Price::flat(input, output)
+    })
+}
+
+/// What tokens cost that go in and that come out.
+fn price_sides(table: &mut Table<'_>, findings: &mut Findings) -> Option<(u64, u64)> {
+    let mut side = |key: &'static str| match table.take(key) {
         Some(price) => money(&price, findings, money::pico_usd_per_token),
         None => {
             missing(
                 findings,
-                &table,
+                table,
                 key,
                 "write US dollars per million tokens, such as `2.50`",
             );
             None
         }
     };
-    let input = side("input_usd_per_million", findings);
-    let output = side("output_usd_per_million", findings);
+    let (input, output) = (
+        side("input_usd_per_million"),
+        side("output_usd_per_million"),
+    );
+    Some((input?, output?))
+}
+
+fn prices(field: &Field<'_>, findings: &mut Findings) -> Vec<ModelPrice> {
+    let mut prices = Vec::new();
+    let Some(mut table) = findings.table(field) else {
+        return prices;
+    };
+    for (model, price) in table.take_all() {
+        if let Some((code, message)) = name_problem(model) {
+            findings.error(price.key_at, &price.path, code, message);
+        } else if model.contains('*') {
+            let message = "a price is of one model; write its name as calls have it";
+            findings.error(price.key_at, &price.path, codes::BAD_NAME, message);
+        }
+        let Some(mut inner) = findings.table(&price) else {
+            continue;
+        };
+        let sides = price_sides(&mut inner, findings);
+        let cached = inner.take("cached_input_usd_per_million");
+        let cached_input =
+            cached.and_then(|price| money(&price, findings, money::pico_usd_per_token));
+        let most = inner.take("max_output_tokens");
+        let max_output_tokens = most.and_then(|most| findings.integer(&most, 1, MAX_COUNT));
+        inner.finish(findings);
+        if let Some((input, output)) = sides {
+            prices.push(ModelPrice {
+                model: model.to_string(),
+                input,
+                output,
+                cached_input,
+                max_output_tokens,
+            });
+        }
+    }
     table.finish(findings);
-    // Nobody knows what it does; it may reason.
-    Some(Price {
-        reasons: true,
-        ..Price::flat(input?, output?)
-    })
+    prices
 }
 
 /// `None` where it sets no limit.

@@ -1,11 +1,41 @@
 //! The price table that ships with Tollgate; `prices/import.py` writes it.
 
-use tollgate_engine::price::PriceTable;
+use crate::document::{Document, ModelPrice, Rollout};
+use std::sync::LazyLock;
+use tollgate_engine::price::{Price, PriceTable};
 
 /// The built-in prices, with their date and source inside.
-pub fn builtin() -> PriceTable {
-    // A test reads the file; a table without models would leave every model without a price, and none is free then.
-    serde_json::from_str(include_str!("../prices/models.json")).unwrap_or_default()
+pub fn builtin() -> &'static PriceTable {
+    static TABLE: LazyLock<PriceTable> = LazyLock::new(|| {
+        // A test reads the file; a table without models would leave every model without a price, and none is free then.
+        serde_json::from_str(include_str!("../prices/models.json")).unwrap_or_default()
+    });
+    &TABLE
+}
+
+/// The same, and over it what the documents that are enforced say of models; where several name one, the dearest.
+pub(crate) fn with(documents: &[Document]) -> PriceTable {
+    let enforced = documents
+        .iter()
+        .filter(|document| document.rollout == Rollout::Enforce);
+    let mut said: Vec<&ModelPrice> = enforced.flat_map(|document| &document.prices).collect();
+    said.sort_by_key(|price| (price.output, price.input, price.cached_input));
+    let mut table = builtin().clone();
+    for said in said {
+        let known = builtin().find(&said.model);
+        let price = Price {
+            cached_input: said.cached_input,
+            max_input_tokens: known.and_then(|known| known.max_input_tokens),
+            max_output_tokens: said
+                .max_output_tokens
+                .or(known.and_then(|known| known.max_output_tokens)),
+            // Of a model that nobody here knows nobody knows whether it reasons.
+            reasons: known.is_none_or(|known| known.reasons),
+            ..Price::flat(said.input, said.output)
+        };
+        table.models.insert(said.model.clone(), price);
+    }
+    table
 }
 
 #[cfg(test)]

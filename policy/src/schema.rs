@@ -27,6 +27,7 @@ spec:
     {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,
      weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80],
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
+  prices: {ANY: {input_usd_per_million: 1, output_usd_per_million: 1, cached_input_usd_per_million: 1, max_output_tokens: 1}}
   rate: {requests_per_minute: 1, per: agent}
   data: {sensitive_patterns: [a], action: block, mask_pii: true, exempt_tools: [a], tool_output_is_data: true}
   tools: {ANY: {allow: true, limit_per_hour: 1, cost_usd: 1, requires_approval_if: "true"}}
@@ -48,7 +49,7 @@ spec:
 /// Documents without anything they must have.
 const EMPTY: [&str; 2] = [
     "{apiVersion: tollgate/v1}",
-    "{metadata: {}, spec: {schedule: {active_hours: {}}, budget: {daily_limit_usd: 1, unknown_model: {}}, rate: {}, agent: {tools: [{}]}}}",
+    "{metadata: {}, spec: {schedule: {active_hours: {}}, budget: {daily_limit_usd: 1, unknown_model: {}}, prices: {ANY: {}}, rate: {}, agent: {tools: [{}]}}}",
 ];
 
 /// Stands for any key of a map whose keys are the author's.

@@ -471,7 +471,7 @@ fn gate(text: &str) -> Gate {
         documents: compiled.documents,
         shadow: compiled.shadow,
         calendars: compiled.calendars,
-        prices: prices::builtin(),
+        prices: compiled.prices,
         token_keys: Vec::new(),
         revoked_agents: Vec::new(),
         halts: Vec::new(),

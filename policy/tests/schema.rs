@@ -11,7 +11,7 @@ fn whole() -> Value {
         "metadata": {"name": "whole", "version": "1.0", "description": "all of it"},
         "spec": {
             "version": "1",
-            "scope": "team:platform",
+            "scope": "global",
             "network": {"allowlist": ["a.example"]},
             "schedule": {"active_hours": {"start": "09:00", "end": "18:00", "timezone": "UTC"}},
             "budget": {
@@ -21,6 +21,7 @@ fn whole() -> Value {
                 "unknown_model": {"input_usd_per_million": 1, "output_usd_per_million": 2},
                 "warn_at": [50, 100],
             },
+            "prices": {"m": {"input_usd_per_million": 1, "output_usd_per_million": 2, "cached_input_usd_per_million": 0, "max_output_tokens": 9}},
             "rate": {"requests_per_minute": 60, "per": "org"},
             "data": {"sensitive_patterns": ["x+"], "action": "block", "mask_pii": true, "exempt_tools": ["calc"], "tool_output_is_data": true},
             "tools": {"bash": {"allow": true, "limit_per_hour": 3, "cost_usd": 0.01, "requires_approval_if": "true"}},

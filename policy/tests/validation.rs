@@ -559,6 +559,43 @@ fn additions_need_tollgate_v1() {
 }
 
 #[test]
+fn prices_are_of_models_and_for_everybody() {
+    let prices = |of: &str| v1(&format!("{{prices: {of}}}"));
+    all(&[
+        (
+            &prices(
+                "{m: {input_usd_per_million: 0, output_usd_per_million: 1.5, cached_input_usd_per_million: 0.1, max_output_tokens: 5}}",
+            ),
+            &[],
+        ),
+        (
+            &prices("{m: {input_usd_per_million: 1}}"),
+            &["!P103 spec.prices.m.output_usd_per_million"],
+        ),
+        (
+            &prices("{'gpt*': {input_usd_per_million: 1, output_usd_per_million: 1}}"),
+            &["!P106 spec.prices[\"gpt*\"]"],
+        ),
+        (
+            &prices(
+                "{m: {input_usd_per_million: -1, output_usd_per_million: 1, max_output_tokens: 0}}",
+            ),
+            &[
+                "!P205 spec.prices.m.input_usd_per_million",
+                "!P206 spec.prices.m.max_output_tokens",
+            ],
+        ),
+        (
+            &v1(
+                "{scope: 'team:a', prices: {m: {input_usd_per_million: 1, output_usd_per_million: 1}}}",
+            ),
+            &["!P201 spec.prices"],
+        ),
+        ("prices: {}", &["!P107 prices"]),
+    ]);
+}
+
+#[test]
 fn rollout_and_replaces_are_of_tollgate_v1() {
     let with = |fields: &str| {
         findings(&format!(

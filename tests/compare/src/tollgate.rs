@@ -42,7 +42,7 @@ pub(crate) fn payload(agents: usize) -> Result<Payload> {
         "expires_at": NOW + 86_400,
         "documents": compiled.documents,
         "calendars": compiled.calendars,
-        "prices": tollgate_policy::prices::builtin(),
+        "prices": compiled.prices,
         "token_keys": [],
         "revoked_agents": [],
     }))?)

@@ -142,7 +142,7 @@ impl ControlPlane {
                 documents: compiled.documents,
                 shadow: compiled.shadow,
                 calendars: compiled.calendars,
-                prices: tollgate_policy::prices::builtin(),
+                prices: compiled.prices,
                 token_keys: vec![trusted()],
                 revoked_agents: if case.agent.revoked {
                     vec![AGENT.to_string()]
