@@ -11,7 +11,7 @@ use tollgate_engine::{
     identity::{Caller, GovernanceLevel},
     time::Time,
 };
-use tollgate_policy::{compile, parse, prices};
+use tollgate_policy::{compile, parse};
 
 /// Policy sets of a run, and calls to each: 100,000 decisions.
 const SETS: u64 = 1_000;
