@@ -262,6 +262,9 @@ impl ControlPlane {
     /// When the database does not answer; it is tried again with the next call.
     pub async fn upkeep(&self) -> Result<(), OpenError> {
         bundles::refresh(self).await.map_err(OpenError::Database)?;
+        leases::release_lost(self)
+            .await
+            .map_err(OpenError::Database)?;
         leases::prune(self).await.map_err(OpenError::Database)
     }
 }

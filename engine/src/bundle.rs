@@ -416,6 +416,9 @@ pub struct Limit {
     /// The parts of it, in percent, whose use is put on record; those of [`WARN_AT`] where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warn_at: Vec<u8>,
+    /// What a lost gate holds of it, and does not count as used or under way, may be spent by others. For the control plane; gates are not concerned.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub release_lost: bool,
     /// What a model costs that the price table does not know; `None` denies it. Only for money.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown_model: Option<Price>,

@@ -106,6 +106,7 @@ fn full_payload() -> Payload {
             suspend: false,
             alert: false,
             warn_at: Vec::new(),
+            release_lost: false,
             unknown_model: None,
         });
         documents[0].limits.push(Limit {
@@ -118,6 +119,7 @@ fn full_payload() -> Payload {
             suspend: false,
             alert: false,
             warn_at: Vec::new(),
+            release_lost: false,
             unknown_model: None,
         });
     });

@@ -320,6 +320,7 @@ fn limits(document: &Document) -> Vec<Limit> {
             suspend: false,
             alert: false,
             warn_at: Vec::new(),
+            release_lost: false,
             unknown_model: None,
         });
     }
@@ -335,6 +336,7 @@ fn limits(document: &Document) -> Vec<Limit> {
                 suspend: false,
                 alert: false,
                 warn_at: Vec::new(),
+                release_lost: false,
                 unknown_model: None,
             });
         }
@@ -356,6 +358,7 @@ fn limits(document: &Document) -> Vec<Limit> {
             suspend: budget.action == Exceeded::Suspend,
             alert: budget.action == Exceeded::Alert,
             warn_at: budget.warn_at.clone(),
+            release_lost: budget.releases,
             unknown_model: budget.unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
         }));
     }
@@ -375,6 +378,7 @@ fn limits(document: &Document) -> Vec<Limit> {
             suspend: document.run.stops && spent,
             alert: false,
             warn_at: Vec::new(),
+            release_lost: false,
             unknown_model: unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
         }
     }));

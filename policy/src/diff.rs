@@ -342,6 +342,12 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
                 Rule::Limit(limit.amount, Some(limit.unit)),
             );
         }
+        if budget.releases {
+            rule(
+                "budget.on_lost".to_string(),
+                Rule::Text("release".to_string()),
+            );
+        }
         let action = match budget.action {
             Exceeded::Deny => None,
             Exceeded::Suspend => Some("suspend"),

@@ -240,6 +240,8 @@ pub struct Budget {
     pub action: Exceeded,
     /// `warn_at`, in percent; empty where it is not said.
     pub warn_at: Vec<u8>,
+    /// `on_lost: release`: what a lost gate held may be spent by others.
+    pub releases: bool,
 }
 
 /// What happens when a budget does not cover a call.
@@ -1014,6 +1016,9 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
     let action = action.and_then(|action| action_on_exceed(&action, language, findings));
     let warn_at = take_added(&mut table, "warn_at", language, findings);
     let warn_at = warn_at.map_or(Vec::new(), |list| percents(&list, findings));
+    let on_lost = take_added(&mut table, "on_lost", language, findings);
+    let releases = on_lost
+        .and_then(|choice| findings.choice(&choice, &[("forfeit", false), ("release", true)]));
     let per = match take_added(&mut table, "per", language, findings) {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
@@ -1034,6 +1039,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         unknown_model,
         action: action.unwrap_or_default(),
         warn_at,
+        releases: releases.unwrap_or(false),
     })
 }
 

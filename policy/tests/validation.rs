@@ -536,6 +536,11 @@ fn additions_need_tollgate_v1() {
             &v1("{budget: {unknown_model: deny}}"),
             &["P303 spec.budget.unknown_model"],
         ),
+        (&v1("{budget: {daily_limit_usd: 1, on_lost: release}}"), &[]),
+        (
+            &v1("{budget: {daily_limit_usd: 1, on_lost: keep}}"),
+            &["!P207 spec.budget.on_lost"],
+        ),
         (
             &v1("{budget: {daily_limit_usd: 1, unknown_model: allow}}"),
             &["!P207 spec.budget.unknown_model"],

@@ -441,6 +441,8 @@ async fn grant(
 struct Limits {
     /// The smallest that refuses calls.
     lease: Option<u64>,
+    /// Whether all that refuse calls let others have what a lost holder does not use.
+    release: bool,
     /// Of which amounts a warning is put on record, and of which part of them in percent: of those that only warn, and of the smallest of the
     /// others.
     warn: Vec<(u64, u8)>,
@@ -494,6 +496,7 @@ async fn limits(
         }
     }
     let mut lease = None;
+    let mut release = true;
     let mut warn = Vec::new();
     for (agent, org, team) in callers {
         let caller = Caller {
@@ -506,6 +509,7 @@ async fn limits(
         for limit in limits_on(payload, &caller, account) {
             if !limit.alert {
                 lease = Some(lease.unwrap_or(u64::MAX).min(limit.amount));
+                release &= limit.release_lost;
             }
             let parts = limit.warnings().map(|part| (limit.amount, part));
             warn.extend(parts.map(|part| (limit.alert, part)));
@@ -520,9 +524,12 @@ async fn limits(
         .collect();
     Ok((lease.is_some() || !warn.is_empty()).then(|| Limits {
         lease,
+        release: release && lease.is_some(),
         warn: warn.into_iter().collect(),
     }))
 }
+
+pub(crate) use remedies::release_lost;
 
 /// Forgets leases of windows long past.
 pub(crate) async fn prune(state: &ControlPlane) -> Result<(), sqlx::Error> {

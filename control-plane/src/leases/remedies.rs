@@ -1,10 +1,10 @@
 //! What an operator may do about a budget: lift a suspension, and release what a lost gate holds.
 
-use super::Row;
+use super::{Row, rules::Lease};
 use crate::{
     ControlPlane,
     access::Operator,
-    events, gates,
+    bundles, events, gates,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody},
     store::stored,
     text,
@@ -14,7 +14,7 @@ use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use std::collections::HashMap;
-use tollgate_engine::{halt::MAX_REASON_CHARS, ledger::Account};
+use tollgate_engine::{halt::MAX_REASON_CHARS, ledger::Account, time::Time};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -154,42 +154,8 @@ async fn release(
             "this gate was heard of within two lease terms; what it holds it may be spending",
         ));
     }
-    // Should it be alive after all, it has to begin anew: what it knows of its leases is no longer so.
-    sqlx::query("UPDATE holders SET epoch = epoch + 1 WHERE workspace = $1 AND holder = $2")
-        .bind(workspace.as_str())
-        .bind(&holder)
-        .execute(&mut *write)
-        .await?;
-    let rows: Vec<Held> = sqlx::query_as(
-        "SELECT account, holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
-         WHERE workspace = $1 AND holder = $2 AND window_end > $3",
-    )
-    .bind(workspace.as_str())
-    .bind(&holder)
-    .bind(now.secs())
-    .fetch_all(&mut *write)
-    .await?;
-    let mut accounts = 0;
-    for held in rows {
-        let lease = held.row.lease();
-        if lease.unused() == 0 {
-            continue;
-        }
-        accounts += 1;
-        let returned = stored(lease.returned.saturating_add(lease.unused()))
-            .ok_or_else(|| Problem::internal("lease", &"more was given back than can be"))?;
-        sqlx::query(
-            "UPDATE leases SET returned = $1, reserved = 0 WHERE workspace = $2 AND account = $3 AND window_start = $4 AND holder = $5 AND epoch = $6",
-        )
-        .bind(returned)
-        .bind(workspace.as_str())
-        .bind(&held.account)
-        .bind(held.row.window_start)
-        .bind(&held.row.holder)
-        .bind(held.row.epoch)
-        .execute(&mut *write)
-        .await?;
-    }
+    let rows = held_by(&mut write, workspace, &holder, now).await?;
+    let accounts = release_all(&mut write, workspace, &holder, &rows, Lease::unused).await?;
     let event = events::New {
         kind: "budget_released",
         subject: &holder,
@@ -205,6 +171,135 @@ async fn release(
         "what a lost gate held was released"
     );
     Ok(Json(Released { holder, accounts }))
+}
+
+/// What a holder was leased in windows that still run.
+async fn held_by(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    holder: &str,
+    now: Time,
+) -> Result<Vec<Held>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT account, holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
+         WHERE workspace = $1 AND holder = $2 AND window_end > $3",
+    )
+    .bind(workspace.as_str())
+    .bind(holder)
+    .bind(now.secs())
+    .fetch_all(connection)
+    .await
+}
+
+/// Gives back `how_much` of each of these leases in the name of their holder; says of how many there was something to give. Should it be
+/// alive after all, it has to begin anew: what it knows of its leases is no longer so.
+async fn release_all(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    holder: &str,
+    leases: &[Held],
+    how_much: impl Fn(&Lease) -> u64,
+) -> Result<usize, Problem> {
+    let mut accounts = 0;
+    for held in leases {
+        let lease = held.row.lease();
+        let amount = how_much(&lease);
+        if amount == 0 {
+            continue;
+        }
+        accounts += 1;
+        let reserved = lease.reserved.min(lease.unused().saturating_sub(amount));
+        let (Some(returned), Some(reserved)) = (
+            stored(lease.returned.saturating_add(amount)),
+            stored(reserved),
+        ) else {
+            return Err(Problem::internal(
+                "lease",
+                &"more was given back than can be",
+            ));
+        };
+        sqlx::query(
+            "UPDATE leases SET returned = $1, reserved = $2 WHERE workspace = $3 AND account = $4 AND window_start = $5 AND holder = $6 AND epoch = $7",
+        )
+        .bind(returned)
+        .bind(reserved)
+        .bind(workspace.as_str())
+        .bind(&held.account)
+        .bind(held.row.window_start)
+        .bind(&held.row.holder)
+        .bind(held.row.epoch)
+        .execute(&mut *connection)
+        .await?;
+    }
+    if accounts > 0 {
+        sqlx::query("UPDATE holders SET epoch = epoch + 1 WHERE workspace = $1 AND holder = $2")
+            .bind(workspace.as_str())
+            .bind(holder)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(accounts)
+}
+
+/// Releases what lost holders have of budgets with `on_lost: release`, in every workspace.
+pub(crate) async fn release_lost(state: &ControlPlane) -> Result<(), sqlx::Error> {
+    for workspace in WorkspaceId::all(state).await? {
+        if let Err(problem) = release_lost_of(&workspace, state).await {
+            tracing::error!(%workspace, ?problem, "what lost gates hold could not be released; it is tried again in a minute");
+        }
+    }
+    Ok(())
+}
+
+/// The same in one: all that they reported neither as used nor as under way. Not while it is being learned what gates have: they may be alive,
+/// and their last word in the backup is an old one.
+async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Result<(), Problem> {
+    let now = state.now();
+    let mut write = state.store().write().await?;
+    let holders: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT DISTINCT h.holder, h.last_seen_ms FROM holders AS h JOIN leases AS l ON l.workspace = h.workspace AND l.holder = h.holder
+         WHERE h.workspace = $1 AND l.window_end > $2 AND l.granted > l.returned + l.settled + l.reserved",
+    )
+    .bind(workspace.as_str())
+    .bind(now.secs())
+    .fetch_all(&mut *write)
+    .await?;
+    let lost = holders
+        .iter()
+        .filter(|(_, last_seen_ms)| gates::is_lost(state, *last_seen_ms, now));
+    let Some(payload) = bundles::payload(state, workspace, &mut write).await? else {
+        return Ok(());
+    };
+    if now.millis() < super::learning_until_ms(&mut write, workspace).await? {
+        return Ok(());
+    }
+    for (holder, _) in lost {
+        let mut released = Vec::new();
+        for held in held_by(&mut write, workspace, holder, now).await? {
+            let Some(account) = Account::parse(&held.account) else {
+                continue;
+            };
+            let limits = super::limits(&mut write, workspace, &payload, &account).await?;
+            if limits.is_some_and(|limits| limits.release) {
+                released.push(held);
+            }
+        }
+        let neither = |lease: &Lease| lease.unused().saturating_sub(lease.reserved);
+        let accounts = release_all(&mut write, workspace, holder, &released, neither).await?;
+        if accounts == 0 {
+            continue;
+        }
+        let event = events::New {
+            kind: "budget_released",
+            subject: holder,
+            by: None,
+            message: "the gate is lost, and by policy others may spend what it does not use (budget.on_lost)",
+        };
+        events::record(&mut write, workspace, now, event).await?;
+        tracing::info!(%workspace, holder, accounts, "what a lost gate held was released by policy");
+    }
+    write.commit().await?;
+    Ok(())
 }
 
 /// A lease with its account.

@@ -165,6 +165,7 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         suspend: false,
         alert: false,
         warn_at: Vec::new(),
+        release_lost: false,
         unknown_model: None,
     };
     let mut payload = payload(revision);

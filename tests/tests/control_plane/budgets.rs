@@ -139,6 +139,61 @@ async fn what_a_lost_gate_held_can_be_released() {
     assert_eq!(post(&workspace, &path).await.1["accounts"], 0);
 }
 
+/// All of the account, as the budgets show it: forfeited, and left for others.
+async fn left(workspace: &Workspace<'_>) -> (String, String) {
+    let row = workspace.get("/budgets").await[0].clone();
+    (text(&row["forfeited"]), text(&row["available"]))
+}
+
+#[tokio::test]
+async fn what_a_lost_gate_held_is_released_where_the_policy_says_so() {
+    for (on_lost, after) in [("forfeit", ("40", "40")), ("release", ("15", "65"))] {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        let account = limited(&workspace).await;
+        let policy = format!(
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: house}}\n\
+             spec: {{budget: {{daily_limit_usd: 0.000000100, per: workspace, on_lost: {on_lost}}}}}\n"
+        );
+        assert_eq!(workspace.apply(&policy).await.status, 200);
+        let gate = workspace.gate().await;
+        told(&gate, &account, (1, 0, 60)).await;
+        // 20 are used, 15 under way: those may have been spent by now.
+        let mut asked = ask(&account, DAY, 2, 20, 0);
+        asked.reserved = 15;
+        gate.leased(&holder(1), 1, vec![asked]).await;
+        // Two terms after it was last heard of, and not before.
+        plane.advance(2 * TERM_SECS);
+        plane.state.upkeep().await.unwrap();
+        assert_eq!(left(&workspace).await, ("0".to_owned(), "40".to_owned()));
+        plane.advance(1);
+        plane.state.upkeep().await.unwrap();
+        assert_eq!(
+            left(&workspace).await,
+            (after.0.to_owned(), after.1.to_owned()),
+            "{on_lost}"
+        );
+        plane.state.upkeep().await.unwrap();
+        let events = workspace.get("/events").await;
+        let released: Vec<&Value> = events
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|event| event["kind"] == "budget_released")
+            .collect();
+        assert_eq!(
+            released.len(),
+            usize::from(on_lost == "release"),
+            "{events}"
+        );
+        // Should it be alive after all, what it knew counts no more.
+        let late = gate
+            .lease(&holder(1), 1, vec![ask(&account, DAY, 3, 25, 5)])
+            .await;
+        assert_eq!(late.is_err(), on_lost == "release");
+    }
+}
+
 #[tokio::test]
 async fn an_operator_lifts_a_suspension() {
     let plane = Plane::new().await;
