@@ -152,6 +152,8 @@ pub(super) struct Auditor {
     recorded: BTreeMap<String, (usize, u64)>,
     stored: BTreeSet<String>,
     pub(super) violations: Vec<Violation>,
+    pub(super) first_refusal: Option<(u64, u64)>,
+    pub(super) most_at_risk: u64,
 }
 
 /// Violations kept of a run. The first few say all there is to say.
@@ -174,7 +176,17 @@ impl Auditor {
             recorded: BTreeMap::new(),
             stored: BTreeSet::new(),
             violations: Vec::new(),
+            first_refusal: None,
+            most_at_risk: 0,
         }
+    }
+
+    /// A budget does not cover a call.
+    pub(super) fn refused_by(&mut self, charge: &Charge) {
+        let window = window(&charge.account, charge.span.start);
+        let truth = *self.truth(&window);
+        self.first_refusal
+            .get_or_insert((truth.spent + truth.outstanding, charge.limit));
     }
 
     pub(super) fn broken(&mut self, promise: Promise, what: String) {
@@ -298,6 +310,10 @@ impl Auditor {
             right.returned = before.returned.max(grant.returned);
             right.settled = before.settled.max(grant.settled);
             right.seq = before.seq.max(ask.seq);
+            let unused = right.taken().saturating_sub(right.settled);
+            if let Some(limit) = self.limits.on(&window.0).filter(|limit| *limit > 0) {
+                self.most_at_risk = self.most_at_risk.max(unused * 1_000 / limit);
+            }
             right.down = Amounts {
                 granted: grant.granted,
                 returned: grant.returned,

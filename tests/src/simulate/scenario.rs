@@ -169,6 +169,8 @@ pub struct Scenario {
     pub storm_secs: i64,
     /// Calls in that time.
     pub calls: u64,
+    /// How many in a thousand of them are the first gate's; the others are spread over all.
+    pub hot: u64,
     /// The first policy.
     pub limits: Limits,
     /// Share of messages that are lost, per mille; the same for the next two.
@@ -180,6 +182,9 @@ pub struct Scenario {
     /// Mean time between two larger faults.
     pub fault_every_ms: i64,
 }
+
+/// What a call costs: half of at most 50 tokens of output and of a body of 50 to 170 bytes.
+const TYPICAL_NANO_USD: u64 = 16_000;
 
 /// Runs that calls belong to: three of each agent.
 const RUNS: u64 = 12;
@@ -233,11 +238,40 @@ impl Scenario {
             start_secs: EVENING + dice.between(0, 330),
             storm_secs,
             calls,
+            hot: 0,
             limits,
             loss,
             duplicates,
             delays,
             fault_every_ms: dice.between(1_500, 12_000),
+        }
+    }
+
+    /// Fair weather, one gate of `gates` with nine tenths of the calls, and a budget of the workspace for a day that `of_hundred` in a hundred
+    /// of them use up.
+    pub fn busy(seed: u64, gates: usize, calls: u64, of_hundred: u64) -> Scenario {
+        Scenario {
+            faults: BTreeSet::new(),
+            gates,
+            term_secs: 60,
+            // Noon: no day ends.
+            start_secs: EVENING - 43_200,
+            storm_secs: 600,
+            calls,
+            hot: 900,
+            limits: Limits {
+                agent_calls: None,
+                workspace_calls: None,
+                team_tokens: None,
+                team_nano_usd: None,
+                workspace_nano_usd: Some(calls * TYPICAL_NANO_USD * of_hundred / 100),
+                run_nano_usd: None,
+            },
+            loss: 0,
+            duplicates: 0,
+            delays: 0,
+            fault_every_ms: 3_600_000,
+            ..Scenario::of(seed)
         }
     }
 

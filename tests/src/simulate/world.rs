@@ -375,12 +375,15 @@ impl World {
                 spec.id, reason.rule, reason.message
             )
         });
-        if !self.probing.get() {
-            return;
-        }
         let charge = charges.iter().find(|charge| {
             charge.rule == reason.rule && Some(&charge.document) == reason.document.as_ref()
         });
+        if let (Cause::Budget, Some(charge)) = (reason.cause, charge) {
+            self.auditor.borrow_mut().refused_by(charge);
+        }
+        if !self.probing.get() {
+            return;
+        }
         match (reason.cause, charge) {
             (Cause::Rate | Cause::Budget, Some(charge)) => self.was_used_up(gate, spec.id, charge),
             // More than the whole limit.
@@ -577,6 +580,10 @@ impl World {
 
     /// The first gates have most of the calls.
     fn some_gate(&self) -> usize {
+        let hot = self.scenario.hot;
+        if hot > 0 && self.roll(|dice| dice.chance(hot)) {
+            return 0;
+        }
         let gates = self.processes.len() as u64;
         let place = self.roll(|dice| dice.below(1_000) * dice.below(1_000) / 1_000);
         usize::try_from(place * gates / 1_000).unwrap_or(0)
@@ -753,6 +760,8 @@ impl World {
             allowed: self.allowed.get(),
             denied: self.denied.get(),
             violations: std::mem::take(&mut auditor.violations),
+            first_refusal: auditor.first_refusal,
+            most_at_risk: auditor.most_at_risk,
             trace: self
                 .trace
                 .as_ref()
