@@ -38,6 +38,13 @@ const HOSTS: [&str; 5] = [
 ];
 const TEAMS: [&str; 3] = ["platform", "red", "blue"];
 const PER: [&str; 5] = ["agent", "agent", "team", "org", "workspace"];
+/// Names of runs. Few, so that calls meet again in one.
+const RUNS: [&str; 4] = ["one", "one", "two", "ticket:4711.a-b_c"];
+const SESSIONS: [&str; 2] = ["session-1", "s,2"];
+/// What no run can be named.
+const BAD_RUNS: [&str; 4] = ["", "a b", "one,two", "mcp:84097828"];
+/// Seconds that a run may last. No sum of [`PAUSES_SECS`] is one of them: on its last second two gates may be a moment apart.
+const TIMEOUTS_SECS: [i64; 4] = [20, 53, 200, 3_000];
 const ZONES: [&str; 4] = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"];
 /// Each is in some prompts, see [`TEXTS`].
 const PATTERNS: [&str; 5] = [
@@ -165,8 +172,12 @@ fn spec(dice: &mut Dice) -> Value {
     if dice.chance(350) {
         add("capabilities", capabilities(dice));
     }
-    if dice.chance(400) {
+    let with_tools = dice.chance(400);
+    if with_tools {
         add("tools", tools(dice, of_tool));
+    }
+    if !of_tool && dice.chance(300) {
+        add("agent", agent(dice, with_tools));
     }
     if dice.chance(350) {
         add("data", json!({"sensitive_patterns": some(dice, &PATTERNS)}));
@@ -245,6 +256,52 @@ fn tools(dice: &mut Dice, of_tool: bool) -> Value {
     Value::Object(tools)
 }
 
+/// `with_tools` is whether tools have entries elsewhere; then they can have none here.
+fn agent(dice: &mut Dice, with_tools: bool) -> Value {
+    let mut agent = Map::new();
+    if !with_tools && dice.chance(400) {
+        let mut names = some(dice, &TOOLS);
+        names.extend(dice.chance(150).then_some("*"));
+        let tools = names.into_iter().map(|name| {
+            let mut tool = Map::from_iter([("name".to_string(), name.into())]);
+            if dice.chance(500) {
+                tool.insert("enabled".to_string(), dice.chance(600).into());
+            }
+            if dice.chance(300) {
+                tool.insert("requires_approval".to_string(), dice.chance(700).into());
+            }
+            Value::Object(tool)
+        });
+        agent.insert("tools".to_string(), tools.collect());
+    }
+    let mut part = |name: &str, fields: &[(&str, Value)], dice: &mut Dice| {
+        let fields = fields.iter().filter(|_| dice.chance(400));
+        let fields: Map<String, Value> = fields
+            .map(|(name, value)| ((*name).to_string(), value.clone()))
+            .collect();
+        agent.insert(name.to_string(), fields.into());
+    };
+    let budget = [
+        ("max_tokens", json!(dice.pick(&[60, 300, 2_000, 9_000_000]))),
+        (
+            "max_cost_usd",
+            json!(dice.pick(&["0.00003", "0.001", "0.05", "3"])),
+        ),
+        ("max_iterations", json!(1 + dice.below(4))),
+    ];
+    part("budget", &budget, dice);
+    let termination = [
+        ("on_budget_exceeded", json!(dice.chance(700))),
+        ("on_timeout", json!(dice.pick(&TIMEOUTS_SECS))),
+        ("max_iterations", json!(1 + dice.below(4))),
+        ("error_threshold", json!(1 + dice.below(3))),
+    ];
+    part("termination", &termination, dice);
+    let execution = [("timeout_seconds", json!(dice.pick(&TIMEOUTS_SECS)))];
+    part("execution", &execution, dice);
+    Value::Object(agent)
+}
+
 fn condition(dice: &mut Dice) -> String {
     let mut condition = (*dice.pick(&ATOMS)).to_string();
     for _ in 0..dice.below(4) {
@@ -272,8 +329,14 @@ fn budget(dice: &mut Dice) -> Value {
         let price = json!({"input_usd_per_million": 5, "output_usd_per_million": 25});
         budget.insert("unknown_model".to_string(), price);
     }
+    if dice.chance(500) {
+        let action = *dice.pick(&["suspend", "alert"]);
+        budget.insert("action_on_exceed".to_string(), action.into());
+    }
     if dice.chance(300) {
-        budget.insert("action_on_exceed".to_string(), "suspend".into());
+        let parts = [1, 50, 50, 80, 99, 100];
+        let parts: Vec<i32> = parts.into_iter().filter(|_| dice.chance(400)).collect();
+        budget.insert("warn_at".to_string(), parts.into());
     }
     Value::Object(budget)
 }
@@ -346,12 +409,31 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
                 .push(("content-encoding".to_string(), coding.to_string()));
         }
     }
+    run(dice, &mut call);
     Step {
         at,
         control_plane: true,
         answer: answer(dice, &call, streamed),
         call,
         expect: None,
+    }
+}
+
+/// Which run a call belongs to: by name, by an MCP session, by both, or none.
+fn run(dice: &mut Dice, call: &mut Call) {
+    let mut add = |name: &str, value: &str| {
+        call.headers.push((name.to_string(), value.to_string()));
+    };
+    if dice.chance(500) {
+        let named = dice.chance(960);
+        let name = *dice.pick(if named { &RUNS[..] } else { &BAD_RUNS });
+        add("x-tollgate-run", name);
+        if dice.chance(10) {
+            add("x-tollgate-run", dice.pick(&RUNS));
+        }
+    }
+    if dice.chance(200) {
+        add("mcp-session-id", dice.pick(&SESSIONS));
     }
 }
 
