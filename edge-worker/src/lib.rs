@@ -43,14 +43,16 @@
     reason = "instances of edge platforms have one thread, so no future has to be `Send`"
 )]
 
+mod ahead;
 mod edge;
 mod keeper;
 mod message;
 mod platform;
 mod store;
 
+pub use ahead::{Ahead, Disk};
 pub use edge::{Answer, AnswerBody, Call, Edge, FRESH_MS, ReplyStream, Served};
-pub use keeper::{GATHER_MS, Keeper, OPEN_LIMIT_MS};
+pub use keeper::{GATHER_MS, Keeper, NOTE_MS, OPEN_LIMIT_MS};
 pub use message::{Change, Heard, Line, Message, Refused, Want};
 pub use platform::{Broken, Headers, Platform, Request, RequestBody, Response, Unreachable};
 pub use store::{BUNDLE, Memory, Store, Unavailable, written_once};

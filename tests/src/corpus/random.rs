@@ -429,11 +429,13 @@ fn run(dice: &mut Dice, call: &mut Call) {
         let name = *dice.pick(if named { &RUNS[..] } else { &BAD_RUNS });
         add("x-tollgate-run", name);
         if dice.chance(10) {
-            add("x-tollgate-run", dice.pick(&RUNS));
+            let again: &&str = dice.pick(&RUNS);
+            add("x-tollgate-run", again);
         }
     }
     if dice.chance(200) {
-        add("mcp-session-id", dice.pick(&SESSIONS));
+        let session: &&str = dice.pick(&SESSIONS);
+        add("mcp-session-id", session);
     }
 }
 
