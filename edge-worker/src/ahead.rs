@@ -4,17 +4,14 @@
 //! and neither can be spent again, or be missing without a word:
 //! - **A cell** is written with more reserved than there is ([`Cell::ahead`]). Reservations that what is written [covers](Cell::covers) are not
 //!   written. After a crash the rest of what was reserved ahead stays reserved, until its window ends.
-//! - **The note of a call** under way ([`OPEN`]) is written by [`Store::catch_up`]. As long as there may be one that is not, [`UNNOTED`] stands
+//! - **The note of a call** under way ([`OPEN`]) is written by [`Store::note`]. As long as there may be one that is not, [`UNNOTED`] stands
 //!   there, and the next keeper that finds it puts on record that calls may have been lost.
 //!
 //! Everything else is durable by the time that anybody outside can hear of it, as [`Store`] promises.
 
-use crate::store::{Memory, OPEN, Store, UNNOTED, Unavailable, is_cell, milliseconds};
+use crate::store::{Memory, OPEN, Store, UNNOTED, Unavailable, is_cell};
 use std::{cell::RefCell, collections::BTreeMap};
 use tollgate_engine::{ledger::Cell, time::Time};
-
-/// How old [`UNNOTED`] may be while calls go on.
-const UNNOTED_MS: i64 = 1_000;
 
 /// Something durable. Nobody else writes there.
 pub trait Disk {
@@ -104,6 +101,26 @@ impl<D: Disk> Ahead<D> {
         self.write(key, new, new).await
     }
 
+    /// Writes what is in memory, where the disk has something else.
+    async fn write_behind(&self, which: impl Fn(&str) -> bool) -> Result<(), Unavailable> {
+        let behind: Vec<String> = self.behind.borrow().keys().cloned().collect();
+        for key in behind.iter().filter(|key| which(key)) {
+            let value = self.values.read(key);
+            self.write(key, value.as_deref(), value.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    /// From here on notes may wait, or they may not any more.
+    async fn mark(&self, since: Option<Time>) -> Result<(), Unavailable> {
+        let old = self.values.read(UNNOTED);
+        let new = since.map(|since| since.millis().to_string().into_bytes());
+        if old != new {
+            self.swap(UNNOTED, old.as_deref(), new.as_deref()).await?;
+        }
+        Ok(())
+    }
+
     /// Whether there are calls that nothing durable tells of.
     fn notes_wait(&self) -> bool {
         self.behind.borrow().keys().any(|key| key.starts_with(OPEN))
@@ -138,30 +155,22 @@ impl<D: Disk> Store for Ahead<D> {
         Ok(self.values.names(prefix))
     }
 
+    async fn note(&self, now: Time) -> Result<(), Unavailable> {
+        if !self.notes_wait() {
+            return Ok(());
+        }
+        self.write_behind(|key| key.starts_with(OPEN)).await?;
+        self.mark(Some(now)).await
+    }
+
     async fn catch_up(&self, calm: bool, now: Time) -> Result<(), Unavailable> {
-        let noted = self.notes_wait();
-        let behind: Vec<String> = self.behind.borrow().keys().cloned().collect();
-        for key in behind {
-            if calm || key.starts_with(OPEN) {
-                let value = self.values.read(&key);
-                self.write(&key, value.as_deref(), value.as_deref()).await?;
-            }
+        self.write_behind(|key| calm || key.starts_with(OPEN))
+            .await?;
+        if calm && self.notes_wait() {
+            // Somebody has called meanwhile.
+            return Ok(());
         }
-        let notes_wait = self.notes_wait();
-        let old = self.values.read(UNNOTED);
-        let since = old.as_deref().and_then(milliseconds);
-        let is_new = since.is_some_and(|since| now.millis().saturating_sub(since) < UNNOTED_MS);
-        // From here on, or not any more, notes may wait.
-        let new = match calm {
-            true if notes_wait => return Ok(()),
-            true => None,
-            false if !noted && is_new => return Ok(()),
-            false => Some(now.millis().to_string().into_bytes()),
-        };
-        if old != new {
-            self.swap(UNNOTED, old.as_deref(), new.as_deref()).await?;
-        }
-        Ok(())
+        self.mark((!calm).then_some(now)).await
     }
 }
 
@@ -176,17 +185,23 @@ mod tests {
         ledger::{Account, Op, Refusal, Span},
     };
 
-    /// What would be left after a crash, and how often it was written to.
+    /// What would be left after a crash.
     #[derive(Clone, Default)]
-    struct Paper(Rc<RefCell<(BTreeMap<String, Vec<u8>>, usize)>>);
+    struct Paper(Rc<RefCell<Written>>);
+
+    #[derive(Default)]
+    struct Written {
+        values: BTreeMap<String, Vec<u8>>,
+        writes: usize,
+    }
 
     impl Disk for Paper {
         async fn write(&self, key: &str, value: Option<&[u8]>) -> Result<(), Unavailable> {
-            let (values, writes) = &mut *self.0.borrow_mut();
-            *writes += 1;
+            let mut written = self.0.borrow_mut();
+            written.writes += 1;
             match value {
-                Some(value) => values.insert(key.to_owned(), value.to_vec()),
-                None => values.remove(key),
+                Some(value) => written.values.insert(key.to_owned(), value.to_vec()),
+                None => written.values.remove(key),
             };
             Ok(())
         }
@@ -194,12 +209,12 @@ mod tests {
 
     impl Paper {
         fn writes(&self) -> usize {
-            self.0.borrow().1
+            self.0.borrow().writes
         }
 
         /// A store that begins again from what is there.
         fn store(&self) -> Ahead<Paper> {
-            Ahead::new(self.clone(), self.0.borrow().0.clone())
+            Ahead::new(self.clone(), self.0.borrow().values.clone())
         }
     }
 
@@ -350,7 +365,8 @@ mod tests {
         swap(None, Some(b"{}"));
         assert_eq!(on_paper(&key), None);
         assert_eq!(on_paper(UNNOTED).as_deref(), Some(&b"1000"[..]));
-        catch_up(&store, false, 1_010);
+        let noted = store.note(at(1_010)).now_or_never();
+        assert_eq!(noted, Some(Ok(())));
         assert_eq!(on_paper(&key).as_deref(), Some(&b"{}"[..]));
         assert_eq!(on_paper(UNNOTED).as_deref(), Some(&b"1010"[..]));
         // Nobody calls any more: nothing is to be told.

@@ -11,7 +11,7 @@ pub trait Store {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unavailable>;
 
     /// Puts `new` (`None`: nothing) in the place of `old`, and says whether it did: not if anything else than `old` is there. What was swapped is
-    /// durable by the time that anybody outside can hear of it.
+    /// durable by the time that anybody outside can hear of it, or what is durable says as much ([`Ahead`](crate::Ahead)).
     async fn swap(
         &self,
         key: &str,
@@ -22,8 +22,12 @@ pub trait Store {
     /// The names that begin with `prefix`, sorted.
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Unavailable>;
 
-    /// Where not everything is durable at once ([`Ahead`](crate::Ahead)): makes the notes of calls so. When it is `calm`, which is to say that nobody
-    /// has called for a while, everything else too.
+    /// Where not everything is durable at once ([`Ahead`](crate::Ahead)): makes the notes of the calls under way so.
+    async fn note(&self, _now: Time) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    /// The same, and where it is `calm`, which is to say that nobody has called for a while, everything else too. Each round.
     async fn catch_up(&self, _calm: bool, _now: Time) -> Result<(), Unavailable> {
         Ok(())
     }

@@ -108,7 +108,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     /// Makes the notes of the calls under way durable.
     pub async fn note(&self) {
         let now = self.platform.now();
-        if self.store.catch_up(false, now).await.is_err() {
+        if self.store.note(now).await.is_err() {
             self.platform.log("cannot note the calls under way");
         }
     }
