@@ -96,6 +96,8 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
     dice = Dice::new(dice.bits() ^ index as u64);
     let dice = &mut dice;
     let mut at = 0;
+    // Else nearly all calls would be denied for something or other, and few would be metered and counted.
+    let open = dice.chance(500);
     let upstream = if dice.chance(700) {
         Upstream::Llm
     } else {
@@ -104,7 +106,7 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
     Case {
         name: format!("random/{seed}/{index}"),
         about: "Drawn by dice.".to_string(),
-        policies: policies(dice),
+        policies: policies(dice, open),
         agent: Agent {
             team: dice.chance(850).then(|| dice.pick(&TEAMS).to_string()),
             org: dice.chance(850).then(|| "acme".to_string()),
@@ -124,7 +126,7 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
         bundle: BundleState::Present,
         steps: (0..calls)
             .map(|_| {
-                let step = step(dice, upstream, at);
+                let step = step(dice, upstream, at, open);
                 at += *dice.pick(&PAUSES_SECS);
                 step
             })
@@ -134,14 +136,15 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
 
 // Policies.
 
-fn policies(dice: &mut Dice) -> String {
+/// `open` is whether they only count: nothing but a limit stands against a call.
+fn policies(dice: &mut Dice, open: bool) -> String {
     let mut text = String::new();
-    for number in 0..=dice.below(3) {
+    for number in 0..=dice.below(if open { 2 } else { 3 }) {
         let document = json!({
             "apiVersion": "tollgate/v1",
             "kind": "Policy",
             "metadata": {"name": format!("p{number}")},
-            "spec": spec(dice),
+            "spec": spec(dice, open),
         });
         // JSON is YAML.
         let _ = writeln!(text, "---\n{document}");
@@ -149,8 +152,9 @@ fn policies(dice: &mut Dice) -> String {
     text
 }
 
-fn spec(dice: &mut Dice) -> Value {
+fn spec(dice: &mut Dice, open: bool) -> Value {
     let scope = match dice.below(10) {
+        _ if open => "global".to_string(),
         0 => format!("tool:{}", dice.pick(&TOOLS)),
         1 => "agent:00000000-0000-4000-8000-00000000000a".to_string(),
         2 | 3 => format!("team:{}", dice.pick(&TEAMS)),
@@ -161,7 +165,7 @@ fn spec(dice: &mut Dice) -> Value {
     let mut spec = Map::new();
     spec.insert("scope".to_string(), scope.into());
     let mut add = |name: &str, value: Value| spec.insert(name.to_string(), value);
-    if dice.chance(250) {
+    if !open && dice.chance(250) {
         let mut hosts = some(dice, &HOSTS);
         hosts.extend(some(
             dice,
@@ -169,20 +173,20 @@ fn spec(dice: &mut Dice) -> Value {
         ));
         add("network", json!({"allowlist": hosts}));
     }
-    if dice.chance(350) {
+    if !open && dice.chance(350) {
         add("capabilities", capabilities(dice));
     }
-    let with_tools = dice.chance(400);
+    let with_tools = !open && dice.chance(400);
     if with_tools {
         add("tools", tools(dice, of_tool));
     }
     if !of_tool && dice.chance(300) {
         add("agent", agent(dice, with_tools));
     }
-    if dice.chance(350) {
+    if !open && dice.chance(350) {
         add("data", json!({"sensitive_patterns": some(dice, &PATTERNS)}));
     }
-    if dice.chance(200) {
+    if !open && dice.chance(200) {
         let start = dice.below(24);
         let end = (start + 1 + dice.below(23)) % 24;
         add(
@@ -314,14 +318,21 @@ fn condition(dice: &mut Dice) -> String {
 
 fn budget(dice: &mut Dice) -> Value {
     let mut budget = Map::new();
+    let action = match dice.below(6) {
+        0 => Some("suspend"),
+        1 | 2 => Some("alert"),
+        _ => None,
+    };
+    // What only warns does so once it is used up: it is little.
+    let most = if action == Some("alert") { 2 } else { 6 };
     // A shorter period may not have more than a longer one.
     if dice.chance(700) {
-        let usd = ["0.00001", "0.0001", "0.001", "0.05", "3"];
-        ascending(dice, &usd, "usd", &mut budget);
+        let usd = ["0.000001", "0.00001", "0.0001", "0.001", "0.05", "3"];
+        ascending(dice, &usd[..most], "usd", &mut budget);
     }
     if budget.is_empty() || dice.chance(300) {
-        let tokens = ["60", "300", "2000", "60000", "9000000"];
-        ascending(dice, &tokens, "tokens", &mut budget);
+        let tokens = ["5", "60", "300", "2000", "60000", "9000000"];
+        ascending(dice, &tokens[..most], "tokens", &mut budget);
     }
     budget.insert("per".to_string(), per(dice).into());
     budget.insert("timezone".to_string(), (*dice.pick(&ZONES)).into());
@@ -329,8 +340,7 @@ fn budget(dice: &mut Dice) -> Value {
         let price = json!({"input_usd_per_million": 5, "output_usd_per_million": 25});
         budget.insert("unknown_model".to_string(), price);
     }
-    if dice.chance(500) {
-        let action = *dice.pick(&["suspend", "alert"]);
+    if let Some(action) = action {
         budget.insert("action_on_exceed".to_string(), action.into());
     }
     if dice.chance(300) {
@@ -365,7 +375,8 @@ fn per(dice: &mut Dice) -> &'static str {
 
 // Calls.
 
-fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
+/// `open` is whether it is a call as it should be, to a model.
+fn step(dice: &mut Dice, upstream: Upstream, at: i64, open: bool) -> Step {
     let mut call = Call {
         method: "POST".to_string(),
         path: String::new(),
@@ -374,24 +385,36 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
             Upstream::Any => (*dice.pick(&HOSTS)).to_string(),
         },
         headers: Vec::new(),
-        token: token(dice),
+        token: match open {
+            true => Token::default(),
+            false => token(dice),
+        },
         body: None,
         body_hex: None,
         body_filler: None,
     };
-    let streamed = match dice.below(20) {
+    let streamed = match dice.below(if open { 12 } else { 20 }) {
         0..=8 => chat(dice, &mut call),
         9..=11 => messages(dice, &mut call),
         12..=15 => mcp(dice, &mut call),
         _ => plain(dice, &mut call),
     };
+    if open {
+        let anthropic = call.path.contains("messages");
+        let path = if anthropic {
+            "/v1/messages"
+        } else {
+            "/v1/chat/completions"
+        };
+        call.path = path.to_string();
+    }
     if let Some(body) = call.body.take() {
         let mut bytes = body.into_bytes();
-        if dice.chance(150) {
+        if !open && dice.chance(150) {
             damage(dice, &mut bytes);
         }
         call.body_hex = Some(tollgate_engine::bytes::to_hex(&bytes));
-        if dice.chance(60) {
+        if !open && dice.chance(60) {
             let kind = *dice.pick(&[
                 "application/json; charset=utf-8",
                 "APPLICATION/JSON",
@@ -403,13 +426,13 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
             call.headers
                 .push(("content-type".to_string(), kind.to_string()));
         }
-        if dice.chance(30) {
+        if !open && dice.chance(30) {
             let coding = *dice.pick(&["gzip", "identity", "br"]);
             call.headers
                 .push(("content-encoding".to_string(), coding.to_string()));
         }
     }
-    run(dice, &mut call);
+    run(dice, &mut call, open);
     Step {
         at,
         control_plane: true,
@@ -420,15 +443,15 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
 }
 
 /// Which run a call belongs to: by name, by an MCP session, by both, or none.
-fn run(dice: &mut Dice, call: &mut Call) {
+fn run(dice: &mut Dice, call: &mut Call, open: bool) {
     let mut add = |name: &str, value: &str| {
         call.headers.push((name.to_string(), value.to_string()));
     };
-    if dice.chance(500) {
-        let named = dice.chance(960);
+    if dice.chance(if open { 900 } else { 500 }) {
+        let named = open || dice.chance(960);
         let name = *dice.pick(if named { &RUNS[..] } else { &BAD_RUNS });
         add("x-tollgate-run", name);
-        if dice.chance(10) {
+        if !open && dice.chance(10) {
             let again: &&str = dice.pick(&RUNS);
             add("x-tollgate-run", again);
         }
@@ -807,7 +830,39 @@ fn some<'a>(dice: &mut Dice, among: &[&'a str]) -> Vec<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Host as _, native::Native};
     use super::*;
+    use std::collections::BTreeMap;
+
+    /// What is never met is not compared either.
+    #[test]
+    fn what_a_run_may_use_and_what_only_warns_is_met() {
+        let mut met = BTreeMap::new();
+        for case in cases(1_000, 1) {
+            for seen in Native.run(&case).unwrap() {
+                for list in ["reasons", "warnings"] {
+                    for said in seen.record[list].as_array().into_iter().flatten() {
+                        let rule = said["rule"].as_str().unwrap_or_default();
+                        *met.entry(format!("{list}: {rule}")).or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+        for rule in [
+            "reasons: agent.budget.max_tokens",
+            "reasons: agent.budget.max_cost_usd",
+            "reasons: agent.budget.max_iterations",
+            "reasons: agent.termination.max_iterations",
+            "reasons: agent.termination.on_timeout",
+            "reasons: agent.execution.timeout_seconds",
+            "reasons: agent.termination.error_threshold",
+            "reasons: request.run",
+            "warnings: budget.daily_limit_usd",
+            "warnings: budget.daily_limit_tokens",
+        ] {
+            assert!(met.contains_key(rule), "{rule} in {met:#?}");
+        }
+    }
 
     #[test]
     fn a_case_is_the_same_however_many_are_drawn() {
