@@ -601,6 +601,8 @@ impl Exchange {
                     .decision
                     .charges
                     .iter()
+                    // What only counts is never waited for.
+                    .filter(|charge| !charge.alert)
                     .map(|charge| Want {
                         account: charge.account.clone(),
                         span: charge.span,
