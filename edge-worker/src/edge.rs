@@ -32,6 +32,9 @@ pub const FRESH_MS: i64 = 1_000;
 /// How often a call that is over is told to the keeper, and the pause between.
 const CLOSE_TRIES: u32 = 5;
 const CLOSE_PAUSE_MS: u32 = 200;
+/// An answer that says it has no more bytes than this, and is no stream of events, is passed on in one piece: for the few packets that it comes in, a
+/// stream of chunks costs more time than it saves.
+const WHOLE_ANSWER_BYTES: usize = 64 * 1024;
 /// Pause before a keeper that did not answer is asked for a lease again.
 const LEASE_PAUSE_MS: u32 = 50;
 /// Headers of a connection, not of a message (RFC 9110 §7.6.1), and those that a client sets by itself. They are not passed on.
@@ -367,6 +370,9 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             pairs.extend(borrowed(&headers));
             exchange.response_head(facts::Headers(&pairs))
         };
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length = length.and_then(|(_, length)| std::str::from_utf8(length).ok()?.parse().ok());
+        let whole = length.is_some_and(|length: usize| length <= WHOLE_ANSWER_BYTES);
         headers.retain(|(name, _)| {
             let name = name.as_str();
             // A length is kept for those who read none of it, such as the answer to a HEAD.
@@ -374,21 +380,67 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             passes && !head.remove.contains(&name)
         });
         set(&mut headers, head.set);
-        let (sender, chunks) = mpsc::channel(0);
+        let (mut sender, chunks) = mpsc::channel(0);
         let (reader, gone) = oneshot::channel();
+        let stream = ReplyStream {
+            chunks,
+            _reader: reader,
+        };
+        let answer = |body| Answer {
+            status,
+            headers,
+            body,
+        };
+        if whole && !exchange.streams() {
+            return match self.read_whole(&mut exchange, body).await {
+                (bytes, true) => Served {
+                    answer: answer(AnswerBody::Bytes(bytes)),
+                    rest: Box::pin(self.close(exchange, End::Complete)),
+                },
+                (bytes, false) => Served {
+                    answer: answer(AnswerBody::Stream(stream)),
+                    rest: Box::pin(async move {
+                        // What came, and that it is not the whole.
+                        for part in [Ok(bytes), Err(Broken)] {
+                            let _ = sender.send(part).await;
+                        }
+                        self.close(exchange, End::UpstreamBroken).await;
+                    }),
+                },
+            };
+        }
         Served {
-            answer: Answer {
-                status,
-                headers,
-                body: AnswerBody::Stream(ReplyStream {
-                    chunks,
-                    _reader: reader,
-                }),
-            },
+            answer: answer(AnswerBody::Stream(stream)),
             rest: Box::pin(async move {
                 let end = self.pump(&mut exchange, body, sender, gone).await;
                 self.close(exchange, end).await;
             }),
+        }
+    }
+
+    /// What there is of an answer that is not long, and whether it is all.
+    async fn read_whole(&self, exchange: &mut Exchange, mut upstream: P::Body) -> (Vec<u8>, bool) {
+        let mut whole = Vec::new();
+        loop {
+            let Ok(chunk) = upstream.next().await.transpose() else {
+                return (whole, false);
+            };
+            let (bytes, last) = self.metered(exchange, chunk);
+            whole.extend(bytes);
+            if last {
+                return (whole, true);
+            }
+        }
+    }
+
+    /// What to pass on of a chunk, `None` being the end; and whether it is the last.
+    fn metered(&self, exchange: &mut Exchange, chunk: Option<Vec<u8>>) -> (Vec<u8>, bool) {
+        let last = chunk.is_none();
+        let chunk = chunk.unwrap_or_default();
+        match exchange.response_chunk(&self.edge.gate.borrow(), &chunk, last) {
+            Output::Pass => (chunk, last),
+            Output::Replace(bytes) => (bytes, last),
+            Output::Cut(bytes) => (bytes, true),
         }
     }
 
@@ -400,7 +452,6 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         mut caller: mpsc::Sender<Result<Vec<u8>, Broken>>,
         mut gone: oneshot::Receiver<()>,
     ) -> End {
-        let gate = &self.edge.gate;
         loop {
             let chunk = match select(upstream.next(), &mut gone).await {
                 Either::Left((chunk, _)) => chunk,
@@ -410,17 +461,9 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                 // Its caller may have been stopped since it began.
                 self.follow().await;
             }
-            let (bytes, last) = match chunk {
-                Some(Ok(chunk)) => match exchange.response_chunk(&gate.borrow(), &chunk, false) {
-                    Output::Pass => (chunk, false),
-                    Output::Replace(bytes) => (bytes, false),
-                    Output::Cut(bytes) => (bytes, true),
-                },
-                None => match exchange.response_chunk(&gate.borrow(), &[], true) {
-                    Output::Pass => (Vec::new(), true),
-                    Output::Replace(bytes) | Output::Cut(bytes) => (bytes, true),
-                },
-                Some(Err(broken)) => {
+            let (bytes, last) = match chunk.transpose() {
+                Ok(chunk) => self.metered(exchange, chunk),
+                Err(broken) => {
                     // If the caller does not hear of it, it has left.
                     let _ = caller.send(Err(broken)).await;
                     return End::UpstreamBroken;
@@ -439,6 +482,8 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
     async fn close(self, exchange: Exchange, end: End) {
         let call = exchange.id().to_owned();
         let finished = exchange.finish(end, self.platform.now());
+        // One thread does it all: what is said to the keeper before the answer is on its way holds it up.
+        self.platform.pause(0).await;
         let message = Message::Close {
             call,
             changes: finished.ops.into_iter().map(Change::from).collect(),

@@ -21,13 +21,15 @@
 //!   answer that is dropped counts as a caller who has left.
 //! - [`GATHER_MS`] after a message to the keeper, or at a time of its choice: [`Keeper::round`], which does what is due once (is there a newer bundle,
 //!   leases to report and renew, records to deliver) and says when to come again. Rounds that come late cost freshness, nothing else.
+//! - Where the store is an [`Ahead`], [`NOTE_MS`] after a [`Message::Reserve`]: [`Keeper::note`].
 //! - At a cold start: [`Edge::install`] with an envelope from whatever cache there is, if there is one. It is verified like any other.
 //!
 //! # What holds
 //! - Messages may be lost, and their answers. A reservation is noted under its call's id, so a [`Message::Reserve`] or [`Message::Close`] that
 //!   comes twice changes nothing the second time.
 //! - A call that reserved and was never closed ([`OPEN_LIMIT_MS`]) is told to the control plane as a record that this gate lost. Its
-//!   reservation stays until its window ends: what a lost call had is never spent twice.
+//!   reservation stays until its window ends: what a lost call had is never spent twice. Where that cannot be said of each call, because its keeper
+//!   died before it was noted, there is a record `worker_lost`.
 //! - A call is decided by the bundle that the keeper ran at most [`FRESH_MS`] before; and a keeper that has slept asks the control plane before it answers.
 #![cfg_attr(
     not(test),
@@ -43,14 +45,16 @@
     reason = "instances of edge platforms have one thread, so no future has to be `Send`"
 )]
 
+mod ahead;
 mod edge;
 mod keeper;
 mod message;
 mod platform;
 mod store;
 
+pub use ahead::{Ahead, Disk};
 pub use edge::{Answer, AnswerBody, Call, Edge, FRESH_MS, ReplyStream, Served};
-pub use keeper::{GATHER_MS, Keeper, OPEN_LIMIT_MS};
+pub use keeper::{GATHER_MS, Keeper, NOTE_MS, OPEN_LIMIT_MS};
 pub use message::{Change, Heard, Line, Message, Refused, Want};
 pub use platform::{Broken, Headers, Platform, Request, RequestBody, Response, Unreachable};
 pub use store::{BUNDLE, Memory, Store, Unavailable, written_once};

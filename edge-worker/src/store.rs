@@ -1,6 +1,7 @@
 //! Where a keeper's values are.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt};
+use tollgate_engine::{ledger::Account, time::Time};
 
 /// Small values under names, changed by an atomic swap. Reads see what was written before, by whomever.
 ///
@@ -10,7 +11,7 @@ pub trait Store {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unavailable>;
 
     /// Puts `new` (`None`: nothing) in the place of `old`, and says whether it did: not if anything else than `old` is there. What was swapped is
-    /// durable by the time that anybody outside can hear of it.
+    /// durable by the time that anybody outside can hear of it, or what is durable says as much ([`Ahead`](crate::Ahead)).
     async fn swap(
         &self,
         key: &str,
@@ -20,6 +21,16 @@ pub trait Store {
 
     /// The names that begin with `prefix`, sorted.
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Unavailable>;
+
+    /// Where not everything is durable at once ([`Ahead`](crate::Ahead)): makes the notes of the calls under way so.
+    async fn note(&self, _now: Time) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    /// The same, and where it is `calm`, which is to say that nobody has called for a while, everything else too. Each round.
+    async fn catch_up(&self, _calm: bool, _now: Time) -> Result<(), Unavailable> {
+        Ok(())
+    }
 }
 
 /// The store does not work now.
@@ -44,6 +55,25 @@ pub(crate) const DROPPED: &str = "dropped";
 pub(crate) const RECORDS: &str = "record ";
 /// Calls that have reserved and are not closed.
 pub(crate) const OPEN: &str = "open ";
+
+/// Stands there while there may be calls that have reserved, and of which nothing durable says so: since when, in milliseconds; decimal.
+pub(crate) const UNNOTED: &str = "unnoted";
+
+/// Reads what stands under [`UNNOTED`].
+pub(crate) fn milliseconds(stored: &[u8]) -> Option<i64> {
+    std::str::from_utf8(stored).ok()?.parse().ok()
+}
+
+/// Cells are a holder's own: a new name has been leased nothing yet.
+pub(crate) fn cell_key(holder: &str, account: &Account) -> String {
+    format!("{holder} {}", account.cell_key())
+}
+
+/// Whether this is the name of a cell.
+pub(crate) fn is_cell(key: &str) -> bool {
+    key.split_once(' ')
+        .is_some_and(|(_, name)| name.starts_with("cell "))
+}
 
 /// Whether one call alone writes this name, once, and whoever takes the value away does so for good. A store that cannot swap may put and delete such
 /// values: there is nobody to come between, but for one who counts lost calls, and may then count one twice.

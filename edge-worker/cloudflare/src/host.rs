@@ -6,17 +6,20 @@
 use futures_util::Stream;
 use std::{
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 use tollgate_edge_worker::{
-    Answer, AnswerBody, BUNDLE, Broken, Call, Headers, Heard, Line, Memory, Message, Platform,
-    Request, RequestBody, Response, Store, Unavailable, Unreachable,
+    Ahead, Answer, AnswerBody, BUNDLE, Broken, Call, Disk, Headers, Heard, Line, Message, Platform,
+    Request, RequestBody, Response, Unavailable, Unreachable,
 };
 use tollgate_engine::{gate::Config, time::Time};
 use worker::{
     Date, Delay, EncodeBody, Env, ResponseBuilder, Result, Storage, console_log,
-    js_sys::{self, Array, JSON, Map, Promise, Reflect, Uint8Array, futures::JsFuture},
+    js_sys::{
+        self, Array, ArrayBuffer, JSON, Map, Promise, Reflect, Uint8Array, futures::JsFuture,
+    },
     wasm_bindgen::{JsCast as _, JsValue},
     web_sys::{self, ReadableStream, ReadableStreamDefaultReader, WorkerGlobalScope},
 };
@@ -114,13 +117,17 @@ async fn fetch(request: Request<Body>) -> std::result::Result<Response<Body>, Js
     Ok(Response {
         status: response.status(),
         headers: pairs(&response.headers()),
-        body: Body::new(response.body()),
+        body: Body::new(
+            response.body(),
+            &response.headers(),
+            Box::new(move || response.array_buffer()),
+        ),
     })
 }
 
 /// A request as the driver wants it.
 pub(crate) fn call(request: &worker::Request) -> Result<Call<Body>> {
-    let request = request.inner();
+    let request = Clone::clone(request.inner());
     // As `fetch` will read it: dots and backslashes in a path are resolved before it is sent on, so they are before it is decided on. What it
     // cannot read has a host that is none, which is for the engine to say.
     let url = request.url();
@@ -134,7 +141,14 @@ pub(crate) fn call(request: &worker::Request) -> Result<Call<Body>> {
         authority: authority.to_owned(),
         target: target.to_owned(),
         headers: pairs(&request.headers()),
-        body: request.body().map(|body| Body::new(Some(body))),
+        body: request.body().map(|body| {
+            let headers = request.headers();
+            Body::new(
+                Some(body),
+                &headers,
+                Box::new(move || request.array_buffer()),
+            )
+        }),
     })
 }
 
@@ -176,16 +190,27 @@ impl Stream for Reading {
     }
 }
 
+/// A body that says it has no more bytes than this is read at once: one promise instead of one for each chunk, and one for the end.
+const WHOLE_BYTES: u32 = 64 * 1024;
+
 /// A body as it comes in.
 pub(crate) struct Body {
     stream: JsValue,
+    /// Begins to read all of it, where that is not much.
+    whole: Option<ReadWhole>,
     reader: Option<ReadableStreamDefaultReader>,
     next: Option<JsFuture>,
 }
 
+type ReadWhole = Box<dyn FnOnce() -> std::result::Result<Promise, JsValue>>;
+
 impl Body {
-    fn new(stream: Option<ReadableStream>) -> Body {
+    fn new(stream: Option<ReadableStream>, headers: &web_sys::Headers, whole: ReadWhole) -> Body {
+        let length = headers.get("content-length").ok().flatten();
+        let length = length.and_then(|length| length.parse::<u32>().ok());
+        let short = length.is_some_and(|length| length <= WHOLE_BYTES);
         Body {
+            whole: (short && stream.is_some()).then_some(whole),
             stream: stream.map_or(JsValue::NULL, JsValue::from),
             reader: None,
             next: None,
@@ -195,6 +220,10 @@ impl Body {
     fn read(&mut self) -> std::result::Result<Option<Promise>, JsValue> {
         if self.stream.is_null() {
             return Ok(None);
+        }
+        if let Some(whole) = self.whole.take() {
+            self.stream = JsValue::NULL;
+            return whole().map(Some);
         }
         if self.reader.is_none() {
             self.reader = Some(ReadableStreamDefaultReader::new(
@@ -223,6 +252,11 @@ impl Stream for Body {
             return Poll::Pending;
         };
         self.next = None;
+        if let Ok(bytes) = &read
+            && bytes.is_instance_of::<ArrayBuffer>()
+        {
+            return Poll::Ready(Some(Ok(Uint8Array::new(bytes).to_vec())));
+        }
         let field = |name: &str| {
             let read = read.as_ref().ok()?;
             Reflect::get(read, &name.into()).ok()
@@ -252,11 +286,11 @@ impl Drop for Body {
 /// The Durable Object, from an isolate.
 pub(crate) struct KeeperLine {
     env: Env,
-    name: String,
+    name: Rc<str>,
 }
 
 impl KeeperLine {
-    pub(crate) fn new(env: Env, name: String) -> KeeperLine {
+    pub(crate) fn new(env: Env, name: Rc<str>) -> KeeperLine {
         KeeperLine { env, name }
     }
 
@@ -285,16 +319,15 @@ pub(crate) async fn cached_bundle(env: &Env, name: &str) -> Option<Vec<u8>> {
     env.kv("BUNDLES").ok()?.get(name).bytes().await.ok()?
 }
 
-/// A Durable Object's storage: read once, then written through.
+/// A Durable Object's storage: read once, then only written.
 pub(crate) struct Stored {
-    values: Memory,
     storage: Storage,
     env: Env,
     name: String,
 }
 
 impl Stored {
-    pub(crate) async fn load(storage: Storage, env: Env, name: String) -> Result<Stored> {
+    pub(crate) async fn load(storage: Storage, env: Env, name: String) -> Result<Ahead<Stored>> {
         let stored: Map = storage.list().await?;
         let entries = Array::from(&stored.entries());
         let values = entries
@@ -307,16 +340,12 @@ impl Stored {
                 ))
             })
             .collect();
-        Ok(Stored {
-            values: Memory::with(values),
-            storage,
-            env,
-            name,
-        })
+        let disk = Stored { storage, env, name };
+        Ok(Ahead::new(disk, values))
     }
 
     /// What is written here is durable before anything else leaves this object.
-    async fn write(&self, key: &str, new: Option<&[u8]>) -> Result<()> {
+    async fn put(&self, key: &str, new: Option<&[u8]>) -> Result<()> {
         match new {
             Some(new) => self.storage.put_raw(key, Uint8Array::from(new)).await,
             None => self.storage.delete(key).await.map(|_| ()),
@@ -337,45 +366,27 @@ impl Stored {
     }
 }
 
-impl Store for Stored {
-    async fn get(&self, key: &str) -> std::result::Result<Option<Vec<u8>>, Unavailable> {
-        Ok(self.values.read(key))
-    }
-
-    async fn swap(
-        &self,
-        key: &str,
-        old: Option<&[u8]>,
-        new: Option<&[u8]>,
-    ) -> std::result::Result<bool, Unavailable> {
-        if !self.values.exchange(key, old, new) {
-            return Ok(false);
-        }
-        if let Err(why) = self.write(key, new).await {
+impl Disk for Stored {
+    async fn write(&self, key: &str, value: Option<&[u8]>) -> std::result::Result<(), Unavailable> {
+        if let Err(why) = self.put(key, value).await {
             // Memory and storage differ now; the runtime resets an object whose storage fails, and then they are one again.
             Cloudflare.log(&format!("cannot write `{key}`: {why}"));
             return Err(Unavailable);
         }
-        if let (BUNDLE, Some(envelope)) = (key, new) {
+        if let (BUNDLE, Some(envelope)) = (key, value) {
             self.cache_bundle(envelope).await;
         }
-        Ok(true)
-    }
-
-    async fn keys(&self, prefix: &str) -> std::result::Result<Vec<String>, Unavailable> {
-        Ok(self.values.names(prefix))
+        Ok(())
     }
 }
 
 fn pairs(headers: &web_sys::Headers) -> Headers {
-    let entries = headers.entries();
-    std::iter::from_fn(|| {
-        let next = entries.next().ok()?;
-        (!next.done()).then(|| Array::from(&next.value()))
-    })
-    .filter_map(|pair| Some((pair.get(0).as_string()?, pair.get(1).as_string()?)))
-    .map(|(name, value)| (name.to_ascii_lowercase(), bytes(value)))
-    .collect()
+    Array::from(headers)
+        .iter()
+        .map(|pair| pair.unchecked_into::<Array>())
+        .filter_map(|pair| Some((pair.get(0).as_string()?, pair.get(1).as_string()?)))
+        .map(|(name, value)| (name.to_ascii_lowercase(), bytes(value)))
+        .collect()
 }
 
 /// What is not UTF-8 comes with replacement characters; with a byte that is none in their place, the engine sees that.

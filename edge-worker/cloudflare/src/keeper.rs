@@ -5,16 +5,18 @@ use std::{
     cell::{Cell, OnceCell},
     rc::Rc,
 };
-use tollgate_edge_worker::{self as edge, GATHER_MS, Message, Platform as _};
+use tollgate_edge_worker::{self as edge, Ahead, GATHER_MS, Message, NOTE_MS, Platform as _};
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
 /// The Durable Object.
 #[durable_object(alarm)]
 pub struct Keeper {
-    keeper: Rc<OnceCell<edge::Keeper<Cloudflare, Stored>>>,
+    keeper: Rc<OnceCell<edge::Keeper<Cloudflare, Ahead<Stored>>>>,
     state: State,
     /// An alarm is set.
     alarmed: Cell<bool>,
+    /// Calls are about to be noted.
+    noting: Rc<Cell<bool>>,
 }
 
 impl DurableObject for Keeper {
@@ -39,6 +41,7 @@ impl DurableObject for Keeper {
             keeper,
             state,
             alarmed: Cell::new(false),
+            noting: Rc::default(),
         }
     }
 
@@ -48,6 +51,9 @@ impl DurableObject for Keeper {
         };
         let message: Message = serde_json::from_slice(&request.bytes().await?)?;
         self.wake_in(GATHER_MS).await?;
+        if matches!(message, Message::Reserve { .. }) {
+            self.note();
+        }
         let heard = keeper.handle(message).await;
         Response::from_bytes(serde_json::to_vec(&heard)?)
     }
@@ -64,6 +70,21 @@ impl DurableObject for Keeper {
 }
 
 impl Keeper {
+    /// Sees to it that the calls under way are noted soon, unless that is so.
+    fn note(&self) {
+        if self.noting.replace(true) {
+            return;
+        }
+        let (keeper, noting) = (Rc::clone(&self.keeper), Rc::clone(&self.noting));
+        self.state.wait_until(async move {
+            Cloudflare.pause(NOTE_MS).await;
+            noting.set(false);
+            if let Some(keeper) = keeper.get() {
+                keeper.note().await;
+            }
+        });
+    }
+
     /// Sets the alarm, unless one is set: then it is due within a round, or there is nothing that would be due before.
     async fn wake_in(&self, wait_ms: i64) -> Result<()> {
         if self.alarmed.replace(true) {

@@ -34,41 +34,54 @@ use std::{cell::RefCell, rc::Rc};
 use tollgate_edge_worker::{Edge, Platform as _};
 use worker::{Context, Env, Request, Response, Result, event};
 
-thread_local! {
-    /// What the calls of this isolate share; made by the first.
-    static EDGE: RefCell<Option<Rc<Edge>>> = const { RefCell::new(None) };
+/// What the calls of this isolate share.
+#[derive(Clone)]
+struct Shared {
+    edge: Rc<Edge>,
+    /// The keeper's.
+    name: Rc<str>,
 }
 
-async fn edge(env: &Env, setup: Setup) -> Rc<Edge> {
-    if let Some(edge) = EDGE.with_borrow(Clone::clone) {
-        return edge;
+thread_local! {
+    /// Made by the first call.
+    static SHARED: RefCell<Option<Shared>> = const { RefCell::new(None) };
+}
+
+/// The error is a sentence for the operator.
+async fn shared(env: &Env) -> std::result::Result<Shared, String> {
+    if let Some(shared) = SHARED.with_borrow(Clone::clone) {
+        return Ok(shared);
     }
+    let setup = Setup::read(env)?;
     let name = setup.name();
-    let edge = Rc::new(Edge::new(setup.config, &setup.upstream));
+    let edge = Edge::new(setup.config, &setup.upstream);
     if let Some(envelope) = host::cached_bundle(env, &name).await
         && let Err(why) = edge.install(&envelope, Cloudflare.now())
     {
         Cloudflare.log(&format!("the cached bundle is not run: {why}"));
     }
+    let shared = Shared {
+        edge: Rc::new(edge),
+        name: name.into(),
+    };
     // Another first call may have been faster.
-    EDGE.with_borrow_mut(|shared| Rc::clone(shared.get_or_insert(edge)))
+    Ok(SHARED.with_borrow_mut(|there| there.get_or_insert(shared).clone()))
 }
 
 /// One call. All of it runs under `waitUntil`, so that a caller who leaves takes nothing along.
 #[event(fetch)]
 async fn fetch(request: Request, env: Env, context: Context) -> Result<Response> {
-    let setup = match Setup::read(&env) {
-        Ok(setup) => setup,
-        Err(why) => {
-            Cloudflare.log(&format!("this gate's configuration is not usable: {why}"));
-            return host::unconfigured();
-        }
-    };
     let call = host::call(&request)?;
     let (tell, told) = oneshot::channel();
     context.wait_until(async move {
-        let line = KeeperLine::new(env.clone(), setup.name());
-        let edge = edge(&env, setup).await;
+        let shared = shared(&env).await;
+        let Shared { edge, name } = match shared {
+            Ok(shared) => shared,
+            Err(why) => {
+                return Cloudflare.log(&format!("this gate's configuration is not usable: {why}"));
+            }
+        };
+        let line = KeeperLine::new(env, name);
         let served = edge.serve(Cloudflare, line, call).await;
         // When nobody waits for it, the answer is dropped: the caller has left.
         let _ = tell.send(served.answer);

@@ -7,7 +7,9 @@ pub use rounds::GATHER_MS;
 use crate::{
     message::{Change, Heard, Line, Message, Refused},
     platform::{Platform, Unreachable},
-    store::{self, BUNDLE, DROPPED, HOLDER, OPEN, RECORDS, Store, Unchanged, update},
+    store::{
+        self, BUNDLE, DROPPED, HOLDER, OPEN, RECORDS, Store, UNNOTED, Unchanged, cell_key, update,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,11 +20,13 @@ use tollgate_engine::{
     gate::{Config, Gate},
     ledger::{Account, Cell, Op, Refusal},
     time::Time,
-    upkeep::{Holder, Upkeep},
+    upkeep::{self, Holder, Upkeep},
 };
 
 /// How long after its reservation a call counts as lost: 15 minutes. The vendors' SDKs give up after ten.
 pub const OPEN_LIMIT_MS: i64 = 15 * 60 * 1_000;
+/// So long after its reservation the note of a call is made durable ([`Keeper::note`]), unless it is over by then: while its upstream thinks.
+pub const NOTE_MS: u32 = 10;
 /// Records that may wait for the journal: 16 MiB at the 2 KiB of a long one. Beyond it they are dropped and counted.
 const MAX_BACKLOG: usize = 8_192;
 
@@ -67,7 +71,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             platform.log(&format!("the stored bundle is not run: {why}"));
         }
         let backlog = store.keys(RECORDS).await.map_or(0, |keys| keys.len());
-        Keeper {
+        let keeper = Keeper {
             platform,
             store,
             control_plane: control_plane.trim_end_matches('/').to_owned(),
@@ -82,6 +86,30 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             reported: Slot::default(),
             heard: Slot::default(),
             backlog: Slot::new(backlog),
+        };
+        keeper.own_up().await;
+        keeper
+    }
+
+    /// Puts on record that the keeper before ended without a word, where calls may have been under way that it had not noted.
+    async fn own_up(&self) {
+        let Ok(Some(since)) = self.store.get(UNNOTED).await else {
+            return;
+        };
+        let (now, number) = (self.platform.now(), self.jitter());
+        let heard = store::milliseconds(&since).map_or(now, Time::from_millis);
+        let record = upkeep::worker_lost(number, heard, &self.gate.borrow(), now);
+        self.record(&record).await;
+        if self.store.swap(UNNOTED, Some(&since), None).await != Ok(true) {
+            self.platform.log("cannot store that a keeper was lost");
+        }
+    }
+
+    /// Makes the notes of the calls under way durable.
+    pub async fn note(&self) {
+        let now = self.platform.now();
+        if self.store.note(now).await.is_err() {
+            self.platform.log("cannot note the calls under way");
         }
     }
 
@@ -311,11 +339,6 @@ impl<P: Platform, S: Store> Line for std::rc::Rc<Keeper<P, S>> {
     async fn ask(&self, message: Message) -> Result<Heard, Unreachable> {
         Ok(self.handle(message).await)
     }
-}
-
-/// Cells are a holder's own: a new name has been leased nothing yet.
-fn cell_key(holder: &str, account: &Account) -> String {
-    format!("{holder} {}", account.cell_key())
 }
 
 /// Sorts by time, and is the same for the same record.

@@ -1,10 +1,10 @@
 //! What a keeper does between messages, and what messages wait for: bundles, leases, the journal.
 
-use super::{Keeper, OPEN_LIMIT_MS, Open, cell_key, number, record_key};
+use super::{Keeper, OPEN_LIMIT_MS, Open, number, record_key};
 use crate::{
     message::{Change, Want},
     platform::{Platform, Request, RequestBody, within},
-    store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, update},
+    store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, cell_key, update},
 };
 use futures_channel::oneshot;
 use futures_util::{StreamExt as _, future::select, join};
@@ -48,10 +48,19 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         );
         let now = self.platform.now();
         let oldest = self.count_lost(now).await;
-        let awake = self
-            .heard
-            .get()
-            .is_some_and(|heard| now.millis_since(heard).saturating_abs() < AWAKE_MS);
+        let heard_within = |limit_ms| {
+            let heard = self.heard.get();
+            heard.is_some_and(|heard| now.millis_since(heard).saturating_abs() < limit_ms)
+        };
+        let awake = heard_within(AWAKE_MS);
+        if self
+            .store
+            .catch_up(!heard_within(ROUND_MS), now)
+            .await
+            .is_err()
+        {
+            self.platform.log("cannot make durable what is not yet");
+        }
         if awake || self.owes().await {
             return Some(now.plus_millis(ROUND_MS));
         }
@@ -149,7 +158,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     }
 
     /// Only spreads the pause after a failure.
-    fn jitter(&self) -> u64 {
+    pub(super) fn jitter(&self) -> u64 {
         let bits = self.platform.entropy().unwrap_or_default();
         u64::try_from(bits >> 64).unwrap_or(0)
     }

@@ -41,8 +41,8 @@ pub struct ControlPlane {
     caller: Caller,
     start: Time,
     granted: BTreeMap<(Account, i64), u64>,
-    /// In the latest window, by its start. One before may be told of later: what is left of it is given back.
-    settled: BTreeMap<Account, (i64, u64)>,
+    /// By account and start of the window.
+    settled: BTreeMap<(Account, i64), u64>,
     reserved: BTreeMap<Account, u64>,
     /// When runs began.
     runs: BTreeMap<String, i64>,
@@ -313,6 +313,17 @@ impl ControlPlane {
                 Unit::Seconds => 1_000,
                 _ => limit,
             };
+            // A gate that has forgotten its cell of a run begins another, at another second. What became of the first counts.
+            let before = |of: &BTreeMap<(Account, i64), u64>| -> u64 {
+                let others = of.iter().filter(|((account, start), _)| {
+                    ask.account.run.is_some()
+                        && *account == ask.account
+                        && *start != ask.window_start
+                });
+                others.map(|(_, amount)| amount).sum()
+            };
+            let settled_before = before(&self.settled);
+            let limit = limit.saturating_sub(settled_before);
             let granted = self
                 .granted
                 .entry((ask.account.clone(), ask.window_start))
@@ -323,8 +334,9 @@ impl ControlPlane {
             let given = wanted.min(limit).max(held);
             *granted = given.saturating_add(ask.returned);
             let unmet = wanted > given;
-            let settled = self.settled.entry(ask.account.clone()).or_default();
-            *settled = (*settled).max((ask.window_start, ask.settled));
+            let place = (ask.account.clone(), ask.window_start);
+            let settled = self.settled.entry(place).or_default();
+            *settled = (*settled).max(ask.settled);
             self.reserved.insert(ask.account.clone(), ask.reserved);
             grants.push(Grant {
                 window_start: span.0,
@@ -334,7 +346,7 @@ impl ControlPlane {
                 returned: ask.returned,
                 settled: ask.settled,
                 // There is one holder.
-                spent: ask.settled,
+                spent: ask.settled.saturating_add(settled_before),
                 lifted_ms: 0,
                 expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
                 retry_ms: if unmet { span.1 * 1_000 } else { 0 },
@@ -377,16 +389,24 @@ impl ControlPlane {
 
     /// What was reported as used, by account without the entity's id, where it is anything; and whether nothing is reserved any more.
     pub fn spent(&self) -> (BTreeMap<String, u64>, bool) {
-        let spent = self
-            .settled
-            .iter()
-            .filter(|(_, (_, used))| *used > 0)
-            .map(|(account, (_, used))| {
+        let mut spent: BTreeMap<&Account, u64> = BTreeMap::new();
+        // In the latest window; of a run, in all of them. One before may be told of later: what is left of it is given back.
+        for ((account, _), used) in &self.settled {
+            let sum = spent.entry(account).or_default();
+            *sum = match account.run {
+                Some(_) => sum.saturating_add(*used),
+                None => *used,
+            };
+        }
+        let spent = spent
+            .into_iter()
+            .filter(|(_, used)| *used > 0)
+            .map(|(account, used)| {
                 let entity = format!("{}:{}", account.level.name(), account.id);
                 let name = account
                     .to_string()
                     .replacen(&entity, account.level.name(), 1);
-                (name, *used)
+                (name, used)
             })
             .collect();
         (spent, self.reserved.values().all(|reserved| *reserved == 0))

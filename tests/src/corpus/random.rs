@@ -38,6 +38,13 @@ const HOSTS: [&str; 5] = [
 ];
 const TEAMS: [&str; 3] = ["platform", "red", "blue"];
 const PER: [&str; 5] = ["agent", "agent", "team", "org", "workspace"];
+/// Names of runs. Few, so that calls meet again in one.
+const RUNS: [&str; 4] = ["one", "one", "two", "ticket:4711.a-b_c"];
+const SESSIONS: [&str; 2] = ["session-1", "s,2"];
+/// What no run can be named.
+const BAD_RUNS: [&str; 4] = ["", "a b", "one,two", "mcp:84097828"];
+/// Seconds that a run may last. No sum of [`PAUSES_SECS`] is one of them: on its last second two gates may be a moment apart.
+const TIMEOUTS_SECS: [i64; 4] = [20, 53, 200, 3_000];
 const ZONES: [&str; 4] = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"];
 /// Each is in some prompts, see [`TEXTS`].
 const PATTERNS: [&str; 5] = [
@@ -89,6 +96,8 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
     dice = Dice::new(dice.bits() ^ index as u64);
     let dice = &mut dice;
     let mut at = 0;
+    // Else nearly all calls would be denied for something or other, and few would be metered and counted.
+    let open = dice.chance(500);
     let upstream = if dice.chance(700) {
         Upstream::Llm
     } else {
@@ -97,7 +106,7 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
     Case {
         name: format!("random/{seed}/{index}"),
         about: "Drawn by dice.".to_string(),
-        policies: policies(dice),
+        policies: policies(dice, open),
         agent: Agent {
             team: dice.chance(850).then(|| dice.pick(&TEAMS).to_string()),
             org: dice.chance(850).then(|| "acme".to_string()),
@@ -117,7 +126,7 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
         bundle: BundleState::Present,
         steps: (0..calls)
             .map(|_| {
-                let step = step(dice, upstream, at);
+                let step = step(dice, upstream, at, open);
                 at += *dice.pick(&PAUSES_SECS);
                 step
             })
@@ -127,14 +136,15 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
 
 // Policies.
 
-fn policies(dice: &mut Dice) -> String {
+/// `open` is whether they only count: nothing but a limit stands against a call.
+fn policies(dice: &mut Dice, open: bool) -> String {
     let mut text = String::new();
-    for number in 0..=dice.below(3) {
+    for number in 0..=dice.below(if open { 2 } else { 3 }) {
         let document = json!({
             "apiVersion": "tollgate/v1",
             "kind": "Policy",
             "metadata": {"name": format!("p{number}")},
-            "spec": spec(dice),
+            "spec": spec(dice, open),
         });
         // JSON is YAML.
         let _ = writeln!(text, "---\n{document}");
@@ -142,8 +152,9 @@ fn policies(dice: &mut Dice) -> String {
     text
 }
 
-fn spec(dice: &mut Dice) -> Value {
+fn spec(dice: &mut Dice, open: bool) -> Value {
     let scope = match dice.below(10) {
+        _ if open => "global".to_string(),
         0 => format!("tool:{}", dice.pick(&TOOLS)),
         1 => "agent:00000000-0000-4000-8000-00000000000a".to_string(),
         2 | 3 => format!("team:{}", dice.pick(&TEAMS)),
@@ -154,7 +165,7 @@ fn spec(dice: &mut Dice) -> Value {
     let mut spec = Map::new();
     spec.insert("scope".to_string(), scope.into());
     let mut add = |name: &str, value: Value| spec.insert(name.to_string(), value);
-    if dice.chance(250) {
+    if !open && dice.chance(250) {
         let mut hosts = some(dice, &HOSTS);
         hosts.extend(some(
             dice,
@@ -162,16 +173,20 @@ fn spec(dice: &mut Dice) -> Value {
         ));
         add("network", json!({"allowlist": hosts}));
     }
-    if dice.chance(350) {
+    if !open && dice.chance(350) {
         add("capabilities", capabilities(dice));
     }
-    if dice.chance(400) {
+    let with_tools = !open && dice.chance(400);
+    if with_tools {
         add("tools", tools(dice, of_tool));
     }
-    if dice.chance(350) {
+    if !of_tool && dice.chance(300) {
+        add("agent", agent(dice, with_tools));
+    }
+    if !open && dice.chance(350) {
         add("data", json!({"sensitive_patterns": some(dice, &PATTERNS)}));
     }
-    if dice.chance(200) {
+    if !open && dice.chance(200) {
         let start = dice.below(24);
         let end = (start + 1 + dice.below(23)) % 24;
         add(
@@ -245,6 +260,52 @@ fn tools(dice: &mut Dice, of_tool: bool) -> Value {
     Value::Object(tools)
 }
 
+/// `with_tools` is whether tools have entries elsewhere; then they can have none here.
+fn agent(dice: &mut Dice, with_tools: bool) -> Value {
+    let mut agent = Map::new();
+    if !with_tools && dice.chance(400) {
+        let mut names = some(dice, &TOOLS);
+        names.extend(dice.chance(150).then_some("*"));
+        let tools = names.into_iter().map(|name| {
+            let mut tool = Map::from_iter([("name".to_string(), name.into())]);
+            if dice.chance(500) {
+                tool.insert("enabled".to_string(), dice.chance(600).into());
+            }
+            if dice.chance(300) {
+                tool.insert("requires_approval".to_string(), dice.chance(700).into());
+            }
+            Value::Object(tool)
+        });
+        agent.insert("tools".to_string(), tools.collect());
+    }
+    let mut part = |name: &str, fields: &[(&str, Value)], dice: &mut Dice| {
+        let fields = fields.iter().filter(|_| dice.chance(400));
+        let fields: Map<String, Value> = fields
+            .map(|(name, value)| ((*name).to_string(), value.clone()))
+            .collect();
+        agent.insert(name.to_string(), fields.into());
+    };
+    let budget = [
+        ("max_tokens", json!(dice.pick(&[60, 300, 2_000, 9_000_000]))),
+        (
+            "max_cost_usd",
+            json!(dice.pick(&["0.00003", "0.001", "0.05", "3"])),
+        ),
+        ("max_iterations", json!(1 + dice.below(4))),
+    ];
+    part("budget", &budget, dice);
+    let termination = [
+        ("on_budget_exceeded", json!(dice.chance(700))),
+        ("on_timeout", json!(dice.pick(&TIMEOUTS_SECS))),
+        ("max_iterations", json!(1 + dice.below(4))),
+        ("error_threshold", json!(1 + dice.below(3))),
+    ];
+    part("termination", &termination, dice);
+    let execution = [("timeout_seconds", json!(dice.pick(&TIMEOUTS_SECS)))];
+    part("execution", &execution, dice);
+    Value::Object(agent)
+}
+
 fn condition(dice: &mut Dice) -> String {
     let mut condition = (*dice.pick(&ATOMS)).to_string();
     for _ in 0..dice.below(4) {
@@ -257,14 +318,21 @@ fn condition(dice: &mut Dice) -> String {
 
 fn budget(dice: &mut Dice) -> Value {
     let mut budget = Map::new();
+    let action = match dice.below(6) {
+        0 => Some("suspend"),
+        1 | 2 => Some("alert"),
+        _ => None,
+    };
+    // What only warns does so once it is used up: it is little.
+    let most = if action == Some("alert") { 2 } else { 6 };
     // A shorter period may not have more than a longer one.
     if dice.chance(700) {
-        let usd = ["0.00001", "0.0001", "0.001", "0.05", "3"];
-        ascending(dice, &usd, "usd", &mut budget);
+        let usd = ["0.000001", "0.00001", "0.0001", "0.001", "0.05", "3"];
+        ascending(dice, &usd[..most], "usd", &mut budget);
     }
     if budget.is_empty() || dice.chance(300) {
-        let tokens = ["60", "300", "2000", "60000", "9000000"];
-        ascending(dice, &tokens, "tokens", &mut budget);
+        let tokens = ["5", "60", "300", "2000", "60000", "9000000"];
+        ascending(dice, &tokens[..most], "tokens", &mut budget);
     }
     budget.insert("per".to_string(), per(dice).into());
     budget.insert("timezone".to_string(), (*dice.pick(&ZONES)).into());
@@ -272,8 +340,13 @@ fn budget(dice: &mut Dice) -> Value {
         let price = json!({"input_usd_per_million": 5, "output_usd_per_million": 25});
         budget.insert("unknown_model".to_string(), price);
     }
+    if let Some(action) = action {
+        budget.insert("action_on_exceed".to_string(), action.into());
+    }
     if dice.chance(300) {
-        budget.insert("action_on_exceed".to_string(), "suspend".into());
+        let parts = [1, 50, 50, 80, 99, 100];
+        let parts: Vec<i32> = parts.into_iter().filter(|_| dice.chance(400)).collect();
+        budget.insert("warn_at".to_string(), parts.into());
     }
     Value::Object(budget)
 }
@@ -302,7 +375,8 @@ fn per(dice: &mut Dice) -> &'static str {
 
 // Calls.
 
-fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
+/// `open` is whether it is a call as it should be, to a model.
+fn step(dice: &mut Dice, upstream: Upstream, at: i64, open: bool) -> Step {
     let mut call = Call {
         method: "POST".to_string(),
         path: String::new(),
@@ -311,24 +385,36 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
             Upstream::Any => (*dice.pick(&HOSTS)).to_string(),
         },
         headers: Vec::new(),
-        token: token(dice),
+        token: match open {
+            true => Token::default(),
+            false => token(dice),
+        },
         body: None,
         body_hex: None,
         body_filler: None,
     };
-    let streamed = match dice.below(20) {
+    let streamed = match dice.below(if open { 12 } else { 20 }) {
         0..=8 => chat(dice, &mut call),
         9..=11 => messages(dice, &mut call),
         12..=15 => mcp(dice, &mut call),
         _ => plain(dice, &mut call),
     };
+    if open {
+        let anthropic = call.path.contains("messages");
+        let path = if anthropic {
+            "/v1/messages"
+        } else {
+            "/v1/chat/completions"
+        };
+        call.path = path.to_string();
+    }
     if let Some(body) = call.body.take() {
         let mut bytes = body.into_bytes();
-        if dice.chance(150) {
+        if !open && dice.chance(150) {
             damage(dice, &mut bytes);
         }
         call.body_hex = Some(tollgate_engine::bytes::to_hex(&bytes));
-        if dice.chance(60) {
+        if !open && dice.chance(60) {
             let kind = *dice.pick(&[
                 "application/json; charset=utf-8",
                 "APPLICATION/JSON",
@@ -340,18 +426,39 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64) -> Step {
             call.headers
                 .push(("content-type".to_string(), kind.to_string()));
         }
-        if dice.chance(30) {
+        if !open && dice.chance(30) {
             let coding = *dice.pick(&["gzip", "identity", "br"]);
             call.headers
                 .push(("content-encoding".to_string(), coding.to_string()));
         }
     }
+    run(dice, &mut call, open);
     Step {
         at,
         control_plane: true,
         answer: answer(dice, &call, streamed),
         call,
         expect: None,
+    }
+}
+
+/// Which run a call belongs to: by name, by an MCP session, by both, or none.
+fn run(dice: &mut Dice, call: &mut Call, open: bool) {
+    let mut add = |name: &str, value: &str| {
+        call.headers.push((name.to_string(), value.to_string()));
+    };
+    if dice.chance(if open { 900 } else { 500 }) {
+        let named = open || dice.chance(960);
+        let name = *dice.pick(if named { &RUNS[..] } else { &BAD_RUNS });
+        add("x-tollgate-run", name);
+        if !open && dice.chance(10) {
+            let again: &&str = dice.pick(&RUNS);
+            add("x-tollgate-run", again);
+        }
+    }
+    if dice.chance(200) {
+        let session: &&str = dice.pick(&SESSIONS);
+        add("mcp-session-id", session);
     }
 }
 
@@ -723,7 +830,39 @@ fn some<'a>(dice: &mut Dice, among: &[&'a str]) -> Vec<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Host as _, native::Native};
     use super::*;
+    use std::collections::BTreeMap;
+
+    /// What is never met is not compared either.
+    #[test]
+    fn what_a_run_may_use_and_what_only_warns_is_met() {
+        let mut met = BTreeMap::new();
+        for case in cases(1_000, 1) {
+            for seen in Native.run(&case).unwrap() {
+                for list in ["reasons", "warnings"] {
+                    for said in seen.record[list].as_array().into_iter().flatten() {
+                        let rule = said["rule"].as_str().unwrap_or_default();
+                        *met.entry(format!("{list}: {rule}")).or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+        for rule in [
+            "reasons: agent.budget.max_tokens",
+            "reasons: agent.budget.max_cost_usd",
+            "reasons: agent.budget.max_iterations",
+            "reasons: agent.termination.max_iterations",
+            "reasons: agent.termination.on_timeout",
+            "reasons: agent.execution.timeout_seconds",
+            "reasons: agent.termination.error_threshold",
+            "reasons: request.run",
+            "warnings: budget.daily_limit_usd",
+            "warnings: budget.daily_limit_tokens",
+        ] {
+            assert!(met.contains_key(rule), "{rule} in {met:#?}");
+        }
+    }
 
     #[test]
     fn a_case_is_the_same_however_many_are_drawn() {

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 use serde::Deserialize;
 use xtask::control_plane::{ControlPlane, Workspace};
@@ -64,71 +64,37 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let run_folder = RunFolder::new("bench-edge")?;
     let folder = run_folder.path();
     let component = component()?;
-    let worker = wasm::cloudflare()?;
-
-    progress::say("Building", "the control plane");
-    let tollgate = cargo::build("tollgate", "tollgate", "", &["--release"])?;
-    let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
-    let upstream = stand_in.upstream();
-    let provider_key = upstream.openai_key.clone().unwrap_or_default();
-    let mut token = String::new();
-    let mut prepare = |control_plane: &ControlPlane| {
-        let workspace = control_plane.create_workspace("bench")?;
-        control_plane.apply_policy(&workspace, POLICY)?;
-        let agent = control_plane.create_agent(&workspace, "bench", "bench")?;
-        token = control_plane.issue_token(&workspace, &agent)?;
-        Ok(workspace)
-    };
-    let stack = EdgeStack::start(
-        EdgePlan {
-            folder: folder.join("workerd"),
-            tollgate,
-            workerd: tools::workerd()?,
-            worker: worker.clone(),
-            upstream: upstream.clone(),
-            gate: LOOPBACK,
-            control_plane: LOOPBACK,
-            bundles: None,
-            pass_through: true,
-            environment: Vec::new(),
-        },
-        &mut prepare,
-    )?;
-    let in_workerd = |address, credential: &String| Measured {
-        address,
-        process: stack.gate.process.id(),
-        credential: credential.clone(),
-    };
-    let beside = stack.gate.pass_through.context("no pass-through worker")?;
+    let worker = Worker::start(folder)?;
     // The agent of this token is known to one control plane, which serves both gates.
-    let (gate, pass_through) = spin(folder, &stack.workspace, &stack.control_plane, &upstream)?;
+    let (gate, pass_through) = spin(
+        folder,
+        &worker.stack.workspace,
+        &worker.stack.control_plane,
+        &worker.stand_in.upstream(),
+    )?;
     let pairs = [
-        Pair {
-            name: "Cloudflare Worker in workerd",
-            gate: in_workerd(stack.gate.listen, &token),
-            pass_through: in_workerd(beside, &provider_key),
-        },
+        worker.pair()?,
         Pair {
             name: "Spin component in the stand-in for Spin",
             gate: Measured {
                 address: gate.listen,
                 process: gate.process.id(),
-                credential: token.clone(),
+                credential: worker.token.clone(),
             },
             pass_through: Measured {
                 address: pass_through.listen,
                 process: pass_through.process.id(),
-                credential: provider_key.clone(),
+                credential: worker.provider_key(),
             },
         },
     ];
 
-    let mut report = head(&component, &worker)?;
+    let mut report = head(&component, &worker.files)?;
     for pair in &pairs {
         write_pair(&mut report, pair, options)?;
     }
     println!("{report}");
-    drop((stack, gate, pass_through, stand_in));
+    drop((worker, gate, pass_through));
     run_folder.remove()?;
     if let Some(output) = &options.output {
         let former = fs::read_to_string(output).unwrap_or_default();
@@ -137,6 +103,87 @@ pub(super) fn run(options: &Options) -> Result<()> {
         write_section(output, &format!("{report}{notes}"))?;
     }
     Ok(())
+}
+
+/// The Cloudflare Worker by itself.
+pub(super) fn worker(options: &Options) -> Result<()> {
+    ensure!(
+        options.output.is_none(),
+        "`--only worker` writes no report: `--only edge` does"
+    );
+    let run_folder = RunFolder::new("bench-worker")?;
+    let worker = Worker::start(run_folder.path())?;
+    let mut report = String::new();
+    write_pair(&mut report, &worker.pair()?, options)?;
+    println!("{report}");
+    drop(worker);
+    run_folder.remove()
+}
+
+/// The Cloudflare Worker, and beside it in the same workerd the one that passes calls on.
+struct Worker {
+    stack: EdgeStack,
+    stand_in: StandIn,
+    files: PathBuf,
+    /// The agent's.
+    token: String,
+}
+
+impl Worker {
+    fn start(folder: &Path) -> Result<Worker> {
+        let files = wasm::cloudflare()?;
+        progress::say("Building", "the control plane");
+        let tollgate = cargo::build("tollgate", "tollgate", "", &["--release"])?;
+        let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
+        let mut token = String::new();
+        let prepare = |control_plane: &ControlPlane| {
+            let workspace = control_plane.create_workspace("bench")?;
+            control_plane.apply_policy(&workspace, POLICY)?;
+            let agent = control_plane.create_agent(&workspace, "bench", "bench")?;
+            token = control_plane.issue_token(&workspace, &agent)?;
+            Ok(workspace)
+        };
+        let stack = EdgeStack::start(
+            EdgePlan {
+                folder: folder.join("workerd"),
+                tollgate,
+                workerd: tools::workerd()?,
+                worker: files.clone(),
+                upstream: stand_in.upstream(),
+                gate: LOOPBACK,
+                control_plane: LOOPBACK,
+                bundles: None,
+                pass_through: true,
+                environment: Vec::new(),
+            },
+            prepare,
+        )?;
+        Ok(Worker {
+            stack,
+            stand_in,
+            files,
+            token,
+        })
+    }
+
+    fn provider_key(&self) -> String {
+        self.stand_in.upstream().openai_key.unwrap_or_default()
+    }
+
+    fn pair(&self) -> Result<Pair> {
+        let gate = &self.stack.gate;
+        let in_workerd = |address, credential| Measured {
+            address,
+            process: gate.process.id(),
+            credential,
+        };
+        let beside = gate.pass_through.context("no pass-through worker")?;
+        Ok(Pair {
+            name: "Cloudflare Worker in workerd",
+            gate: in_workerd(gate.listen, self.token.clone()),
+            pass_through: in_workerd(beside, self.provider_key()),
+        })
+    }
 }
 
 fn component() -> Result<Component> {

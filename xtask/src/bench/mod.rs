@@ -72,6 +72,8 @@ enum Section {
     Policy,
     /// The component, the Cloudflare Worker and the Spin component.
     Edge,
+    /// Of those the Cloudflare Worker alone, for those who work on it; nothing is written.
+    Worker,
 }
 
 #[derive(Args)]
@@ -122,6 +124,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match options.only {
         Some(Section::Policy) => policy::run(options.output.as_deref()),
         Some(Section::Edge) => edge::run(options),
+        Some(Section::Worker) => edge::worker(options),
         None => envoy(options),
     }
 }
