@@ -646,6 +646,7 @@ impl World {
             settled: 0,
             spent: 0,
             lifted_ms: 0,
+            scarce: false,
             expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {
                 self.now.millis() + 500

@@ -52,6 +52,9 @@ pub struct Ask {
     /// Needed beyond what is granted; 0 only reports and renews.
     #[serde(with = "amount")]
     pub want: u64,
+    /// No call waits for it: as much as lasts a while, if there is plenty.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub ahead: bool,
 }
 
 /// The signed answer to a [`Request`].
@@ -103,6 +106,9 @@ pub struct Grant {
     pub expires_ms: i64,
     /// There is no more to be had before; milliseconds since the Unix epoch, 0 when there may be.
     pub retry_ms: i64,
+    /// Little is left for all: keep nothing that no call needs.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub scarce: bool,
 }
 
 impl Grant {

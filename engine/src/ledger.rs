@@ -285,7 +285,8 @@ pub struct Slot {
     pub seq: u64,
     /// When that was sent; 0 when it has been answered. Milliseconds since the Unix epoch.
     pub asked_ms: i64,
-    /// Size of the last grant: below half of it left, more is fetched ahead of need.
+    /// Size of the last grant: below half of it left, more is fetched ahead of need. 0 where little is left for all: nothing is fetched ahead,
+    /// and what no call needs goes back soon.
     pub chunk: u64,
     /// What `settled` was when last reported.
     pub reported: u64,
@@ -339,6 +340,9 @@ impl Slot {
     }
 
     fn idle_ms(&self) -> i64 {
+        if self.chunk == 0 {
+            return SCARCE_IDLE_MS;
+        }
         let window_ms = self.end.saturating_sub(self.start).saturating_mul(1_000);
         (window_ms / IDLE_PARTS).clamp(MIN_IDLE_MS, MAX_IDLE_MS)
     }
@@ -390,6 +394,9 @@ const MAX_IDLE_MS: i64 = 30_000;
 
 /// What is left of a lease is reserved ahead in so many parts. One is a few calls of a lease that is for many, and none where a few calls are left.
 const AHEAD_PARTS: u64 = 16;
+
+/// Where little is left for all: as long as it takes to tell the control plane of a call that is over.
+const SCARCE_IDLE_MS: i64 = 1_000;
 
 /// How long after a run calls of it may still be under way: an hour. Vendors' SDKs give up after ten minutes.
 const AFTER_RUN_SECS: i64 = 3_600;
@@ -813,6 +820,9 @@ impl Op {
                         slot.chunk = more;
                         // Asked for by a call that is about to use it.
                         slot.used_ms = now.millis();
+                    }
+                    if grant.scarce {
+                        slot.chunk = 0;
                     }
                     if grant.account.run.is_some() {
                         slot.end = span.end;

@@ -629,5 +629,6 @@ pub fn ask_for(account: &Account, slot: &Slot, wanted: u64, needed: u64) -> Ask 
             0 => wanted,
             _ => wanted.max(slot.lacks(needed)),
         },
+        ahead: needed == 0 && wanted > 0,
     }
 }

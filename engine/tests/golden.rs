@@ -199,6 +199,7 @@ fn lease_request_and_answer() {
         settled: 1_500,
         reserved: 250,
         want: u64::MAX,
+        ahead: false,
     }];
     let gate = gate(Towards::Llm, &payload(42));
     let errand = lease_request(&gate, &holder, asks);
@@ -226,6 +227,7 @@ fn lease_request_and_answer() {
             lifted_ms: NOW.millis() - 1,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
+            scarce: false,
         }],
     };
     golden("lease-answer-payload.json", &issuer::json(&answer));
@@ -304,6 +306,7 @@ fn stored_values() {
             lifted_ms: 0,
             expires_ms: 100_000,
             retry_ms: 0,
+            scarce: false,
         },
         epoch: 3,
     };

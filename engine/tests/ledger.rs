@@ -50,6 +50,7 @@ fn grant(seq: u64, granted: u64) -> Grant {
         lifted_ms: 0,
         expires_ms: millis(60_000),
         retry_ms: 0,
+        scarce: false,
     }
 }
 
@@ -404,6 +405,7 @@ struct Lease {
     reported: u64,
     spent: u64,
     told: u64,
+    chunk: u64,
     used_ms: i64,
     epoch: u64,
 }
@@ -506,14 +508,15 @@ impl Model {
                 if lease.asked_ms != 0 && (now_ms - lease.asked_ms).abs() < 1_000 {
                     return Err(Refusal::AlreadyAsked);
                 }
-                // Five seconds without a call: what is left is given back.
-                if (now_ms - lease.used_ms).abs() >= 5_000 {
+                // Five seconds without a call, or one where little is left for all: what is left is given back.
+                let idle_ms = if lease.chunk == 0 { 1_000 } else { 5_000 };
+                if (now_ms - lease.used_ms).abs() >= idle_ms {
                     let taken = lease.returned.saturating_add(lease.settled);
                     let taken = taken.saturating_add(lease.reserved);
                     lease.returned += lease.granted.saturating_sub(taken);
                     // Of a clock that was set back: as if it had been used that long ago.
                     if now_ms < lease.used_ms {
-                        lease.used_ms = now_ms - 5_000;
+                        lease.used_ms = now_ms - idle_ms;
                     }
                 }
                 lease.asked_ms = now_ms;
@@ -540,8 +543,12 @@ impl Model {
                 lease.seq = grant.seq;
                 lease.asked_ms = 0;
                 if grant.granted > lease.granted {
+                    lease.chunk = grant.granted - lease.granted;
                     lease.granted = grant.granted;
                     lease.used_ms = now_ms;
+                }
+                if grant.scarce {
+                    lease.chunk = 0;
                 }
                 lease.told = lease.told.max(grant.returned);
                 lease.reported = lease.reported.max(grant.settled);
@@ -604,6 +611,7 @@ fn some_op(random: &mut Random, now_ms: i64) -> Op {
                 spent: some_amount(random),
                 lifted_ms: now_ms - random.below(60_000) as i64,
                 expires_ms: now_ms + random.below(120_000) as i64 - 20_000,
+                scarce: random.one_in(4),
                 retry_ms: if random.one_in(4) {
                     now_ms + random.below(60_000) as i64
                 } else {
@@ -650,6 +658,7 @@ fn a_cell_behaves_as_its_model() {
                         asked_ms: slot.asked_ms,
                         reported: slot.reported,
                         spent: slot.spent,
+                        chunk: slot.chunk,
                         told: slot.told,
                         used_ms: slot.used_ms,
                         epoch: slot.epoch,
@@ -744,6 +753,7 @@ fn no_interleaving_spends_more_than_was_leased() {
                         lifted_ms: 0,
                         expires_ms: now_ms + 20_000,
                         retry_ms: 0,
+                        scarce: false,
                     };
                     answers.push((grant.clone(), epoch));
                     if !random.one_in(3) {

@@ -38,6 +38,7 @@ fn grant(seq: u64, granted: u64) -> Grant {
         lifted_ms: 0,
         expires_ms: after_secs(60).millis(),
         retry_ms: 0,
+        scarce: false,
     }
 }
 

@@ -272,6 +272,7 @@ fn plain_answer() -> Answer {
             settled: 0,
             spent: 0,
             lifted_ms: 0,
+            scarce: false,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
         }],

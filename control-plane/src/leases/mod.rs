@@ -364,7 +364,8 @@ async fn grant(
         term_ms: state.settings().lease_term_ms(),
         learning_until_ms: holder.learning_until_ms,
     };
-    let lease = rules::answer(mine, asked, Others::of(&others, now.millis()), terms);
+    let rest = Others::of(&others, now.millis());
+    let lease = rules::answer(mine, asked, rest, terms);
     let elsewhere = others
         .iter()
         .fold(0, |sum: u64, other| sum.saturating_add(other.settled));
@@ -434,6 +435,7 @@ async fn grant(
         lifted_ms,
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
+        scarce: rules::is_scarce(&lease, rest, &terms),
     })))
 }
 

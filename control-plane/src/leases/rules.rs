@@ -67,6 +67,8 @@ pub struct Ask {
     pub reserved: u64,
     /// Needed beyond what is granted; 0 only reports and renews.
     pub want: u64,
+    /// No call waits for it.
+    pub ahead: bool,
 }
 
 impl Ask {
@@ -80,6 +82,7 @@ impl Ask {
             settled: told(ask.settled),
             reserved: ask.reserved,
             want: ask.want,
+            ahead: ask.ahead,
         }
     }
 
@@ -127,6 +130,12 @@ pub struct Terms {
     pub learning_until_ms: i64,
 }
 
+impl Terms {
+    fn is_long(&self) -> bool {
+        self.window_ms >= LONG_WINDOW_MS
+    }
+}
+
 /// How long an exhausted account is left alone: what others give back is seen after this at the latest.
 pub const RETRY_MS: i64 = 1_000;
 
@@ -134,12 +143,20 @@ pub const RETRY_MS: i64 = 1_000;
 /// minute's limit four seconds, or the few of the others would wait for what one holds.
 const WINDOW_PARTS: i64 = 16;
 
-/// …and of a long window's limit at most this part at a time, 1.6 %: so much is lost with a gate that dies. Of a short window that is no
-/// matter: what is lost is back in a moment.
-const LIMIT_PARTS: u64 = 64;
+/// …and of a long window's limit at most what keeps this part of it, 1 %, beside what calls under way may use: so much is lost with a gate that
+/// dies. Of a short window that is no matter: what is lost is back in a moment.
+const LIMIT_PARTS: u64 = 96;
 
-/// …but always as much as some calls like those that ask, so that a gate goes on without us where a limit is only a few of them.
+/// …but for a call that waits as much as some like it, so that a gate goes on without us for a while…
 const CALLS_AHEAD: u64 = 4;
+
+/// …if those are not more than this part of the limit. Many may wait at once, and need no more of the same each.
+const WAITING_PARTS: u64 = 64;
+
+/// When less than this part of a long window's limit is left that nobody has been leased, and others have leases, it is scarce: everybody gets
+/// what its calls need and nothing ahead, and gives back the rest. Otherwise the last of it would lie about in small leases, and calls be refused
+/// at one gate for what another does not use.
+const SCARCE_PARTS: u64 = 12;
 
 /// An hour.
 const LONG_WINDOW_MS: i64 = 3_600_000;
@@ -187,32 +204,39 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
     let ceiling = terms.limit.saturating_sub(others.taken);
     let left = ceiling.saturating_sub(had.taken());
     let fair = left / others.active.saturating_add(1).saturating_mul(2).max(1);
+    let needed = if ask.ahead { 0 } else { ask.want };
     let burn = had
         .settled
         .saturating_sub(mine.settled)
         .saturating_add(ask.reserved)
-        .saturating_add(ask.want);
+        .saturating_add(needed);
     let elapsed_ms = match mine.seq {
         0 => 0,
         _ => terms
             .now_ms
             .saturating_sub(mine.expires_ms.saturating_sub(terms.term_ms)),
     };
-    let at_risk = match terms.window_ms < LONG_WINDOW_MS {
-        true => u64::MAX,
-        false => (terms.limit / LIMIT_PARTS).max(ask.want.saturating_mul(CALLS_AHEAD)),
+    let at_risk = match (terms.is_long(), is_scarce(&had, others, &terms)) {
+        (false, _) => u64::MAX,
+        (true, true) => 0,
+        (true, false) => {
+            let waiting = needed.saturating_mul(CALLS_AHEAD);
+            let waiting = waiting.min(terms.limit / WAITING_PARTS).max(needed);
+            let spare = had.unused().saturating_sub(ask.reserved);
+            waiting.max((terms.limit / LIMIT_PARTS).saturating_sub(spare))
+        }
     };
     let share = fair.min(ahead(burn, elapsed_ms, &terms)).min(at_risk);
     let held = if ask.want == 0 || learning {
         had.held()
     } else {
         had.held()
-            .saturating_add(ask.want.max(share))
+            .saturating_add(needed.max(share))
             .min(ceiling)
             .max(had.held())
     };
     // While learning there is no telling whether there is more: whoever needs it goes on asking.
-    let met = learning || held.saturating_sub(had.held()) >= ask.want;
+    let met = learning || (held.saturating_sub(had.held()) >= needed && !(ask.ahead && left == 0));
     Lease {
         seq: ask.seq,
         granted: held.saturating_add(had.returned),
@@ -226,6 +250,13 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
             terms.now_ms.saturating_add(RETRY_MS)
         },
     }
+}
+
+/// Whether little is left for all, where one holder has `lease`.
+pub fn is_scarce(lease: &Lease, others: Others, terms: &Terms) -> bool {
+    let taken = others.taken.saturating_add(lease.taken());
+    let left = terms.limit.saturating_sub(taken);
+    terms.is_long() && others.active > 0 && left < terms.limit / SCARCE_PARTS
 }
 
 /// The window that starts at `start`, if it is the running one, the one before or the one after, by clocks up to five minutes apart.
@@ -358,16 +389,79 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_window_a_64th_is_at_risk_or_a_few_calls() {
+    fn of_a_long_window_a_96th_is_at_risk_or_a_few_calls() {
         let day = Terms {
             window_ms: 86_400_000,
             ..terms(6_400)
         };
-        // 60 seconds of 20 a second would be 1,200; a 64th of the limit is 100, and more than 4 × 20.
-        assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 100);
-        // Four times what is wanted is 600, and less than half of the limit.
-        let lease = answer(None, ask(1, 0, 150), others(0, 0), day);
-        assert_eq!(lease.granted, 600);
+        // 60 seconds of 10 a second would be 600; a 96th of the limit is 66, and more than 4 × 10.
+        assert_eq!(answer(None, ask(1, 0, 10), others(0, 0), day).granted, 66);
+        // Four times what is wanted, 80, is more than a 96th and less than a 64th, 100.
+        assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 80);
+        // What calls wait for is granted even so.
+        assert_eq!(answer(None, ask(1, 0, 150), others(0, 0), day).granted, 150);
+    }
+
+    #[test]
+    fn calls_that_wait_together_need_no_more_ahead() {
+        let day = Terms {
+            window_ms: 86_400_000,
+            ..terms(960_000)
+        };
+        // Twenty calls of 1,000: four times that were more than a 64th of the limit (15,000), and what they need is 20,000.
+        let lease = answer(None, ask(1, 0, 20_000), others(0, 0), day);
+        assert_eq!(lease.granted, 20_000);
+        // One of them: four.
+        let lease = answer(None, ask(1, 0, 1_000), others(0, 0), day);
+        assert_eq!(lease.granted, 10_000);
+    }
+
+    #[test]
+    fn ahead_of_need_it_gets_what_keeps_a_96th_and_asks_again() {
+        let day = Terms {
+            window_ms: 86_400_000,
+            now_ms: 10_000,
+            ..terms(96_000)
+        };
+        let mine = Lease {
+            seq: 1,
+            granted: 5_000,
+            settled: 1_000,
+            expires_ms: TERM,
+            ..Lease::default()
+        };
+        let ahead = |settled, reserved| Ask {
+            reserved,
+            ahead: true,
+            ..ask(2, settled, 5_000)
+        };
+        // 3,900 used and 400 under way: 700 to spare, so 300 more make a 96th, 1,000. The wish itself is not the measure.
+        let lease = answer(Some(mine), ahead(3_900, 400), others(0, 0), day);
+        assert_eq!((lease.granted, lease.retry_ms), (5_300, 0));
+        // With more to spare than that, none.
+        let lease = answer(Some(mine), ahead(1_200, 0), others(0, 0), day);
+        assert_eq!((lease.granted, lease.retry_ms), (5_000, 0));
+        // Where nothing is left, it hears so.
+        let lease = answer(Some(mine), ahead(3_900, 400), others(91_000, 3), day);
+        assert_eq!((lease.granted, lease.retry_ms), (5_000, 11_000));
+    }
+
+    #[test]
+    fn what_is_scarce_is_leased_by_the_call() {
+        let day = Terms {
+            window_ms: 86_400_000,
+            ..terms(1_200)
+        };
+        // A twelfth is 100. 101 are left: a 96th of the limit, ahead of need.
+        let lease = answer(None, ask(1, 0, 2), others(1_099, 2), day);
+        assert_eq!(lease.granted, 12);
+        assert!(is_scarce(&lease, others(1_099, 2), &day));
+        // 99 are left: what is needed.
+        let lease = answer(None, ask(1, 0, 2), others(1_101, 2), day);
+        assert_eq!(lease.granted, 2);
+        // Alone, nobody is waited for; of a minute the rest is back in a moment.
+        assert!(!is_scarce(&lease, others(1_101, 0), &day));
+        assert!(!is_scarce(&lease, others(1_101, 2), &terms(1_200)));
     }
 
     #[test]
@@ -485,6 +579,7 @@ mod tests {
             settled: 5,
             reserved: 2,
             want: 3,
+            ahead: false,
         };
         let same = Ask {
             seq: 4,
@@ -493,6 +588,7 @@ mod tests {
             settled: 5,
             reserved: 2,
             want: 3,
+            ahead: false,
         };
         assert_eq!(Ask::of(&told, 2), same);
         let other = Ask {

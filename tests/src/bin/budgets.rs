@@ -98,6 +98,7 @@ fn four_accounts() -> Result<u128> {
             lifted_ms: 0,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
+            scarce: false,
         };
         apply(account, &Op::Refill { grant, epoch: 1 })?;
     }

@@ -311,6 +311,7 @@ impl Auditor {
             right.settled = before.settled.max(grant.settled);
             right.seq = before.seq.max(ask.seq);
             let unused = right.taken().saturating_sub(right.settled);
+            let unused = unused.saturating_sub(ask.reserved);
             if let Some(limit) = self.limits.on(&window.0).filter(|limit| *limit > 0) {
                 self.most_at_risk = self.most_at_risk.max(unused * 1_000 / limit);
             }

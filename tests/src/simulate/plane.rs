@@ -256,7 +256,8 @@ impl Memory {
                     _ => learning_until_ms,
                 },
             };
-            let lease = rules::answer(mine, asked, Others::of(&others, now.millis()), terms);
+            let rest = Others::of(&others, now.millis());
+            let lease = rules::answer(mine, asked, rest, terms);
             let leases = self.ledger.leases.entry((account.clone(), span.start));
             leases.or_default().insert(holder, lease);
             let elsewhere: u64 = others.iter().map(|lease| lease.settled).sum();
@@ -273,6 +274,7 @@ impl Memory {
                 lifted_ms: 0,
                 expires_ms: lease.expires_ms,
                 retry_ms: lease.retry_ms,
+                scarce: rules::is_scarce(&lease, rest, &terms),
             });
         }
         let answer = Answer {

@@ -250,6 +250,7 @@ pub(crate) fn ask(account: &str, window_start: i64, seq: u64, settled: u64, want
         settled,
         reserved: 0,
         want,
+        ahead: false,
     }
 }
 
