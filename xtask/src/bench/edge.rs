@@ -235,7 +235,6 @@ fn head(component: &Component, worker: &Path) -> Result<String> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&module)?;
     let gzipped = gzip.finish()?.len();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let mut report = format!(
         "{TITLE}
 
@@ -256,7 +255,7 @@ With fuel counted, best of nine rounds.
 
 The module has {} bytes, stripped, and {gzipped} gzipped. Goal: 250,000.
 ",
-        load.split(' ').next().unwrap_or("?"),
+        super::load_average(),
         tools::WORKERD_VERSION,
         component.call_ns,
         component.body_bytes,

@@ -3,6 +3,7 @@
 //! Processor time is what the operating system counted for the Envoy process, so a busy machine stretches the clock and not the
 //! figure. Every variant runs in every round, and the order turns round by round, so that drift falls on all of them alike.
 
+mod budgets;
 mod cost;
 mod edge;
 mod load;
@@ -70,6 +71,8 @@ const NOTES: &str = "\n## Notes\n";
 enum Section {
     /// Decisions without a gate, beside other policy engines.
     Policy,
+    /// Leases, how well they use a budget, and what accounts cost a call.
+    Budgets,
     /// The component, the Cloudflare Worker and the Spin component.
     Edge,
     /// Of those the Cloudflare Worker alone, for those who work on it; nothing is written.
@@ -123,6 +126,7 @@ struct Sample {
 pub(crate) fn run(options: &Options) -> Result<()> {
     match options.only {
         Some(Section::Policy) => policy::run(options.output.as_deref()),
+        Some(Section::Budgets) => budgets::run(options.output.as_deref()),
         Some(Section::Edge) => edge::run(options),
         Some(Section::Worker) => edge::worker(options),
         None => envoy(options),
@@ -350,8 +354,7 @@ fn header(programs: &Programs) -> Result<String> {
         .unwrap_or("")
         .trim_start_matches([' ', '\t', ':']);
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("?");
+    let load = load_average();
     Ok(format!(
         "# Benchmarks\n\n`cargo xtask bench` on {cores} × {cpu}, load average {load} at the start; Envoy {} with {CONCURRENCY} \
          workers, {CONNECTIONS} connections, the stand-in provider as upstream. The filter has {} KB of wasm.\n\n\
@@ -432,6 +435,12 @@ fn write_memory(report: &mut String, variants: &[Variant], idle: &[u64]) -> Resu
         added / 1_000_000
     )?;
     Ok(())
+}
+
+/// Of the last minute, as the operating system has it.
+fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

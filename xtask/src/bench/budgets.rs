@@ -1,0 +1,106 @@
+//! How fast the control plane leases, how much of a budget is used before the first refusal, and what four accounts cost a call.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use serde_json::{Value, json};
+use xtask::control_plane::{ControlPlane, Workspace};
+use xtask::run_folder::RunFolder;
+use xtask::stack::LOOPBACK;
+use xtask::{cargo, process, progress};
+
+const TITLE: &str = "## Budgets";
+
+/// Gates that ask at once, each over a connection of its own.
+const HOLDERS: usize = 8;
+/// Accounts in one request.
+const ACCOUNTS: usize = 64;
+const DURATION: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(output: Option<&Path>) -> Result<()> {
+    progress::say("Building", "the control plane and the simulator");
+    let tollgate = cargo::build("tollgate", "tollgate", "", &["--release"])?;
+    let budgets = cargo::build("tollgate-tests", "budgets", "", &["--release"])?;
+    let folder = RunFolder::new("bench-budgets")?;
+    let mut serve = Command::new(&tollgate);
+    serve.arg("serve");
+    let log = folder.path().join("control-plane.log");
+    let control_plane = ControlPlane::start(serve, &folder.path().join("data"), LOOPBACK, &log)?;
+    let workspace = control_plane.create_workspace("bench")?;
+    let (requests, elapsed) = leases(&control_plane, &workspace)?;
+    drop(control_plane);
+    folder.remove()?;
+    let per_second = |count: usize| count as f64 / elapsed.as_secs_f64();
+    progress::say("Running", "simulated installations");
+    let simulated = process::capture(&mut Command::new(budgets))?;
+    let mut section = format!(
+        "{TITLE}\n\n`cargo xtask bench --only budgets`, load average {} at the start.\n\n",
+        super::load_average()
+    );
+    writeln!(
+        section,
+        "The control plane on SQLite, every answer durable before it is given: {HOLDERS} gates report and ask at once for {ACCOUNTS} accounts each, over HTTP. \
+         {:.0} leases a second, in {:.0} requests (goal: 5,000 leases).\n",
+        per_second(requests * ACCOUNTS),
+        per_second(requests),
+    )?;
+    section += "Twenty gates in fair weather, one of them with nine tenths of the calls; a budget of the workspace for a day, and a quarter more calls than it is for. \
+                At risk is what one gate had at any time and no call under way could use: what is forfeited if it dies then. Goals: 95 % and 2 %.\n\n";
+    section += &simulated;
+    print!("{section}");
+    output.map_or(Ok(()), |report| super::write_section(report, &section))
+}
+
+/// Has several gates lease and report as fast as they are answered; gives how many requests were answered, and in what time.
+fn leases(control_plane: &ControlPlane, workspace: &Workspace) -> Result<(usize, Duration)> {
+    let policy = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: bench}\nspec: {budget: {daily_limit_tokens: 1000000000}}\n";
+    control_plane.apply_policy(workspace, policy)?;
+    let agents = (0..ACCOUNTS)
+        .map(|number| control_plane.create_agent(workspace, &format!("a{number}"), "bench"))
+        .collect::<Result<Vec<_>>>()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let today = now.as_secs() / 86_400 * 86_400;
+    let ask = |agent: &String, epoch: u64, seq: usize| {
+        json!({"account": format!("agent:{agent}|tokens|day@UTC"), "window_start": today, "seq": seq, "epoch": epoch,
+            "granted": "0", "returned": "0", "settled": (seq * 10).to_string(), "reserved": "0", "want": "10"})
+    };
+    let path = format!("/v1/workspaces/{}/gate/leases", workspace.id);
+    let say = |holder: usize, epoch: u64, asks: Vec<Value>| {
+        let request = json!({"holder": format!("h-{holder:032x}"), "epoch": epoch, "revision": 0, "asks": asks});
+        control_plane.call(
+            &workspace.enrolment_key,
+            "POST",
+            &path,
+            &request.to_string(),
+        )
+    };
+    let start = Instant::now();
+    let gate = |holder: usize| -> Result<usize> {
+        say(holder, 0, Vec::new())?;
+        let mut requests = 0;
+        while start.elapsed() < DURATION {
+            requests += 1;
+            say(
+                holder,
+                1,
+                agents.iter().map(|agent| ask(agent, 1, requests)).collect(),
+            )?;
+        }
+        Ok(requests)
+    };
+    let counts: Vec<Result<usize>> = thread::scope(|scope| {
+        let gates: Vec<_> = (1..=HOLDERS)
+            .map(|holder| scope.spawn(move || gate(holder)))
+            .collect();
+        let joined = gates.into_iter().map(|gate| gate.join());
+        joined
+            .map(|count| count.unwrap_or_else(|_| Err(anyhow!("a gate of the benchmark panicked"))))
+            .collect()
+    });
+    let requests = counts.into_iter().sum::<Result<usize>>()?;
+    Ok((requests, start.elapsed()))
+}
