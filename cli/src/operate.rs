@@ -788,9 +788,12 @@ impl Status {
                 text(&status, "workspace")
             );
             println!(
-                "bundle         revision {}, {} documents, signed {}, good until {}",
+                "bundle         revision {}, {}, signed {}, good until {}",
                 text(&status, "revision"),
-                text(&status, "documents"),
+                match text(&status, "documents").as_str() {
+                    "1" => "1 document".to_owned(),
+                    count => format!("{count} documents"),
+                },
                 when_secs(&status, "issued_at"),
                 when_secs(&status, "expires_at")
             );

@@ -26,7 +26,7 @@ use crate::{
     quota,
     redact::{self, Masker},
     reply::{self, DECISION_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
-    scan, sse,
+    rpc, scan, sse,
     time::Time,
 };
 use alloc::{
@@ -221,6 +221,8 @@ pub struct Exchange {
     upstream_status: Option<u16>,
     meter: Option<Meter>,
     metered: Option<Metered>,
+    /// The answer to a JSON-RPC request, where a limit counts those that fail.
+    rpc: Option<rpc::Answer>,
     /// The response, where it is one of events: it may be ended early.
     stream: Option<Stream>,
     /// It was.
@@ -308,6 +310,7 @@ impl Exchange {
             upstream_status: None,
             meter: None,
             metered: None,
+            rpc: None,
             stream: None,
             cut: false,
         }
@@ -706,6 +709,8 @@ impl Exchange {
         }
         self.decided = now;
         self.awaiting = Awaiting::Nothing;
+        // What does not go out was not changed.
+        (self.redacted, self.instructed) = (0, false);
         self.decision = Decision {
             worst_case_nano_usd: self.decision.worst_case_nano_usd,
             ..Decision::against(reasons)
@@ -750,7 +755,7 @@ impl Exchange {
     /// Whether [`Exchange::response_chunk`] reads what it is given; if not, a host need not copy the bytes out. Known after
     /// [`Exchange::response_head`].
     pub fn meters(&self) -> bool {
-        self.meter.is_some() || self.stream.is_some()
+        self.meter.is_some() || self.rpc.is_some() || self.stream.is_some()
     }
 
     /// Whether the response may be ended early. Known after [`Exchange::response_head`].
@@ -791,14 +796,21 @@ impl Exchange {
                 false => Stream::Events(sse::Place::default()),
             });
         }
-        let Some(Route::Llm(provider)) = self.facts.as_ref().map(|facts| facts.route) else {
-            return head;
-        };
         let framing = match essence.as_str() {
             _ if encoded => return head,
             "text/event-stream" => Framing::Sse,
             "application/json" => Framing::Json,
             _ => return head,
+        };
+        let Some(facts) = &self.facts else {
+            return head;
+        };
+        let mut charges = self.decision.charges.iter();
+        if facts.route == Route::Mcp && charges.any(|charge| charge.account.unit == Unit::Errors) {
+            self.rpc = Some(rpc::Answer::new(framing, facts.said.mcp_id.clone()));
+        }
+        let Route::Llm(provider) = facts.route else {
+            return head;
         };
         let hide = self.hide_usage && framing == Framing::Sse;
         if hide {
@@ -812,6 +824,9 @@ impl Exchange {
     pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
         if self.cut {
             return Output::Cut(Vec::new());
+        }
+        if let Some(answer) = &mut self.rpc {
+            answer.feed(chunk);
         }
         let output = self.meter_chunk(chunk, end);
         let Some(mut stream) = self.stream.filter(|_| !end) else {
@@ -897,7 +912,9 @@ impl Exchange {
         if let Some(meter) = self.meter.take() {
             self.metered = Some(meter.finish());
         }
-        let settlement = self.settle(end);
+        let said_so = self.rpc.take().is_some_and(rpc::Answer::failed);
+        let mut settlement = self.settle(end);
+        settlement.failed |= said_so;
         let mut ops: Vec<CellOp> = if self.reserved {
             self.decision
                 .charges

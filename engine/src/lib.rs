@@ -40,6 +40,7 @@ pub mod price;
 mod quota;
 pub mod redact;
 pub mod reply;
+mod rpc;
 pub mod scan;
 pub mod shelf;
 pub mod sse;
