@@ -104,16 +104,25 @@ impl Window {
     }
 }
 
+impl Window {
+    /// The pieces of its text form.
+    fn pieces(&self) -> [&str; 2] {
+        match self {
+            Window::Minute => ["minute", ""],
+            Window::Hour => ["hour", ""],
+            Window::Day(zone) => ["day@", zone],
+            Window::Week(zone) => ["week@", zone],
+            Window::Month(zone) => ["month@", zone],
+            Window::Run => ["run", ""],
+        }
+    }
+}
+
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Window::Minute => f.write_str("minute"),
-            Window::Hour => f.write_str("hour"),
-            Window::Day(zone) => write!(f, "day@{zone}"),
-            Window::Week(zone) => write!(f, "week@{zone}"),
-            Window::Month(zone) => write!(f, "month@{zone}"),
-            Window::Run => f.write_str("run"),
-        }
+        self.pieces()
+            .into_iter()
+            .try_for_each(|piece| f.write_str(piece))
     }
 }
 
@@ -132,6 +141,9 @@ impl<'de> Deserialize<'de> for Window {
         })
     }
 }
+
+/// Begins the names of cells in a host's store.
+const CELL_KEY: &str = "cell ";
 
 /// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted; of a run
 /// `agent:<id>|nano_usd|run:<name>`.
@@ -199,29 +211,33 @@ impl Account {
         })
     }
 
-    /// The name of its cell in the host's store.
+    /// The name of its cell in the host's store. Made for every account of every call.
     pub fn cell_key(&self) -> String {
-        format!("cell {self}")
+        let pieces = self.pieces();
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut key = String::with_capacity(CELL_KEY.len() + bytes);
+        key.push_str(CELL_KEY);
+        pieces.into_iter().for_each(|piece| key.push_str(piece));
+        key
+    }
+
+    /// The pieces of its text form.
+    fn pieces(&self) -> [&str; 12] {
+        let [window, zone] = self.window.pieces();
+        let (run_mark, run) = self.run.as_ref().map_or(("", ""), |run| (":", run));
+        let (tool_mark, tool) = self.tool.as_ref().map_or(("", ""), |tool| ("|tool:", tool));
+        let (level, unit) = (self.level.name(), self.unit.name());
+        [
+            level, ":", &self.id, "|", unit, "|", window, zone, run_mark, run, tool_mark, tool,
+        ]
     }
 }
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}|{}|{}",
-            self.level.name(),
-            self.id,
-            self.unit.name(),
-            self.window
-        )?;
-        if let Some(run) = &self.run {
-            write!(f, ":{run}")?;
-        }
-        match &self.tool {
-            Some(tool) => write!(f, "|tool:{tool}"),
-            None => Ok(()),
-        }
+        self.pieces()
+            .into_iter()
+            .try_for_each(|piece| f.write_str(piece))
     }
 }
 
