@@ -428,7 +428,7 @@ impl Set {
                 other_tools,
                 patterns,
                 redactions,
-                unsearched_tools,
+                unsearched_tools: _,
                 approvals: _,
                 limits,
                 tool_costs: _,
@@ -442,18 +442,14 @@ impl Set {
                     makes,
                 });
             };
-            let tool = call.facts.said.mcp_tool.as_ref();
-            let exempt = tool.is_some_and(|tool| {
-                let mut names = unsearched_tools.iter();
-                names.any(|name| name.eq_ignore_ascii_case(tool))
-            });
-            for (index, pattern) in patterns.iter().enumerate().filter(|_| !exempt) {
+            let searched = document.searches(call.facts.said.mcp_tool.as_deref());
+            for (index, pattern) in patterns.iter().enumerate().filter(|_| searched) {
                 let rule = format!("data.sensitive_patterns[{index}]");
                 add(rule, pattern.clone(), Outcome::Deny);
             }
-            for redaction in redactions.iter().filter(|_| !exempt) {
-                let (rule, pattern) = (redaction.rule.clone(), redaction.pattern.clone());
-                add(rule, pattern, Outcome::Redact);
+            for redaction in redactions.iter().filter(|_| searched) {
+                let patterns = format!("{:?}", redaction.patterns);
+                add(redaction.rule.clone(), patterns, Outcome::Redact);
             }
             for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));

@@ -1,7 +1,10 @@
 //! Where a keeper's values are.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt};
-use tollgate_engine::{ledger::Account, time::Time};
+use tollgate_engine::{
+    ledger::{Account, CELL_KEY},
+    time::Time,
+};
 
 /// Small values under names, changed by an atomic swap. Reads see what was written before, by whomever.
 ///
@@ -72,7 +75,7 @@ pub(crate) fn cell_key(holder: &str, account: &Account) -> String {
 /// Whether this is the name of a cell.
 pub(crate) fn is_cell(key: &str) -> bool {
     key.split_once(' ')
-        .is_some_and(|(_, name)| name.starts_with("cell "))
+        .is_some_and(|(_, name)| name.starts_with(CELL_KEY))
 }
 
 /// Whether one call alone writes this name, once, and whoever takes the value away does so for good. A store that cannot swap may put and delete such

@@ -83,11 +83,10 @@ fn gates() -> Vec<Gate> {
     let mut budgeted = issuer::budgeted(1);
     budgeted.documents.change(|documents| {
         let blocked = core::mem::take(&mut documents[0].patterns);
-        let redaction = |pattern| Redaction {
+        documents[0].redactions = vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),
-            pattern,
-        };
-        documents[0].redactions = blocked.into_iter().map(redaction).collect();
+            patterns: blocked,
+        }];
         documents[0].tool_output_is_data = true;
     });
     let gates: [(Towards, Payload); GATES] = [

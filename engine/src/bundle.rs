@@ -133,8 +133,18 @@ pub struct Document {
 impl Document {
     /// All patterns that content is searched for.
     pub fn searched(&self) -> impl Iterator<Item = &str> {
-        let redacted = self.redactions.iter().map(|redaction| &redaction.pattern);
+        let redacted = self.redactions.iter();
+        let redacted = redacted.flat_map(|redaction| &redaction.patterns);
         self.patterns.iter().chain(redacted).map(String::as_str)
+    }
+
+    /// Whether content is searched for them in a call of this MCP tool (`None`: any other call).
+    pub fn searches(&self, mcp_tool: Option<&str>) -> bool {
+        let exempt = |tool: &str| {
+            let mut names = self.unsearched_tools.iter();
+            names.any(|name| name.eq_ignore_ascii_case(tool))
+        };
+        !mcp_tool.is_some_and(exempt)
     }
 }
 
@@ -230,14 +240,14 @@ impl ActiveHours {
     }
 }
 
-/// A pattern whose matches are taken out of what is sent.
+/// Patterns whose matches are taken out of what is sent, and what says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Redaction {
     /// The field that says so, such as `data.sensitive_patterns[0]`; becomes a reason's rule.
     pub rule: String,
-    /// A regular expression that the compiler has checked.
-    pub pattern: String,
+    /// Regular expressions that the compiler has checked.
+    pub patterns: Vec<String>,
 }
 
 /// A tool whose use somebody must approve where a condition holds.

@@ -274,6 +274,8 @@ pub struct Decision {
     pub alerts: Vec<Alert>,
     /// What the call may cost at most, in nano-USD, where the model's price is known.
     pub worst_case_nano_usd: Option<u64>,
+    /// What its tokens are charged by: the model's price, or the dearest that a limit over it sets for models that the table does not know.
+    pub price: Option<Price>,
 }
 
 /// A limit that only warns.
@@ -300,6 +302,17 @@ impl Decision {
         }
     }
 
+    /// The same of a call that does not pass: without a reason it is denied.
+    pub fn against(reasons: Vec<Reason>) -> Decision {
+        match reasons.is_empty() {
+            true => Decision {
+                outcome: Outcome::Deny,
+                ..Decision::default()
+            },
+            false => Decision::of(reasons),
+        }
+    }
+
     /// The body was to be changed and cannot be, so the call does not pass; `message` says why.
     pub fn insist(&mut self, message: &'static str) {
         for reason in &mut self.reasons {
@@ -316,17 +329,6 @@ impl Decision {
             worst_case_nano_usd: self.worst_case_nano_usd,
             ..Decision::of(core::mem::take(&mut self.reasons))
         };
-    }
-
-    /// The same of a call that does not pass: without a reason it is denied.
-    pub fn against(reasons: Vec<Reason>) -> Decision {
-        match reasons.is_empty() {
-            true => Decision {
-                outcome: Outcome::Deny,
-                ..Decision::default()
-            },
-            false => Decision::of(reasons),
-        }
     }
 }
 
@@ -380,9 +382,10 @@ pub fn redacted(
 ) -> Vec<String> {
     let found = met(&payload.documents, caller, facts)
         .into_iter()
-        .filter(|document| searches(document, facts))
+        .filter(|document| document.searches(facts.said.mcp_tool.as_deref()))
         .flat_map(|document| &document.redactions)
-        .map(|redaction| redaction.pattern.as_str())
+        .flat_map(|redaction| &redaction.patterns)
+        .map(String::as_str)
         .filter(|pattern| scan::has(patterns, hits, pattern));
     scan::distinct(found)
         .into_iter()
@@ -399,15 +402,6 @@ pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -
             .any(|document| document.tool_output_is_data)
 }
 
-/// Whether content is searched for the patterns of `document` in a call with these facts.
-fn searches(document: &Document, facts: &Facts) -> bool {
-    let exempt = |tool: &String| {
-        let mut names = document.unsearched_tools.iter();
-        names.any(|name| name.eq_ignore_ascii_case(tool))
-    };
-    !facts.said.mcp_tool.as_ref().is_some_and(exempt)
-}
-
 /// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
 /// taken from accounts, so a limit speaks only where it cannot hold the call whatever was spent before.
 pub fn shadow(
@@ -419,9 +413,6 @@ pub fn shadow(
     hits: &Hits,
     now: Time,
 ) -> Option<Decision> {
-    if payload.shadow.is_empty() {
-        return None;
-    }
     let met = met(&payload.shadow, caller, facts);
     if met.is_empty() {
         return None;
@@ -488,6 +479,10 @@ impl Question<'_> {
                 charges: limits.charges,
                 alerts: limits.alerts,
                 worst_case_nano_usd,
+                price: match self.facts.route {
+                    Route::Llm(_) => cost.price.copied().or_else(|| dearest_unknown(self.met)),
+                    Route::LlmUnknown | Route::CountTokens | Route::Mcp | Route::Plain => None,
+                },
                 ..verdict
             },
             Outcome::Hold | Outcome::Deny => Decision {
@@ -689,7 +684,7 @@ impl Check<'_> {
     }
 
     fn data(&mut self, facts: &Facts, patterns: &[String], hits: &Hits) {
-        if !searches(self.document, facts) {
+        if !self.document.searches(facts.said.mcp_tool.as_deref()) {
             return;
         }
         if hits.is_unfinished() && self.document.searched().next().is_some() {
@@ -706,15 +701,12 @@ impl Check<'_> {
                 );
             }
         }
-        let mut said: Option<&str> = None;
         for redaction in &self.document.redactions {
-            let rule = redaction.rule.as_str();
-            // Several patterns may stand behind one word of a policy.
-            if said != Some(rule) && scan::has(patterns, hits, &redaction.pattern) {
-                said = Some(rule);
+            let mut looked_for = redaction.patterns.iter();
+            if looked_for.any(|pattern| scan::has(patterns, hits, pattern)) {
                 self.object(
                     Cause::Redaction,
-                    rule.to_string().into(),
+                    redaction.rule.clone().into(),
                     "what matches a sensitive pattern is taken out of the content".to_string(),
                 );
             }
@@ -913,11 +905,11 @@ fn limits(
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
             // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
-            Unit::NanoUsd => match cost.price.copied().or_else(|| {
-                limit
-                    .unknown_model
-                    .and_then(|_| dearest_unknown(met.iter().copied()))
-            }) {
+            Unit::NanoUsd => match cost
+                .price
+                .copied()
+                .or_else(|| limit.unknown_model.and_then(|_| dearest_unknown(met)))
+            {
                 Some(price) => {
                     output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
                 }
@@ -1065,18 +1057,9 @@ pub fn limits_on<'p>(
         .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
 }
 
-/// What `price` a settled call is charged by under the bundle: the model's, or the dearest that a limit in force sets for unknown models.
-pub fn price_for(payload: &Payload, caller: &Caller, facts: &Facts) -> Option<Price> {
-    let model = facts.said.model.as_deref();
-    model
-        .and_then(|model| payload.prices.find(model))
-        .copied()
-        .or_else(|| dearest_unknown(met(&payload.documents, caller, facts).into_iter()))
-}
-
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown<'p>(met: impl Iterator<Item = &'p Document>) -> Option<Price> {
-    in_force(met)
+fn dearest_unknown(met: &[&Document]) -> Option<Price> {
+    in_force(met.iter().copied())
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))
 }

@@ -22,8 +22,7 @@ use crate::{
     json,
     ledger::{Account, Op, Refusal, Span, Unit, Window},
     meter::{Framing, Meter, Metered, Output, Provider, Usage},
-    price::{self, Price},
-    quota,
+    price, quota,
     redact::{self, Masker},
     reply::{self, DECISION_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
     rpc, scan, sse,
@@ -203,7 +202,6 @@ pub struct Exchange {
     decision: Decision,
     /// What documents in shadow would have made of it.
     shadow: Option<Decision>,
-    price: Option<Price>,
     forward: Forward,
     hide_usage: bool,
     /// How many stretches of the body were taken out.
@@ -296,7 +294,6 @@ impl Exchange {
             awaiting: Awaiting::Body,
             decision: Decision::default(),
             shadow: None,
-            price: None,
             forward: Forward::default(),
             hide_usage: false,
             redacted: 0,
@@ -511,13 +508,6 @@ impl Exchange {
                 }
                 Err(message) => decision.insist(message),
             }
-        }
-        let payload = match gate.payload(now) {
-            Ok(payload) => payload,
-            Err(why) => return self.deny(vec_of(unusable(why)), None, now),
-        };
-        if let Route::Llm(_) = facts.route {
-            self.price = decide::price_for(payload, caller, &facts);
         }
         self.facts = Some(facts);
         self.found = found;
@@ -984,7 +974,7 @@ impl Exchange {
             end == End::Complete && !self.cut && metered.is_some_and(|metered| metered.complete);
         settlement.estimated = !whole;
         let said = self.facts.as_ref().map(|facts| &facts.said);
-        let price = self.price.as_ref();
+        let price = self.decision.price.as_ref();
         let bound = |said: &Said| {
             said.max_output_tokens
                 .or(price.and_then(|price| price.max_output_tokens))

@@ -698,9 +698,12 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
             read_tool(tool, &mut said.tools)?;
         }
     }
-    let messages = || root.get("messages").into_iter().flat_map(Value::items);
-    let media: u64 = messages().map(media_parts).sum();
-    said.tools_at_work = !said.tools.is_empty() || messages().any(is_tool_output);
+    said.tools_at_work = !said.tools.is_empty();
+    let mut media: u64 = 0;
+    for message in root.get("messages").into_iter().flat_map(Value::items) {
+        media = media.saturating_add(media_parts(message));
+        said.tools_at_work = said.tools_at_work || is_tool_output(message);
+    }
     said.prompt_tokens_bound = u64::try_from(body_bytes)
         .unwrap_or(u64::MAX)
         .saturating_add(media.saturating_mul(MEDIA_TOKENS));

@@ -142,8 +142,8 @@ impl<'de> Deserialize<'de> for Window {
     }
 }
 
-/// Begins the names of cells in a host's store.
-const CELL_KEY: &str = "cell ";
+/// Begins the names of cells ([`Account::cell_key`]).
+pub const CELL_KEY: &str = "cell ";
 
 /// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted; of a run
 /// `agent:<id>|nano_usd|run:<name>`.

@@ -610,7 +610,7 @@ fn the_answer_says_how_much_was_taken_out() {
         documents[0].limits.clear();
         documents[0].redactions = vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),
-            pattern: "cut-[0-9]".to_string(),
+            patterns: vec!["cut-[0-9]".to_string()],
         }];
     });
     let mut gate = gate(Towards::Llm, &payload);

@@ -311,33 +311,26 @@ fn limits(document: &Document) -> Vec<Limit> {
     };
     if let Some(rate) = document.rate {
         limits.push(Limit {
-            rule: "rate.requests_per_minute".to_string(),
             per: rate.per,
-            unit: Unit::Calls,
-            window: Window::Minute,
             tool: counted.clone(),
-            amount: rate.requests_per_minute,
-            suspend: false,
-            alert: false,
-            warn_at: Vec::new(),
-            release_lost: false,
-            unknown_model: None,
+            ..plain(
+                "rate.requests_per_minute".to_string(),
+                Unit::Calls,
+                Window::Minute,
+                rate.requests_per_minute,
+            )
         });
     }
     for tool in &document.tools {
         if let Some(amount) = tool.limit_per_hour {
             limits.push(Limit {
-                rule: format!("tools.{}.limit_per_hour", tool.name),
-                per: Level::Agent,
-                unit: Unit::Calls,
-                window: Window::Hour,
                 tool: Some(tool.name.to_ascii_lowercase()),
-                amount,
-                suspend: false,
-                alert: false,
-                warn_at: Vec::new(),
-                release_lost: false,
-                unknown_model: None,
+                ..plain(
+                    format!("tools.{}.limit_per_hour", tool.name),
+                    Unit::Calls,
+                    Window::Hour,
+                    amount,
+                )
             });
         }
     }
@@ -369,18 +362,27 @@ fn limits(document: &Document) -> Vec<Limit> {
             .as_ref()
             .and_then(|budget| budget.unknown_model);
         Limit {
-            rule: limit.rule.clone(),
-            per: Level::Agent,
-            unit: limit.unit,
-            window: Window::Run,
-            tool: None,
-            amount: limit.amount,
             suspend: document.run.stops && spent,
-            alert: false,
-            warn_at: Vec::new(),
-            release_lost: false,
             unknown_model: unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
+            ..plain(limit.rule.clone(), limit.unit, Window::Run, limit.amount)
         }
     }));
     limits
+}
+
+/// A limit of each agent that refuses calls, and no more than that.
+fn plain(rule: String, unit: Unit, window: Window, amount: u64) -> Limit {
+    Limit {
+        rule,
+        per: Level::Agent,
+        unit,
+        window,
+        tool: None,
+        amount,
+        suspend: false,
+        alert: false,
+        warn_at: Vec::new(),
+        release_lost: false,
+        unknown_model: None,
+    }
 }

@@ -106,18 +106,16 @@ impl Data {
     /// Everything that content is searched for, in normal form: what blocks, and what is taken out with the rule that says so.
     pub fn searched(&self) -> (Vec<String>, Vec<Redaction>) {
         let own = self.patterns.iter().map(|pattern| pattern.normal.clone());
-        let masked = pii::PATTERNS.iter().filter(|_| self.mask_pii);
-        let masked = masked.filter_map(|(_, pattern)| Pattern::parse(pattern).ok());
-        let masked = masked.map(|pattern| Redaction {
+        let masked = self.mask_pii.then(|| Redaction {
             rule: "data.mask_pii".to_string(),
-            pattern: pattern.normal,
+            patterns: pii::patterns().to_vec(),
         });
         if !self.redact {
-            return (own.collect(), masked.collect());
+            return (own.collect(), masked.into_iter().collect());
         }
         let own = own.enumerate().map(|(index, pattern)| Redaction {
             rule: format!("data.sensitive_patterns[{index}]"),
-            pattern,
+            patterns: vec![pattern],
         });
         (Vec::new(), own.chain(masked).collect())
     }

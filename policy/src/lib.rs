@@ -142,7 +142,9 @@ pub fn check_together(files: &mut [Parsed]) {
         for document in &file.documents {
             count += 1;
             let (blocking, redacted) = document.data.searched();
-            let redacted = redacted.into_iter().map(|redaction| redaction.pattern);
+            let redacted = redacted
+                .into_iter()
+                .flat_map(|redaction| redaction.patterns);
             let all = blocking.into_iter().chain(redacted).collect();
             patterns.push((document.rollout, all));
             if !names.insert(document.name.clone()) && twice.is_none() {

@@ -102,9 +102,7 @@ impl Pattern {
             normal: format!("(?u){hir}"),
         })
     }
-}
 
-impl Pattern {
     /// Whether it matches anywhere in `text`.
     pub(crate) fn finds(&self, text: &str) -> bool {
         let mut found = Hits::default();

@@ -21,6 +21,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+pub(crate) use remedies::release_lost;
 use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
@@ -530,8 +531,6 @@ async fn limits(
         warn: warn.into_iter().collect(),
     }))
 }
-
-pub(crate) use remedies::release_lost;
 
 /// Forgets leases of windows long past.
 pub(crate) async fn prune(state: &ControlPlane) -> Result<(), sqlx::Error> {

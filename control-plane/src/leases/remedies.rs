@@ -1,4 +1,4 @@
-//! What an operator may do about a budget: lift a suspension, and release what a lost gate holds.
+//! What an operator may do about a budget: lift a suspension, and release what a lost gate holds. The latter a policy may order too.
 
 use super::{Row, rules::Lease};
 use crate::{
@@ -264,16 +264,21 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
     .bind(now.secs())
     .fetch_all(&mut *write)
     .await?;
-    let lost = holders
-        .iter()
-        .filter(|(_, last_seen_ms)| gates::is_lost(state, *last_seen_ms, now));
+    let lost: Vec<String> = holders
+        .into_iter()
+        .filter(|(_, last_seen_ms)| gates::is_lost(state, *last_seen_ms, now))
+        .map(|(holder, _)| holder)
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
     let Some(payload) = bundles::payload(state, workspace, &mut write).await? else {
         return Ok(());
     };
     if now.millis() < super::learning_until_ms(&mut write, workspace).await? {
         return Ok(());
     }
-    for (holder, _) in lost {
+    for holder in &lost {
         let mut released = Vec::new();
         for held in held_by(&mut write, workspace, holder, now).await? {
             let Some(account) = Account::parse(&held.account) else {

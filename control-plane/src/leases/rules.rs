@@ -323,6 +323,14 @@ mod tests {
         }
     }
 
+    /// The same for a day.
+    fn day(limit: u64) -> Terms {
+        Terms {
+            window_ms: 86_400_000,
+            ..terms(limit)
+        }
+    }
+
     #[test]
     fn the_first_gets_some_ahead_of_its_need() {
         // 3 are wanted at once: of a minute's limit 60 / 16 = 3.75 seconds at that pace, 3 × 3.75 = 11, rounded down, as long as that is less
@@ -367,10 +375,7 @@ mod tests {
 
     #[test]
     fn of_a_long_window_it_gets_what_lasts_a_term() {
-        let day = Terms {
-            window_ms: 86_400_000,
-            ..terms(100_000)
-        };
+        let day = day(100_000);
         // 60 seconds of 3 a second.
         assert_eq!(answer(None, ask(1, 0, 3), others(0, 0), day).granted, 180);
         // 50 in ten seconds are 5 a second: 60 × 5 = 300 on top of 180.
@@ -390,10 +395,7 @@ mod tests {
 
     #[test]
     fn of_a_long_window_a_96th_is_at_risk_or_a_few_calls() {
-        let day = Terms {
-            window_ms: 86_400_000,
-            ..terms(6_400)
-        };
+        let day = day(6_400);
         // 60 seconds of 10 a second would be 600; a 96th of the limit is 66, and more than 4 × 10.
         assert_eq!(answer(None, ask(1, 0, 10), others(0, 0), day).granted, 66);
         // Four times what is wanted, 80, is more than a 96th and less than a 64th, 100.
@@ -404,10 +406,7 @@ mod tests {
 
     #[test]
     fn calls_that_wait_together_need_no_more_ahead() {
-        let day = Terms {
-            window_ms: 86_400_000,
-            ..terms(960_000)
-        };
+        let day = day(960_000);
         // Twenty calls of 1,000: four times that were more than a 64th of the limit (15,000), and what they need is 20,000.
         let lease = answer(None, ask(1, 0, 20_000), others(0, 0), day);
         assert_eq!(lease.granted, 20_000);
@@ -419,9 +418,8 @@ mod tests {
     #[test]
     fn ahead_of_need_it_gets_what_keeps_a_96th_and_asks_again() {
         let day = Terms {
-            window_ms: 86_400_000,
             now_ms: 10_000,
-            ..terms(96_000)
+            ..day(96_000)
         };
         let mine = Lease {
             seq: 1,
@@ -448,10 +446,7 @@ mod tests {
 
     #[test]
     fn what_is_scarce_is_leased_by_the_call() {
-        let day = Terms {
-            window_ms: 86_400_000,
-            ..terms(1_200)
-        };
+        let day = day(1_200);
         // A twelfth is 100. 101 are left: a 96th of the limit, ahead of need.
         let lease = answer(None, ask(1, 0, 2), others(1_099, 2), day);
         assert_eq!(lease.granted, 12);

@@ -254,12 +254,7 @@ impl Call<'_> {
                 "content that matches it".to_string(),
             ));
         }
-        let mut named: Option<&str> = None;
         for redaction in &document.redactions {
-            if named == Some(redaction.rule.as_str()) {
-                continue;
-            }
-            named = Some(&redaction.rule);
             rules.push(ruled(
                 &redaction.rule,
                 &refused,
