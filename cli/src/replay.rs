@@ -428,6 +428,8 @@ impl Set {
                 other_tools,
                 patterns,
                 redactions,
+                // Answers are in no record.
+                searched_in: _,
                 unsearched_tools: _,
                 approvals: _,
                 limits,

@@ -23,7 +23,7 @@ use tollgate_engine::{
     gate::{Config, Gate},
     ledger::Refusal,
     meter::Output,
-    reply::DECISION_HEADER,
+    reply::{DECISION_HEADER, Reply},
     time::Time,
 };
 
@@ -318,15 +318,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                     exchange.retry()
                 }
                 Step::Forward(forward) => return Verdict::Forward(forward),
-                Step::Reply { reply, undo: _ } => {
-                    let mut headers = Vec::new();
-                    set(&mut headers, reply.headers);
-                    return Verdict::Reply(Answer {
-                        status: reply.status,
-                        headers,
-                        body: AnswerBody::Bytes(reply.body.into_bytes()),
-                    });
-                }
+                Step::Reply { reply, undo: _ } => return Verdict::Reply(written(reply)),
             };
         }
     }
@@ -380,6 +372,9 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             passes && !head.remove.contains(&name)
         });
         set(&mut headers, head.set);
+        if let Some(cap) = head.hold {
+            return self.hold(exchange, status, headers, body, cap).await;
+        }
         let (mut sender, chunks) = mpsc::channel(0);
         let (reader, gone) = oneshot::channel();
         let stream = ReplyStream {
@@ -418,6 +413,45 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
     }
 
+    /// Passes on an answer that has to be read whole before any of it goes out.
+    async fn hold(
+        self,
+        mut exchange: Exchange,
+        status: u16,
+        headers: Headers,
+        body: P::Body,
+        cap: usize,
+    ) -> Served<'a> {
+        let (bytes, output) = match read_up_to(cap, Some(body)).await {
+            Ok(bytes) => {
+                let gate = self.edge.gate.borrow();
+                let output = exchange.response_chunk(&gate, &bytes, true);
+                (bytes, output)
+            }
+            Err(Unread::TooLong) => (Vec::new(), exchange.response_over_cap()),
+            Err(Unread::Broken) => {
+                return Served {
+                    answer: unanswered(502, "the upstream's answer broke off", &exchange),
+                    rest: Box::pin(self.close(exchange, End::UpstreamBroken)),
+                };
+            }
+        };
+        let answer = |bytes| Answer {
+            status,
+            headers,
+            body: AnswerBody::Bytes(bytes),
+        };
+        let answer = match output {
+            Output::Pass => answer(bytes),
+            Output::Replace(bytes) | Output::Cut(bytes) => answer(bytes),
+            Output::Answer(reply) => written(reply),
+        };
+        Served {
+            answer,
+            rest: Box::pin(self.close(exchange, End::Complete)),
+        }
+    }
+
     /// What there is of an answer that is not long, and whether it is all.
     async fn read_whole(&self, exchange: &mut Exchange, mut upstream: P::Body) -> (Vec<u8>, bool) {
         let mut whole = Vec::new();
@@ -441,6 +475,8 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             Output::Pass => (chunk, last),
             Output::Replace(bytes) => (bytes, last),
             Output::Cut(bytes) => (bytes, true),
+            // Only of what is held, and that is not read here.
+            Output::Answer(_) => (Vec::new(), true),
         }
     }
 
@@ -522,6 +558,17 @@ async fn read_up_to<B: Stream<Item = Result<Vec<u8>, Broken>> + Unpin>(
         }
     }
     Ok(bytes)
+}
+
+/// An answer of the gate's own.
+fn written(reply: Reply) -> Answer {
+    let mut headers = Vec::new();
+    set(&mut headers, reply.headers);
+    Answer {
+        status: reply.status,
+        headers,
+        body: AnswerBody::Bytes(reply.body.into_bytes()),
+    }
 }
 
 /// What the caller is told when there is nothing of the upstream's to tell.

@@ -594,6 +594,10 @@ impl World {
             rest = after;
             let end = rest.is_empty() && size.is_multiple_of(2);
             let killed = exchange.wants_response() && choices.one_in(20);
+            // What is searched or paid for may have to end by itself.
+            let may_end = killed
+                || exchange.searches_answer()
+                || !exchange.decision().charges.is_empty();
             let output = if killed {
                 with_killed(|gate| exchange.response_chunk(gate, chunk, end))
             } else {
@@ -603,7 +607,12 @@ impl World {
                 Output::Pass | Output::Replace(_) => assert!(!cut, "more after the end"),
                 Output::Cut(bytes) => {
                     // Whoever drives it out of order may have had it cut before.
-                    assert!(bytes.is_empty() || killed && !cut, "cut for nothing");
+                    assert!(bytes.is_empty() || may_end && !cut, "cut for nothing");
+                    cut = true;
+                }
+                Output::Answer(_) => {
+                    assert!(may_end && !cut, "answered for nothing");
+                    assert!(!exchange.wants_response());
                     cut = true;
                 }
             }

@@ -113,6 +113,9 @@ pub struct Document {
     /// Patterns whose matches are taken out of what is sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redactions: Vec<Redaction>,
+    /// `data.applies_to`: in what patterns are looked for.
+    #[serde(default, skip_serializing_if = "Searched::is_both")]
+    pub searched_in: Searched,
     /// `data.exempt_tools`: MCP tools in whose calls patterns are not looked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsearched_tools: Vec<String>,
@@ -138,13 +141,26 @@ impl Document {
         self.patterns.iter().chain(redacted).map(String::as_str)
     }
 
-    /// Whether content is searched for them in a call of this MCP tool (`None`: any other call).
+    /// Whether the request of a call of this MCP tool (`None`: any other call) is searched for them.
     pub fn searches(&self, mcp_tool: Option<&str>) -> bool {
-        let exempt = |tool: &str| {
+        self.searched_in != Searched::Responses && !self.exempts(mcp_tool)
+    }
+
+    /// Whether the answer to it is.
+    pub fn searches_answers(&self, mcp_tool: Option<&str>) -> bool {
+        self.watches() && !self.exempts(mcp_tool)
+    }
+
+    /// Whether any answers are.
+    pub fn watches(&self) -> bool {
+        self.searched_in != Searched::Requests && self.searched().next().is_some()
+    }
+
+    fn exempts(&self, mcp_tool: Option<&str>) -> bool {
+        mcp_tool.is_some_and(|tool| {
             let mut names = self.unsearched_tools.iter();
             names.any(|name| name.eq_ignore_ascii_case(tool))
-        };
-        !mcp_tool.is_some_and(exempt)
+        })
     }
 }
 
@@ -237,6 +253,25 @@ impl ActiveHours {
             .filter(|start| *start > now.secs())
             .min()
             .map(Time::from_secs)
+    }
+}
+
+/// In what patterns are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Searched {
+    /// In what an agent sends and in what it gets.
+    #[default]
+    Both,
+    /// In what it sends.
+    Requests,
+    /// In what it gets.
+    Responses,
+}
+
+impl Searched {
+    fn is_both(&self) -> bool {
+        *self == Searched::Both
     }
 }
 

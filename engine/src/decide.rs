@@ -393,6 +393,17 @@ pub fn redacted(
         .collect()
 }
 
+/// The documents that look for something in the answer to a call.
+pub(crate) fn watching<'d>(
+    documents: &'d Documents,
+    caller: &Caller,
+    facts: &Facts,
+) -> Vec<&'d Document> {
+    let mut met = met(documents, caller, facts);
+    met.retain(|document| document.searches_answers(facts.said.mcp_tool.as_deref()));
+    met
+}
+
 /// Whether the model that a call goes to has to be told what tool output is.
 pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -> bool {
     matches!(facts.route, Route::Llm(_) | Route::CountTokens)

@@ -5,7 +5,7 @@
 //! 1. [`Exchange::begin`] with the request's headers. It returns a [`Step`]; carry it out and hand in what it asks for, until the step is
 //!    [`Step::Forward`] or [`Step::Reply`].
 //! 2. After `Forward`: [`Exchange::response_head`] once, [`Exchange::response_chunk`] for every chunk, the last one with `end` set or answered
-//!    with [`Output::Cut`]. Follow the newest bundle before each.
+//!    with [`Output::Cut`] or [`Output::Answer`]. Follow the newest bundle before each. Where the head is to be held, see [`ResponseHead::hold`].
 //! 3. [`Exchange::finish`] always, exactly once, also when the client left or nothing came back. It consumes the exchange, so a call cannot
 //!    settle twice. Carry out its cell operations and append its record to the journal.
 //!
@@ -16,7 +16,7 @@ use crate::{
     bundle::Unusable,
     decide::{self, Alert, Cause, Charge, Decision, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, RUN_HEADER, Route, Said},
-    gate::{Found, Gate, Search},
+    gate::{Found, Gate, Search, Watches},
     halt::{self, Halt, Kind},
     identity::{self, Caller, TOKEN_HEADER},
     json,
@@ -25,7 +25,9 @@ use crate::{
     price, quota,
     redact::{self, Masker},
     reply::{self, DECISION_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
-    rpc, scan, sse,
+    rpc, scan,
+    sift::{Sift, Stop},
+    sse,
     time::Time,
 };
 use alloc::{
@@ -133,6 +135,10 @@ pub struct ResponseHead {
     pub remove: Vec<&'static str>,
     /// Headers to set.
     pub set: Vec<(&'static str, String)>,
+    /// Send neither head nor body on until the body is whole and [`Exchange::response_chunk`] has had all of it, in one piece or in several; if it
+    /// has more bytes than this, call [`Exchange::response_over_cap`]. What goes out then is what the chunks were answered with, or an
+    /// [`Output::Answer`] in place of it all.
+    pub hold: Option<usize>,
 }
 
 /// How an exchange came to its end.
@@ -221,6 +227,18 @@ pub struct Exchange {
     metered: Option<Metered>,
     /// The answer to a JSON-RPC request, where a limit counts those that fail.
     rpc: Option<rpc::Answer>,
+    /// What is looked for in the answer.
+    watches: Watches,
+    /// How many bytes of it are held at most.
+    answer_cap: usize,
+    /// Searches it, once it comes…
+    sift: Option<Sift>,
+    /// …and for documents in shadow, whose word changes nothing.
+    observer: Option<Sift>,
+    /// The answer is compressed, so nobody can.
+    answer_encoded: bool,
+    /// The answer passes though nobody looks at it.
+    answer_uninspected: bool,
     /// The response, where it is one of events: it may be ended early.
     stream: Option<Stream>,
     /// It was.
@@ -308,6 +326,12 @@ impl Exchange {
             meter: None,
             metered: None,
             rpc: None,
+            watches: Watches::default(),
+            answer_cap: 0,
+            sift: None,
+            observer: None,
+            answer_encoded: false,
+            answer_uninspected: false,
             stream: None,
             cut: false,
         }
@@ -509,8 +533,17 @@ impl Exchange {
                 Err(message) => decision.insist(message),
             }
         }
+        let watches = match decision.outcome {
+            Outcome::Allow | Outcome::Redact => gate.watch(caller, &facts).ok(),
+            Outcome::Hold | Outcome::Deny => Some(Watches::default()),
+        };
         self.facts = Some(facts);
         self.found = found;
+        self.answer_cap = gate.config.body_cap_bytes;
+        let Some(watches) = watches else {
+            return self.deny(vec_of(unsearchable()), None, now);
+        };
+        self.watches = watches;
         match decision.outcome {
             Outcome::Allow | Outcome::Redact => {}
             Outcome::Hold | Outcome::Deny => {
@@ -653,8 +686,8 @@ impl Exchange {
         let mut unwanted = core::mem::take(&mut self.token_in);
         unwanted.extend([TOKEN_HEADER, RUN_HEADER]);
         let route = self.facts.as_ref().map(|facts| facts.route);
-        if matches!(route, Some(Route::Llm(_))) {
-            // What the meter must read must not come compressed.
+        if matches!(route, Some(Route::Llm(_))) || self.watches.enforced.is_some() {
+            // What must be read must not come compressed.
             unwanted.push("accept-encoding");
         }
         if let (Some(head), true) = (&self.head, gate.config.upstream.llm) {
@@ -745,7 +778,13 @@ impl Exchange {
     /// Whether [`Exchange::response_chunk`] reads what it is given; if not, a host need not copy the bytes out. Known after
     /// [`Exchange::response_head`].
     pub fn meters(&self) -> bool {
-        self.meter.is_some() || self.rpc.is_some() || self.stream.is_some()
+        let searched = self.sift.is_some() || self.observer.is_some();
+        self.meter.is_some() || self.rpc.is_some() || self.stream.is_some() || searched
+    }
+
+    /// Whether nothing of the response may pass but through [`Exchange::response_chunk`]. Known after [`Exchange::response_head`].
+    pub fn searches_answer(&self) -> bool {
+        self.sift.is_some() || self.answer_encoded
     }
 
     /// Whether the response may be ended early. Known after [`Exchange::response_head`].
@@ -762,6 +801,7 @@ impl Exchange {
         let mut head = ResponseHead {
             remove: Vec::new(),
             set: Vec::from([(DECISION_HEADER, self.id.clone())]),
+            hold: None,
         };
         let taken = self.decision.charges.iter().zip(self.taken.iter().copied());
         head.set.extend(quota::headers(taken, self.decided));
@@ -786,6 +826,7 @@ impl Exchange {
                 false => Stream::Events(sse::Place::default()),
             });
         }
+        self.watch_answer(&essence, encoded, &mut head);
         let framing = match essence.as_str() {
             _ if encoded => return head,
             "text/event-stream" => Framing::Sse,
@@ -810,28 +851,146 @@ impl Exchange {
         head
     }
 
+    /// Sets up the search of an answer of this media type.
+    fn watch_answer(&mut self, essence: &str, encoded: bool, head: &mut ResponseHead) {
+        let method = self.head.as_ref().map(|head| head.method.as_str());
+        // RFC 9110 §6.4.1: these have no content.
+        let empty = method == Some("HEAD") || matches!(self.upstream_status, Some(204 | 304));
+        let Watches { enforced, shadow } = core::mem::take(&mut self.watches);
+        if empty || (enforced.is_none() && shadow.is_none()) {
+            return;
+        }
+        // Clients of these read JSON and events whatever the answer says it is.
+        let read = self.facts.as_ref().is_some_and(|facts| {
+            matches!(facts.route, Route::Llm(_) | Route::CountTokens | Route::Mcp)
+        });
+        if !read && is_binary(essence) {
+            self.answer_uninspected = enforced.is_some();
+            return;
+        }
+        let events = essence == "text/event-stream";
+        if !encoded {
+            let sift = |watch| match events {
+                true => Sift::events(watch),
+                false => Sift::whole(watch),
+            };
+            self.sift = enforced.map(sift);
+            self.observer = shadow.map(sift);
+        } else if enforced.is_some() {
+            // Stopped at its first byte.
+            self.answer_encoded = true;
+            self.stream = None;
+            head.hold = Some(0);
+        }
+        if self.sift.is_some() {
+            head.remove.push("content-length");
+            head.hold = (!events).then_some(self.answer_cap);
+        }
+    }
+
+    /// The body of a response whose head is held has more bytes than [`ResponseHead::hold`] says. Nothing of it may go out.
+    pub fn response_over_cap(&mut self) -> Output {
+        let reason = match self.answer_encoded {
+            true => Reason::of_gate(
+                Cause::Policy,
+                "response.body_encoded",
+                "the answer is compressed although it was asked for plain, and the policy has content rules for answers",
+            ),
+            false => Reason::of_gate(
+                Cause::Policy,
+                "response.body_too_large",
+                format!(
+                    "the answer is larger than the {} bytes this gate inspects, and the policy has content rules for answers",
+                    self.answer_cap
+                ),
+            ),
+        };
+        self.stop(Stop {
+            sent: Vec::new(),
+            reasons: vec_of(reason),
+        })
+    }
+
+    /// Ends an answer that must not go on.
+    fn stop(&mut self, stop: Stop) -> Output {
+        let Stop { mut sent, reasons } = stop;
+        let mcp_id = self
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.said.mcp_id.as_deref());
+        self.decision.outcome = Outcome::Deny;
+        (self.sift, self.observer) = (None, None);
+        if self.stream.is_some() {
+            self.cut = true;
+            if let Some(reason) = reasons.first() {
+                let event = reply::final_event(self.dialect, reason, mcp_id);
+                sent.extend_from_slice(event.as_bytes());
+            }
+            self.decision.reasons.extend(reasons);
+            return Output::Cut(sent);
+        }
+        let reply = reply::denial(self.dialect, &reasons, &self.id, mcp_id, None);
+        self.answered = Some(reply.status);
+        self.decision.reasons.extend(reasons);
+        Output::Answer(reply)
+    }
+
+    /// What may go out of a piece of the answer. An error is what to end it with.
+    fn sift_chunk(&mut self, output: Output, chunk: &[u8], end: bool) -> Result<Output, Output> {
+        let bytes = match &output {
+            Output::Pass => chunk,
+            Output::Replace(bytes) => bytes,
+            Output::Cut(_) | Output::Answer(_) => return Ok(output),
+        };
+        if let Some(mut observer) = self.observer.take() {
+            match observer.feed(bytes, end) {
+                Ok(_) => self.observer = Some(observer),
+                Err(stop) => self.shadowed(stop.reasons),
+            }
+        }
+        let Some(sift) = &mut self.sift else {
+            return Ok(output);
+        };
+        match sift.feed(bytes, end) {
+            Ok(left) if left == *bytes => Ok(output),
+            Ok(left) => Ok(Output::Replace(left)),
+            Err(stop) => Err(self.stop(stop)),
+        }
+    }
+
+    /// Puts down what documents in shadow would have said to the answer.
+    fn shadowed(&mut self, reasons: Vec<Reason>) {
+        let known = self.shadow.take().unwrap_or_default();
+        self.shadow = Some(Decision::of([known.reasons, reasons].concat()));
+    }
+
     /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
     pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
-        if self.cut {
+        if self.cut || (self.sent && self.answered.is_some()) {
             return Output::Cut(Vec::new());
         }
         if let Some(answer) = &mut self.rpc {
             answer.feed(chunk);
         }
-        let output = self.meter_chunk(chunk, end);
+        let metered = self.meter_chunk(chunk, end);
+        let output = match self.sift_chunk(metered, chunk, end) {
+            Ok(output) => output,
+            Err(last) => return last,
+        };
         let Some(mut stream) = self.stream.filter(|_| !end) else {
             return output;
         };
         let sent = match &output {
             Output::Pass => chunk,
             Output::Replace(bytes) | Output::Cut(bytes) => bytes,
+            Output::Answer(_) => return output,
         };
         if self.wants_response()
-            && let Some(killed) = self.killed(gate)
-            && let Some(last) = self.last_bytes(stream, sent, &killed)
+            && let Some(why) = self.killed(gate).or_else(|| self.outrun())
+            && let Some(last) = self.last_bytes(stream, sent, &why)
         {
             self.cut = true;
-            self.decision.reasons.push(killed);
+            self.decision.reasons.push(why);
             return Output::Cut(last);
         }
         if let Stream::Events(place) = &mut stream {
@@ -845,6 +1004,33 @@ impl Exchange {
     fn killed(&self, gate: &Gate) -> Option<Reason> {
         let halt = self.halt(gate)?;
         (halt.kind == Kind::Killed).then(|| halt.refusal())
+    }
+
+    /// Why the response must not go on: the model has surely written more than was reserved, whatever it was told.
+    fn outrun(&self) -> Option<Reason> {
+        let mut charges = self.decision.charges.iter();
+        let charge = charges.find(|charge| {
+            !charge.alert && matches!(charge.account.unit, Unit::Tokens | Unit::NanoUsd)
+        })?;
+        let reserved = self.most_output(&self.facts.as_ref()?.said)?;
+        let written = self.meter.as_ref()?.least_output_tokens();
+        (written > reserved).then(|| Reason {
+            rule: charge.rule.clone().into(),
+            document: Some(charge.document.clone()),
+            message: format!(
+                "the answer goes on beyond the {reserved} tokens that were reserved for it"
+            )
+            .into(),
+            cause: Cause::Budget,
+        })
+    }
+
+    /// Most tokens that the model may put out, all answers together; `None` where nothing says so.
+    fn most_output(&self, said: &Said) -> Option<u64> {
+        let price = self.decision.price.as_ref();
+        said.max_output_tokens
+            .or(price.and_then(|price| price.max_output_tokens))
+            .map(|max| max.saturating_mul(said.answers))
     }
 
     /// What to end the response with in place of `next`; `None` while an event is under way that does not end there.
@@ -879,7 +1065,7 @@ impl Exchange {
         let rest = metered.rest.clone();
         self.metered = Some(metered);
         match (output, rest.is_empty()) {
-            (output, true) => output,
+            (output, true) | (output @ Output::Answer(_), false) => output,
             (Output::Pass, false) => Output::Replace([chunk, rest.as_slice()].concat()),
             (Output::Replace(bytes) | Output::Cut(bytes), false) => {
                 Output::Replace([bytes, rest].concat())
@@ -901,6 +1087,19 @@ impl Exchange {
         }
         if let Some(meter) = self.meter.take() {
             self.metered = Some(meter.finish());
+        }
+        if let Some(sift) = &self.sift {
+            let taken_out = sift.reasons();
+            if !taken_out.is_empty() {
+                self.decision.outcome = self.decision.outcome.max(Outcome::Redact);
+                self.decision.reasons.extend(taken_out);
+            }
+        }
+        if let Some(observer) = self.observer.take() {
+            let reasons = observer.reasons();
+            if !reasons.is_empty() {
+                self.shadowed(reasons);
+            }
         }
         let said_so = self.rpc.take().is_some_and(rpc::Answer::failed);
         let mut settlement = self.settle(end);
@@ -930,7 +1129,7 @@ impl Exchange {
             outcome: self.decision.outcome,
             cause,
             decide_us: self.decided.micros().saturating_sub(self.started.micros()),
-            uninspected: self.sent && self.facts.as_ref().is_some_and(|facts| facts.uninspected),
+            uninspected: self.uninspected() && self.sent,
             estimated: settlement.estimated,
         };
         Finished {
@@ -938,6 +1137,11 @@ impl Exchange {
             record: self.record(&settlement, end, now),
             observed,
         }
+    }
+
+    /// Whether a body passed, or would have, that nobody looked at.
+    fn uninspected(&self) -> bool {
+        self.answer_uninspected || self.facts.as_ref().is_some_and(|facts| facts.uninspected)
     }
 
     /// What the call used. Where the provider did not say, the answer errs towards what was reserved, and never to zero.
@@ -975,11 +1179,7 @@ impl Exchange {
         settlement.estimated = !whole;
         let said = self.facts.as_ref().map(|facts| &facts.said);
         let price = self.decision.price.as_ref();
-        let bound = |said: &Said| {
-            said.max_output_tokens
-                .or(price.and_then(|price| price.max_output_tokens))
-                .map(|max| max.saturating_mul(said.answers))
-        };
+        let bound = |said: &Said| self.most_output(said);
         // What was seen bounds what was put out only where everything is shown. An error shows nothing.
         let shows_all = price.is_some_and(|price| !price.reasons)
             && self.upstream_status.is_none_or(|status| status < 400);
@@ -1076,8 +1276,9 @@ impl Exchange {
                 .decision
                 .worst_case_nano_usd
                 .map(|amount| amount.to_string()),
-            uninspected: facts.is_some_and(|facts| facts.uninspected),
+            uninspected: self.uninspected(),
             redacted: self.redacted,
+            redacted_answer: self.sift.as_ref().map_or(0, Sift::taken_out),
             instructed: self.instructed,
             decide_us: self.decided.micros().saturating_sub(self.started.micros()),
             latency_ms: now.millis_since(self.started),
@@ -1148,6 +1349,27 @@ fn with_undo(step: Step, operations: Vec<CellOp>) -> Step {
 /// Whether `part`, not empty, stands in `text`.
 fn holds(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
+}
+
+fn unsearchable() -> Reason {
+    Reason::of_gate(
+        Cause::Policy,
+        "data.unsearchable",
+        "the answer to this call could not be searched for sensitive patterns",
+    )
+}
+
+/// Whether content of this media type is no text in any sense that a pattern knows.
+fn is_binary(essence: &str) -> bool {
+    const KINDS: [&str; 5] = ["image/", "audio/", "video/", "font/", "application/grpc"];
+    const TYPES: [&str; 5] = [
+        "application/octet-stream",
+        "application/pdf",
+        "application/zip",
+        "application/gzip",
+        "application/wasm",
+    ];
+    TYPES.contains(&essence) || KINDS.iter().any(|kind| essence.starts_with(kind))
 }
 
 fn driven_out_of_order() -> Reason {
@@ -1540,6 +1762,8 @@ struct Record<'r> {
     uninspected: bool,
     #[serde(skip_serializing_if = "is_zero")]
     redacted: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    redacted_answer: u64,
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     instructed: bool,
     decide_us: i64,

@@ -827,7 +827,8 @@ fn count_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<u64>, Un
 /// Whether any document of the bundle has a rule that needs to read bodies. Coarse on purpose: which documents apply may depend on the body.
 pub fn bodies_matter(payload: &Payload) -> bool {
     payload.documents.iter().any(|document| {
-        document.searched().next().is_some()
+        (document.searched_in != crate::bundle::Searched::Responses
+            && document.searched().next().is_some())
             || !document.denied_tools.is_empty()
             || document.other_tools.is_some()
             || !document.models.is_open()

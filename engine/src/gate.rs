@@ -2,12 +2,14 @@
 
 use crate::{
     bundle::{Bundle, Document, Documents, InstallError, Payload, Unusable},
+    decide,
     envelope::PublicKey,
-    facts::{self, Upstream, normal_host},
+    facts::{self, Facts, Upstream, normal_host},
     identity::{Caller, IdentityError, TokenCache},
     journal::hmac,
     meter::Provider,
     scan::{self, Hits, NotCompiled, Scanner},
+    sift::Watch,
     time::Time,
 };
 use alloc::{
@@ -229,13 +231,24 @@ pub struct Gate {
 pub(crate) struct Search {
     pub(crate) patterns: Vec<String>,
     scanner: Option<Scanner>,
+    /// Some document has patterns that are looked for in answers.
+    watches: bool,
+    /// What is looked for in the answers to calls under the documents of these names; the newest last.
+    watched: Vec<(Vec<String>, Rc<Watch>)>,
 }
+
+/// How many sets of documents with patterns a gate keeps an automaton for; one takes up to 1 MiB. A set is as a rule a workspace's and a team's
+/// documents together, and one that is not kept is made again when it is met again.
+const MAX_WATCHED: usize = 16;
 
 impl Search {
     fn of(documents: &[Document]) -> Result<Search, NotCompiled> {
+        // Also those that are for answers alone: what cannot be compiled is noticed here.
         let patterns = scan::distinct(documents.iter().flat_map(Document::searched));
         let scanner = Scanner::new(&patterns)?;
         Ok(Search {
+            watches: documents.iter().any(Document::watches),
+            watched: Vec::new(),
             scanner: (!patterns.is_empty()).then_some(scanner),
             patterns: patterns.into_iter().map(String::from).collect(),
         })
@@ -246,6 +259,42 @@ impl Search {
             scanner.search(text, hits);
         }
     }
+
+    /// What is looked for in the answer to a call with these facts.
+    fn watch(
+        &mut self,
+        documents: &Documents,
+        caller: &Caller,
+        facts: &Facts,
+    ) -> Result<Option<Rc<Watch>>, NotCompiled> {
+        if !self.watches {
+            return Ok(None);
+        }
+        let met = decide::watching(documents, caller, facts);
+        if met.is_empty() {
+            return Ok(None);
+        }
+        let is_it = |(names, _): &&(Vec<String>, Rc<Watch>)| {
+            names.iter().eq(met.iter().map(|document| &document.name))
+        };
+        if let Some((_, watch)) = self.watched.iter().find(is_it) {
+            return Ok(Some(Rc::clone(watch)));
+        }
+        let watch = Rc::new(Watch::of(&met)?);
+        if self.watched.len() == MAX_WATCHED {
+            self.watched.remove(0);
+        }
+        let names = met.iter().map(|document| document.name.clone());
+        self.watched.push((names.collect(), Rc::clone(&watch)));
+        Ok(Some(watch))
+    }
+}
+
+/// What is looked for in an answer: to stop it or take it out, and only to put it on record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watches {
+    pub(crate) enforced: Option<Rc<Watch>>,
+    pub(crate) shadow: Option<Rc<Watch>>,
 }
 
 /// What was found in a call. Each of the two is searched for alone: patterns in shadow must not make a search give up that would not have.
@@ -330,6 +379,17 @@ impl Gate {
     pub(crate) fn search(&mut self, text: &[u8], found: &mut Found) {
         self.enforced.search(text, &mut found.enforced);
         self.shadow.search(text, &mut found.shadow);
+    }
+
+    /// What is looked for in the answer to a call.
+    pub(crate) fn watch(&mut self, caller: &Caller, facts: &Facts) -> Result<Watches, NotCompiled> {
+        let Some(payload) = self.bundle.payload() else {
+            return Ok(Watches::default());
+        };
+        Ok(Watches {
+            enforced: self.enforced.watch(&payload.documents, caller, facts)?,
+            shadow: self.shadow.watch(&payload.shadow, caller, facts)?,
+        })
     }
 
     /// Whether there is anything to search for.

@@ -11,11 +11,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::json::{self, Document, Kind, Value};
+use crate::reply::Reply;
 use crate::sse::{self, Block};
 
 /// The longest JSON response that is read; past it the usage is unknown. Chat responses are bounded by the output limit of
 /// the models: 128 000 tokens at 4 bytes are 0.5 MiB, escaped or with log probabilities up to eight times that.
 pub const MAX_JSON_BYTES: usize = 4 << 20;
+
+/// No token of a vocabulary in use is longer: the longest of `o200k_base` are 128 spaces.
+const MAX_TOKEN_BYTES: u64 = 128;
 
 /// A longer model name is none; the longest in use is around 60 bytes.
 const MAX_MODEL_BYTES: usize = 256;
@@ -84,6 +88,8 @@ pub enum Output {
     Replace(Vec<u8>),
     /// These bytes instead, and then nothing more: end the response here, and the upstream's with it.
     Cut(Vec<u8>),
+    /// In place of the whole response, of which nothing has been sent yet; give the upstream's up.
+    Answer(Reply),
 }
 
 /// Reads one response.
@@ -154,6 +160,12 @@ impl Meter {
                 }
             }
         }
+    }
+
+    /// Tokens that the response surely has by now: as many as the provider has said, or as its text cannot be written with fewer.
+    pub fn least_output_tokens(&self) -> u64 {
+        let said = self.tally.usage(self.provider).output_tokens.unwrap_or(0);
+        said.max(self.tally.content_bytes / MAX_TOKEN_BYTES)
     }
 
     /// The response is over, whole or broken.

@@ -66,13 +66,18 @@ impl Masker {
         Ok(Masker { regex, cache })
     }
 
-    /// Adds every stretch of `text` that it matches to `found`.
-    pub fn find(&mut self, text: &[u8], found: &mut Vec<Range<usize>>) -> Result<(), GaveUp> {
+    /// Adds every stretch of `text` from `from` on that it matches to `found`. What is before only says what the text begins behind.
+    pub fn find(
+        &mut self,
+        text: &[u8],
+        from: usize,
+        found: &mut Vec<Range<usize>>,
+    ) -> Result<(), GaveUp> {
         let mut steps = text
             .len()
             .saturating_mul(STEPS_PER_BYTE)
             .saturating_add(STEPS);
-        let mut from = 0;
+        let mut from = from;
         while let Some(end) = self.end_of_next(text, from, &mut steps)? {
             let (_, backward) = self.cache.as_parts_mut();
             // The stretches between matches do not overlap, so all searches for beginnings together pass the text once.
@@ -134,26 +139,38 @@ pub fn json(doc: &Document<'_>, maskers: &mut [Masker]) -> Result<Redacted, Gave
     let mut scratch = String::new();
     for token in doc.strings().filter(|token| token.role() != Role::Key) {
         let text = token.resolve(&mut scratch);
-        let stretches = stretches(text.as_bytes(), maskers)?;
-        if stretches.is_empty() {
-            continue;
+        if let Some((edit, stretches)) = self::token(token, text, maskers)? {
+            count += stretches as u64;
+            edits.push(edit);
         }
-        count += stretches.len() as u64;
-        let (span, left) = match token.role() {
-            // A number with a part taken out would be another number.
-            Role::Number => (token.span(), REPLACEMENT.into()),
-            Role::Key | Role::String => {
-                let span = token.span();
-                let quoted = span.start.saturating_sub(1)..span.end + 1;
-                (quoted, without(text, &stretches))
-            }
-        };
-        let mut written = String::with_capacity(left.len() + 2);
-        json::quote(&left, &mut written);
-        edits.push(Edit::new(span, &written));
     }
     let body = json::splice(doc.text().as_bytes(), edits).ok_or(GaveUp)?;
     Ok(Redacted { body, count })
+}
+
+/// The edit that takes out of a string or number what `maskers` match, and of how many stretches; `None` where nothing matches. `text` is the token
+/// unescaped.
+pub(crate) fn token(
+    token: json::Text<'_>,
+    text: &str,
+    maskers: &mut [Masker],
+) -> Result<Option<(Edit, usize)>, GaveUp> {
+    let stretches = stretches(text.as_bytes(), 0, maskers)?;
+    if stretches.is_empty() {
+        return Ok(None);
+    }
+    let (span, left) = match token.role() {
+        // A number with a part taken out would be another number.
+        Role::Number => (token.span(), REPLACEMENT.into()),
+        Role::Key | Role::String => {
+            let span = token.span();
+            let quoted = span.start.saturating_sub(1)..span.end + 1;
+            (quoted, without(text, &stretches))
+        }
+    };
+    let mut written = String::with_capacity(left.len() + 2);
+    json::quote(&left, &mut written);
+    Ok(Some((Edit::new(span, &written), stretches.len())))
 }
 
 /// Takes out of a text what `maskers` match. Bytes that are no text are left to the search that follows.
@@ -164,18 +181,22 @@ pub fn text(body: &[u8], maskers: &mut [Masker]) -> Result<Redacted, GaveUp> {
             count: 0,
         });
     };
-    let stretches = stretches(body, maskers)?;
+    let stretches = stretches(body, 0, maskers)?;
     Ok(Redacted {
         body: without(text, &stretches).into_bytes(),
         count: stretches.len() as u64,
     })
 }
 
-/// Where any of `maskers` matches, in order; what overlaps or touches is one stretch.
-fn stretches(text: &[u8], maskers: &mut [Masker]) -> Result<Vec<Range<usize>>, GaveUp> {
+/// Where any of `maskers` matches from `from` on, in order; what overlaps or touches is one stretch.
+pub(crate) fn stretches(
+    text: &[u8],
+    from: usize,
+    maskers: &mut [Masker],
+) -> Result<Vec<Range<usize>>, GaveUp> {
     let mut found = Vec::new();
     for masker in maskers {
-        masker.find(text, &mut found)?;
+        masker.find(text, from, &mut found)?;
     }
     found.sort_unstable_by_key(|stretch| (stretch.start, stretch.end));
     let mut merged: Vec<Range<usize>> = Vec::with_capacity(found.len());

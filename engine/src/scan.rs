@@ -12,10 +12,10 @@ use regex_automata::{
 };
 
 /// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
-const CACHE_BYTES: usize = 1 << 20;
+pub(crate) const CACHE_BYTES: usize = 1 << 20;
 
 /// A search that has emptied the cache this often…
-const CACHE_FILLS: usize = 3;
+pub(crate) const CACHE_FILLS: usize = 3;
 /// …and then needs a new state more often than every so many bytes gives up. Some patterns have as many states as the text has bytes
 /// (`(a|b)*a(a|b){12}` on random `a` and `b`); building them takes seconds per MiB, and nothing interrupts a worker. Ordinary text needs a new
 /// state every few hundred bytes while the cache is cold and hardly any afterwards.
@@ -36,21 +36,43 @@ pub(crate) fn thompson() -> nfa::thompson::Config {
         .nfa_size_limit(Some(NFA_BYTES))
 }
 
+/// One automaton for all of `patterns`.
+pub(crate) fn compile(patterns: &[&str]) -> Result<nfa::thompson::NFA, NotCompiled> {
+    nfa::thompson::NFA::compiler()
+        .syntax(syntax())
+        .configure(thompson().which_captures(nfa::thompson::WhichCaptures::None))
+        .build_many(patterns)
+        .map_err(|_| NotCompiled)
+}
+
 /// The patterns of one bundle.
 #[derive(Debug)]
 pub struct Scanner {
     dfa: DFA,
-    cache: Cache,
+    pub(crate) cache: Cache,
     count: usize,
+    /// How often the cache was thrown away because a search gave up.
+    pub(crate) resets: u64,
 }
 
 /// The patterns do not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotCompiled;
 
+impl From<nfa::thompson::BuildError> for NotCompiled {
+    fn from(_: nfa::thompson::BuildError) -> NotCompiled {
+        NotCompiled
+    }
+}
+
 impl Scanner {
     /// Compiles `patterns`; a hit names one by its place in the list.
     pub fn new(patterns: &[&str]) -> Result<Scanner, NotCompiled> {
+        Scanner::of_nfa(compile(patterns)?, patterns.len())
+    }
+
+    /// Searches for the `count` patterns of `nfa`.
+    pub(crate) fn of_nfa(nfa: nfa::thompson::NFA, count: usize) -> Result<Scanner, NotCompiled> {
         let dfa = DFA::builder()
             .configure(
                 DFA::config()
@@ -60,16 +82,26 @@ impl Scanner {
                     .minimum_bytes_per_state(Some(BYTES_PER_STATE))
                     .skip_cache_capacity_check(true),
             )
-            .syntax(syntax())
-            .thompson(thompson())
-            .build_many(patterns)
+            .build_from_nfa(nfa)
             .map_err(|_| NotCompiled)?;
         let cache = dfa.create_cache();
         Ok(Scanner {
             dfa,
             cache,
-            count: patterns.len(),
+            count,
+            resets: 0,
         })
+    }
+
+    /// The automaton and its states so far.
+    pub(crate) fn parts(&mut self) -> (&DFA, &mut Cache) {
+        (&self.dfa, &mut self.cache)
+    }
+
+    /// The next text starts afresh.
+    pub(crate) fn reset(&mut self) {
+        self.resets = self.resets.saturating_add(1);
+        self.cache.reset(&self.dfa);
     }
 
     /// Adds the patterns found in `text` to `hits`. A search that gives up is noted there too: never as nothing found.
@@ -95,8 +127,7 @@ impl Scanner {
             Ok(()) => set.iter().for_each(|id| hits.add(id.as_usize())),
             Err(_) => {
                 hits.unfinished = true;
-                // The next text starts afresh.
-                self.cache.reset(&self.dfa);
+                self.reset();
             }
         }
     }

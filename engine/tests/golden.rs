@@ -15,7 +15,7 @@ use tollgate_engine::{
     address::Range,
     bundle::{
         ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, OtherTools,
-        Payload, Scope,
+        Payload, Scope, Searched,
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
@@ -134,6 +134,7 @@ fn full_payload() -> Payload {
     }];
     payload.shadow = vec![tollgate_engine::bundle::Document {
         denied_tools: vec!["mail".to_string()],
+        searched_in: Searched::Requests,
         unsearched_tools: vec!["calc".to_string()],
         other_tools: Some(OtherTools {
             named: vec!["mail".to_string(), "git".to_string()],

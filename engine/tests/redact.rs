@@ -47,7 +47,7 @@ fn every_match_is_found_as_another_matcher_finds_it() {
             let length = random.below(24);
             let text: String = (0..length).map(|_| random.pick(&ALPHABET)).collect();
             let mut ours = Vec::new();
-            masker.find(text.as_bytes(), &mut ours).unwrap();
+            masker.find(text.as_bytes(), 0, &mut ours).unwrap();
             let theirs: Vec<Range<usize>> = other
                 .find_iter(text.as_bytes())
                 .map(|found| found.range())
@@ -101,11 +101,11 @@ fn a_search_that_would_take_long_gives_up() {
     let mut found = Vec::new();
     let outcome = Masker::new("a.*b|a")
         .unwrap()
-        .find(hostile.as_bytes(), &mut found);
+        .find(hostile.as_bytes(), 0, &mut found);
     assert_eq!(outcome, Err(GaveUp));
     // A million matches of an honest pattern are no trouble.
     let mut found = Vec::new();
     let mut masker = Masker::new("a").unwrap();
-    assert_eq!(masker.find(hostile.as_bytes(), &mut found), Ok(()));
+    assert_eq!(masker.find(hostile.as_bytes(), 0, &mut found), Ok(()));
     assert_eq!(found.len(), 1 << 20);
 }

@@ -13,6 +13,7 @@ use tollgate_engine::{
     exchange::{End, Exchange, Forward, Step, Want},
     facts::Headers,
     meter::Output,
+    reply::Reply,
     time::Time,
 };
 
@@ -37,6 +38,10 @@ pub(crate) struct Call {
     exchange: Option<Exchange>,
     stage: Stage,
     body_size: usize,
+    /// The response is held until it is whole, up to so many bytes of body.
+    held: Option<usize>,
+    /// What of it has come.
+    response_size: usize,
     /// The whole of the upstream's response has passed.
     whole: bool,
     /// The response is Envoy's own, in place of one that did not come.
@@ -145,9 +150,7 @@ impl Call {
                 Step::Reply { reply, undo } => {
                     worker.settle(&undo, now);
                     self.stage = Stage::Answered;
-                    break show(&exchange).and_then(|()| {
-                        host::reply(reply.status, &reply.headers, reply.body.as_bytes())
-                    });
+                    break show(&exchange).and_then(|()| answer(&reply));
                 }
             }
         };
@@ -199,6 +202,7 @@ impl Call {
             return;
         };
         let mut broken = false;
+        let mut held = None;
         let edited = host::header_map(MapType::HttpResponseHeaders).and_then(|map| {
             let mut headers = host::pairs(&map)?;
             let details = why_envoy_answered(Headers(&headers));
@@ -208,6 +212,7 @@ impl Call {
                 headers.retain(|(name, _)| *name != b":status");
             }
             let head = exchange.response_head(Headers(&headers));
+            held = head.hold;
             for name in &head.remove {
                 host::remove_header(MapType::HttpResponseHeaders, name)?;
             }
@@ -217,17 +222,27 @@ impl Call {
             Ok(())
         });
         self.broken = broken;
+        self.held = held;
         if edited.is_err() {
-            self.worker.metrics.host_errors.add(1);
+            // It would pass without anybody having looked at it.
+            self.held = Some(0);
+            return self.fail();
         }
         if last {
             self.response_body(0, true);
         }
     }
 
+    /// `size` is of the chunk, or, as long as the response is held, of all that has come.
     fn response_body(&mut self, size: usize, last: bool) {
         let worker = Rc::clone(&self.worker);
         let context = self.context;
+        self.response_size = size;
+        let held = self.held;
+        if held.is_some_and(|cap| size <= cap) && !last {
+            return;
+        }
+        let mut answered = false;
         let Some(exchange) = self.answered_upstream() else {
             return;
         };
@@ -235,13 +250,19 @@ impl Call {
             // Its caller may have been stopped since it began.
             worker.follow_bundle(host::now());
         }
-        let chunk = if exchange.meters() && size > 0 {
+        let searched = exchange.searches_answer();
+        let over = held.is_some_and(|cap| size > cap);
+        let chunk = if exchange.meters() && size > 0 && !over {
             host::buffer(BufferType::HttpResponseBody, size)
         } else {
             Ok(Vec::new())
         };
         let passed = chunk.and_then(|chunk| {
-            match worker.with_gate(|gate| exchange.response_chunk(gate, &chunk, last)) {
+            let output = match over {
+                true => exchange.response_over_cap(),
+                false => worker.with_gate(|gate| exchange.response_chunk(gate, &chunk, last)),
+            };
+            match output {
                 Output::Pass => Ok(()),
                 Output::Replace(bytes) => {
                     host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
@@ -250,11 +271,23 @@ impl Call {
                     worker.end_soon(context);
                     host::set_buffer(BufferType::HttpResponseBody, size, &bytes)
                 }
+                Output::Answer(reply) => {
+                    answered = true;
+                    answer(&reply)
+                }
             }
         });
-        // What was not read is settled on an estimate.
+        // What was not read is settled on an estimate. What had to be searched and was not does not pass.
         if passed.is_err() {
+            if searched && !answered {
+                return self.fail();
+            }
             self.worker.metrics.host_errors.add(1);
+        }
+        if answered {
+            self.stage = Stage::Answered;
+        } else {
+            self.held = None;
         }
         self.whole |= last;
     }
@@ -262,6 +295,9 @@ impl Call {
     /// Trailers stand for the end of the body, and nothing can be appended to it any more. Only the bytes of an event that was begun and not
     /// ended are lost, and those a client must throw away (WHATWG HTML §9.2.6: at the end of the stream an incomplete event is discarded).
     fn response_trailers(&mut self) {
+        if self.held.is_some() {
+            return self.response_body(self.response_size, true);
+        }
         let worker = Rc::clone(&self.worker);
         if let Some(exchange) = self.answered_upstream() {
             let _ = worker.with_gate(|gate| exchange.response_chunk(gate, &[], true));
@@ -287,6 +323,11 @@ impl Call {
         self.worker.record(&finished.record);
         self.worker.metrics.observe(&finished.observed);
     }
+}
+
+/// Answers in place of the upstream.
+fn answer(reply: &Reply) -> Result<(), Status> {
+    host::reply(reply.status, &reply.headers, reply.body.as_bytes())
 }
 
 /// Puts the decision where an access log finds it: `%FILTER_STATE(wasm.tollgate_decision:PLAIN)%`.
@@ -346,6 +387,8 @@ impl Stream {
                 exchange: None,
                 stage: Stage::Answered,
                 body_size: 0,
+                held: None,
+                response_size: 0,
                 whole: false,
                 broken: false,
             })),
@@ -368,10 +411,14 @@ impl Stream {
         }
     }
 
-    /// One callback of the response's way. It is never held: at most its chunks are changed.
+    /// One callback of the response's way.
     fn response(&self, advance: impl FnOnce(&mut Call)) -> Action {
-        advance(&mut self.call.borrow_mut());
-        Action::Continue
+        let mut call = self.call.borrow_mut();
+        advance(&mut call);
+        match call.held {
+            Some(_) => Action::Pause,
+            None => Action::Continue,
+        }
     }
 
     fn over(&self) {

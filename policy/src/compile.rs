@@ -229,6 +229,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .collect(),
         patterns,
         redactions,
+        searched_in: document.data.applies_to,
         unsearched_tools: document.data.exempt_tools.clone(),
         other_tools: other_tools(document),
         approvals: named_tools(document)

@@ -3,7 +3,11 @@
 use crate::document::{Capability, Document, Exceeded, OTHERS, Rollout};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
-use tollgate_engine::{bundle::Scope, ledger::Unit, price};
+use tollgate_engine::{
+    bundle::{Scope, Searched},
+    ledger::Unit,
+    price,
+};
 
 /// One difference between two sets of documents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -308,6 +312,17 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
         if set {
             rule(field.to_string(), Rule::Text("true".to_string()));
         }
+    }
+    let applies_to = match data.applies_to {
+        Searched::Both => None,
+        Searched::Requests => Some("requests"),
+        Searched::Responses => Some("responses"),
+    };
+    if let Some(applies_to) = applies_to {
+        rule(
+            "data.applies_to".to_string(),
+            Rule::Text(applies_to.to_string()),
+        );
     }
     if !data.exempt_tools.is_empty() {
         rule(

@@ -17,7 +17,7 @@ use crate::{
 };
 use std::{cmp::Ordering, fmt};
 use tollgate_engine::{
-    bundle::{Level, Redaction, Scope},
+    bundle::{Level, Redaction, Scope, Searched},
     condition::{Instruction, Program},
     ledger::Unit,
     price::Price,
@@ -96,6 +96,8 @@ pub struct Data {
     pub redact: bool,
     /// `mask_pii`: what looks like personal data is taken out.
     pub mask_pii: bool,
+    /// `applies_to`: in what all this is looked for.
+    pub applies_to: Searched,
     /// `exempt_tools`.
     pub exempt_tools: Vec<String>,
     /// `tool_output_is_data`: models are told not to follow what tools put out.
@@ -1191,6 +1193,15 @@ fn data(field: &Field<'_>, language: Language, findings: &mut Findings) -> Data 
     });
     let mask_pii = take_added(&mut table, "mask_pii", language, findings);
     let mask_pii = mask_pii.and_then(|field| findings.boolean(&field));
+    let applies_to = take_added(&mut table, "applies_to", language, findings);
+    let applies_to = applies_to.and_then(|applies_to| {
+        let choices = [
+            ("both", Searched::Both),
+            ("requests", Searched::Requests),
+            ("responses", Searched::Responses),
+        ];
+        findings.choice(&applies_to, &choices)
+    });
     let told = take_added(&mut table, "tool_output_is_data", language, findings);
     let told = told.and_then(|field| findings.boolean(&field));
     let exempt = take_added(&mut table, "exempt_tools", language, findings);
@@ -1206,6 +1217,7 @@ fn data(field: &Field<'_>, language: Language, findings: &mut Findings) -> Data 
         patterns,
         redact,
         mask_pii: mask_pii.unwrap_or(false),
+        applies_to: applies_to.unwrap_or_default(),
         exempt_tools,
         tool_output_is_data: told.unwrap_or(false),
     }

@@ -29,7 +29,7 @@ spec:
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
   prices: {ANY: {input_usd_per_million: 1, output_usd_per_million: 1, cached_input_usd_per_million: 1, max_output_tokens: 1}}
   rate: {requests_per_minute: 1, per: agent}
-  data: {sensitive_patterns: [a], action: block, mask_pii: true, exempt_tools: [a], tool_output_is_data: true}
+  data: {sensitive_patterns: [a], action: block, mask_pii: true, applies_to: both, exempt_tools: [a], tool_output_is_data: true}
   tools: {ANY: {allow: true, limit_per_hour: 1, cost_usd: 1, requires_approval_if: "true"}}
   capabilities: {allow: ["model:a"], deny: ["model:a"]}
   approval_timeout_secs: 1

@@ -289,7 +289,7 @@ fn a_call_waits_for_a_lease_goes_out_and_settles() {
         ),
     ];
     assert_eq!(
-        edits.set,
+        edits.head.set,
         set.map(|(name, value)| (name.to_owned(), value.to_owned()))
     );
     let gate = rig.gate;

@@ -5,7 +5,7 @@
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use tollgate_engine::{
-    bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope},
+    bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope, Searched},
     bytes::to_base64url,
     envelope::{BUNDLE_TYPE, Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
     gate::{Config, Gate},
@@ -145,6 +145,7 @@ pub(crate) fn document(name: &str) -> Document {
         other_tools: None,
         patterns: Vec::new(),
         redactions: Vec::new(),
+        searched_in: Searched::default(),
         unsearched_tools: Vec::new(),
         approvals: Vec::new(),
         limits: Vec::new(),

@@ -10,6 +10,7 @@ use tollgate_engine::{
     identity::{Caller, GovernanceLevel},
     ledger::{self, Op, Refusal},
     meter,
+    reply::Reply,
     time::Time,
 };
 
@@ -171,19 +172,22 @@ impl wit::GuestExchange for Exchange {
         self.0.borrow().wants_response()
     }
 
-    fn response_head(&self, headers: Vec<wit::Header>) -> wit::HeadEdits {
+    fn response_head(&self, headers: Vec<wit::Header>) -> wit::ResponseHead {
         let headers = borrowed(&headers);
         let head = self.0.borrow_mut().response_head(Headers(&headers));
-        head_edits(head.remove, head.set)
+        wit::ResponseHead {
+            head: head_edits(head.remove, head.set),
+            hold: head.hold.map(|cap| cap as u64),
+        }
     }
 
     fn response_chunk(&self, gate: wit::GateBorrow<'_>, chunk: Vec<u8>, end: bool) -> wit::Output {
         let gate = gate.get::<Gate>().0.borrow();
-        match self.0.borrow_mut().response_chunk(&gate, &chunk, end) {
-            meter::Output::Pass => wit::Output::Pass,
-            meter::Output::Replace(bytes) => wit::Output::Replace(bytes),
-            meter::Output::Cut(bytes) => wit::Output::Cut(bytes),
-        }
+        output(self.0.borrow_mut().response_chunk(&gate, &chunk, end))
+    }
+
+    fn response_over_cap(&self) -> wit::Output {
+        output(self.0.borrow_mut().response_over_cap())
     }
 
     fn id(&self) -> String {
@@ -213,6 +217,15 @@ impl wit::GuestExchange for Exchange {
                 estimated: finished.observed.estimated,
             },
         }
+    }
+}
+
+fn output(output: meter::Output) -> wit::Output {
+    match output {
+        meter::Output::Pass => wit::Output::Pass,
+        meter::Output::Replace(bytes) => wit::Output::Replace(bytes),
+        meter::Output::Cut(bytes) => wit::Output::Cut(bytes),
+        meter::Output::Answer(answer) => wit::Output::Answer(reply(answer, Vec::new())),
     }
 }
 
@@ -293,12 +306,19 @@ fn step(step: Step) -> wit::Step {
             head: head_edits(forward.remove, forward.set),
             body: forward.body,
         }),
-        Step::Reply { reply, undo } => wit::Step::Reply(wit::Reply {
-            status: reply.status,
-            headers: set_headers(reply.headers),
-            body: reply.body.into_bytes(),
-            undo: cell_ops(undo),
-        }),
+        Step::Reply {
+            reply: answer,
+            undo,
+        } => wit::Step::Reply(reply(answer, undo)),
+    }
+}
+
+fn reply(reply: Reply, undo: Vec<exchange::CellOp>) -> wit::Reply {
+    wit::Reply {
+        status: reply.status,
+        headers: set_headers(reply.headers),
+        body: reply.body.into_bytes(),
+        undo: cell_ops(undo),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     built,
     component::{
         Component, Instance,
-        calls::{CellOp, End, Output, Refusal, Refused, Span, Step, Want},
+        calls::{CellOp, End, Output, Refusal, Refused, Reply, Span, Step, Want},
         upkeep::{Ask, Response},
     },
 };
@@ -164,21 +164,7 @@ impl Node {
                 }
                 Step::Reply(reply) => {
                     self.apply_all(&reply.undo, time)?;
-                    let header = |wanted: &str| {
-                        reply
-                            .headers
-                            .iter()
-                            .find(|(name, _)| name == wanted)
-                            .map(|(_, value)| value.clone())
-                    };
-                    header(DECISION_HEADER).context("a reply without its decision")?;
-                    seen.status = reply.status;
-                    seen.reason = header(REASON_HEADER);
-                    seen.retry_after = header("retry-after");
-                    seen.limits = header("ratelimit-policy");
-                    seen.left = header("ratelimit");
-                    seen.content_type = header("content-type");
-                    seen.body = String::from_utf8(reply.body)?;
+                    answered(&mut seen, reply)?;
                     break;
                 }
             };
@@ -222,30 +208,44 @@ impl Node {
             .instance
             .calls(|calls, store| calls.exchange().call_response_head(store, exchange, &pairs))?;
         let header = |wanted: &str| {
-            let mut set = head.set.iter();
+            let mut set = head.head.set.iter();
             set.find(|(name, _)| name == wanted)
                 .map(|(_, value)| value.clone())
         };
         seen.limits = header("ratelimit-policy");
         seen.left = header("ratelimit");
         let gate = self.gate;
-        let mut chunk = |bytes: &[u8], end: bool| {
+        let chunks = answer.chunks()?;
+        let size: usize = chunks.iter().map(Vec::len).sum();
+        if head.hold.is_some_and(|cap| size as u64 > cap) {
+            let output = self
+                .instance
+                .calls(|calls, store| calls.exchange().call_response_over_cap(store, exchange))?;
+            let Output::Answer(reply) = output else {
+                bail!("an answer over the cap is not replaced");
+            };
+            return answered(seen, reply);
+        }
+        let mut chunks: Vec<(&[u8], bool)> = chunks.iter().map(|chunk| (&**chunk, false)).collect();
+        if answer.end == AnswerEnd::Whole {
+            chunks.push((b"", true));
+        }
+        let mut body = Vec::new();
+        for (chunk, last) in chunks {
             let output = self.instance.calls(|calls, store| {
                 calls
                     .exchange()
-                    .call_response_chunk(store, exchange, gate, bytes, end)
+                    .call_response_chunk(store, exchange, gate, chunk, last)
             })?;
-            anyhow::Ok(match output {
-                Output::Pass => bytes.to_vec(),
-                Output::Replace(bytes) | Output::Cut(bytes) => bytes,
-            })
-        };
-        let mut body = Vec::new();
-        for bytes in answer.chunks()? {
-            body.extend(chunk(&bytes, false)?);
-        }
-        if answer.end == AnswerEnd::Whole {
-            body.extend(chunk(b"", true)?);
+            match output {
+                Output::Pass => body.extend_from_slice(chunk),
+                Output::Replace(bytes) => body.extend(bytes),
+                Output::Cut(bytes) => {
+                    body.extend(bytes);
+                    break;
+                }
+                Output::Answer(reply) => return answered(seen, reply),
+            }
         }
         seen.status = answer.status;
         seen.content_type = Some(answer.content_type.clone());
@@ -399,4 +399,23 @@ impl Node {
         let (status, body) = self.control_plane.answer(path, body, now)?;
         Ok(Response { status, body })
     }
+}
+
+/// Notes an answer of the gate's own.
+fn answered(seen: &mut Seen, reply: Reply) -> Result<()> {
+    let header = |wanted: &str| {
+        let mut headers = reply.headers.iter();
+        headers
+            .find(|(name, _)| name == wanted)
+            .map(|(_, value)| value.clone())
+    };
+    header(DECISION_HEADER).context("a reply without its decision")?;
+    seen.status = reply.status;
+    seen.reason = header(REASON_HEADER);
+    seen.retry_after = header("retry-after");
+    seen.limits = header("ratelimit-policy");
+    seen.left = header("ratelimit");
+    seen.content_type = header("content-type");
+    seen.body = String::from_utf8(reply.body)?;
+    Ok(())
 }

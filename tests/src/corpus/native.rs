@@ -13,7 +13,7 @@ use tollgate_engine::{
     gate::{Config, Gate},
     ledger::{Account, Cell, Op, Refusal},
     meter::Output,
-    reply::{DECISION_HEADER, REASON_HEADER},
+    reply::{DECISION_HEADER, REASON_HEADER, Reply},
     time::Time,
     upkeep::{self, Holder, Journal, Response, Upkeep},
 };
@@ -131,21 +131,7 @@ impl Node {
                 }
                 Step::Reply { reply, undo } => {
                     self.undo(&undo, time);
-                    let header = |wanted: &str| {
-                        reply
-                            .headers
-                            .iter()
-                            .find(|(name, _)| *name == wanted)
-                            .map(|(_, value)| value.clone())
-                    };
-                    header(DECISION_HEADER).context("a reply without its decision")?;
-                    seen.status = reply.status;
-                    seen.reason = header(REASON_HEADER);
-                    seen.retry_after = header("retry-after");
-                    seen.limits = header("ratelimit-policy");
-                    seen.left = header("ratelimit");
-                    seen.content_type = header("content-type");
-                    seen.body = reply.body;
+                    answered(&mut seen, reply)?;
                     break;
                 }
             };
@@ -191,16 +177,27 @@ impl Node {
         seen.left = header("ratelimit");
         let mut body = Vec::new();
         let chunks = answer.chunks()?;
-        for chunk in &chunks {
-            match exchange.response_chunk(&self.gate, chunk, false) {
-                Output::Pass => body.extend_from_slice(chunk),
-                Output::Replace(bytes) | Output::Cut(bytes) => body.extend(bytes),
-            }
+        let size: usize = chunks.iter().map(Vec::len).sum();
+        if head.hold.is_some_and(|cap| size > cap) {
+            let Output::Answer(reply) = exchange.response_over_cap() else {
+                bail!("an answer over the cap is not replaced");
+            };
+            return answered(seen, reply);
         }
-        if answer.end == AnswerEnd::Whole
-            && let Output::Replace(bytes) = exchange.response_chunk(&self.gate, b"", true)
-        {
-            body.extend(bytes);
+        let mut chunks: Vec<(&[u8], bool)> = chunks.iter().map(|chunk| (&**chunk, false)).collect();
+        if answer.end == AnswerEnd::Whole {
+            chunks.push((b"", true));
+        }
+        for (chunk, last) in chunks {
+            match exchange.response_chunk(&self.gate, chunk, last) {
+                Output::Pass => body.extend_from_slice(chunk),
+                Output::Replace(bytes) => body.extend(bytes),
+                Output::Cut(bytes) => {
+                    body.extend(bytes);
+                    break;
+                }
+                Output::Answer(reply) => return answered(seen, reply),
+            }
         }
         seen.status = answer.status;
         seen.content_type = Some(answer.content_type.clone());
@@ -320,6 +317,25 @@ impl Node {
         self.journal = Some(journal);
         Ok(())
     }
+}
+
+/// Notes an answer of the gate's own.
+fn answered(seen: &mut Seen, reply: Reply) -> Result<()> {
+    let header = |wanted: &str| {
+        let mut headers = reply.headers.iter();
+        headers
+            .find(|(name, _)| *name == wanted)
+            .map(|(_, value)| value.clone())
+    };
+    header(DECISION_HEADER).context("a reply without its decision")?;
+    seen.status = reply.status;
+    seen.reason = header(REASON_HEADER);
+    seen.retry_after = header("retry-after");
+    seen.limits = header("ratelimit-policy");
+    seen.left = header("ratelimit");
+    seen.content_type = header("content-type");
+    seen.body = reply.body;
+    Ok(())
 }
 
 /// What the upstream gets of a call that is sent on with these header edits and this body.
