@@ -1329,7 +1329,7 @@ impl Changes {
     ) -> Result<Changed, &'static str> {
         let (body, redacted) = match self.patterns.is_empty() {
             true => (body.to_vec(), 0),
-            false => self.redact(head, body)?,
+            false => self.redact(head, gate, body)?,
         };
         let body = match self.instruct {
             true => instruct(facts.route, &body).ok_or(INSTRUCTION_UNPLACED)?,
@@ -1354,8 +1354,13 @@ impl Changes {
         })
     }
 
-    fn redact(&self, head: &Head, body: &[u8]) -> Result<(Vec<u8>, u64), &'static str> {
-        let maskers = self.patterns.iter().map(|pattern| Masker::new(pattern));
+    fn redact(
+        &self,
+        head: &Head,
+        gate: &Gate,
+        body: &[u8],
+    ) -> Result<(Vec<u8>, u64), &'static str> {
+        let maskers = self.patterns.iter().map(|pattern| gate.masker(pattern));
         let maskers: Result<Vec<Masker>, _> = maskers.collect();
         let mut maskers = maskers.map_err(|_| REDACTION_TOO_DEAR)?;
         let doc = json::parse(body);

@@ -1,13 +1,15 @@
 //! What one enforcement point knows: its settings, its verified bundle, and what it has worked out from them.
 
 use crate::{
+    automaton::{Automaton, Unreadable},
     bundle::{Bundle, Document, Documents, InstallError, Payload, Unusable},
     envelope::PublicKey,
     facts::{self, Upstream, normal_host},
     identity::{Caller, IdentityError, TokenCache},
     journal::hmac,
     meter::Provider,
-    scan::{self, Hits, NotCompiled, Scanner},
+    redact::Masker,
+    scan::{self, Hits, Scanner},
     time::Time,
 };
 use alloc::{
@@ -232,9 +234,11 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    fn of(documents: &[Document]) -> Result<Search, NotCompiled> {
+    fn of(documents: &Documents, payload: &Payload) -> Result<Search, Unreadable> {
         let patterns = scan::distinct(documents.iter().flat_map(Document::searched));
-        let scanner = Scanner::new(&patterns)?;
+        let automaton = |pattern: &&str| Some(&payload.compiled(pattern)?.forward);
+        let automata: Option<Vec<&Automaton>> = patterns.iter().map(automaton).collect();
+        let scanner = Scanner::new(&automata.ok_or(Unreadable)?)?;
         Ok(Search {
             scanner: (!patterns.is_empty()).then_some(scanner),
             patterns: patterns.into_iter().map(String::from).collect(),
@@ -246,6 +250,24 @@ impl Search {
             scanner.search(text, hits);
         }
     }
+}
+
+/// What searches for a bundle's patterns. Every automaton in use is read here, also those that a call has need of later.
+fn searches(payload: &Payload) -> Result<(Search, Search), Unreadable> {
+    let redactions = payload
+        .documents
+        .iter()
+        .flat_map(|document| &document.redactions);
+    let redacted = redactions.flat_map(|redaction| &redaction.patterns);
+    for pattern in scan::distinct(redacted.map(String::as_str)) {
+        masker(payload, pattern)?;
+    }
+    let search = |documents| Search::of(documents, payload);
+    Ok((search(&payload.documents)?, search(&payload.shadow)?))
+}
+
+fn masker(payload: &Payload, pattern: &str) -> Result<Masker, Unreadable> {
+    Masker::new(payload.compiled(pattern).ok_or(Unreadable)?)
 }
 
 /// What was found in a call. Each of the two is searched for alone: patterns in shadow must not make a search give up that would not have.
@@ -291,13 +313,10 @@ impl Gate {
     }
 
     fn run(&mut self, bundle: Bundle) -> Result<(), InstallError> {
-        let search = |documents: Option<&Documents>| {
-            let documents = documents.map_or(&[][..], |documents| documents);
-            Search::of(documents).map_err(|_| InstallError::Pattern)
+        let (enforced, shadow) = match bundle.payload() {
+            Some(payload) => searches(payload).map_err(|_| InstallError::Pattern)?,
+            None => Default::default(),
         };
-        let payload = bundle.payload();
-        let enforced = search(payload.map(|payload| &payload.documents))?;
-        let shadow = search(payload.map(|payload| &payload.shadow))?;
         (self.enforced, self.shadow) = (enforced, shadow);
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
         self.instructs = bundle.payload().is_some_and(|payload| {
@@ -324,6 +343,12 @@ impl Gate {
             Ok(_) => Err(IdentityError::Revoked),
             Err(_) => Ok(caller),
         }
+    }
+
+    /// What takes out what a pattern matches.
+    pub(crate) fn masker(&self, pattern: &str) -> Result<Masker, Unreadable> {
+        let payload = self.bundle.payload().ok_or(Unreadable)?;
+        masker(payload, pattern)
     }
 
     /// Adds the patterns found in `text` to `found`.

@@ -1,14 +1,14 @@
 //! Searching content for patterns.
 //!
 //! All patterns of a bundle become one lazily built DFA: exact, one pass, linear in the text whatever the text is. `regex-lite` would be
-//! smaller but reads 2–5 MB/s inside V8; a DFA built ahead explodes on common patterns (a card number alone is 13 MB). There are no Unicode
-//! tables here: the compiler ships patterns in a normal form of explicit ranges that means what RE2 means.
+//! smaller but reads 2–5 MB/s inside V8; a DFA built ahead explodes on common patterns (a card number alone is 13 MB). Nothing is compiled
+//! here: patterns come as automata ([`crate::automaton`]), and a search works out the states of the DFA that it needs.
 
+use crate::automaton::{self, Automaton, Unreadable};
 use alloc::{string::String, vec::Vec};
 use regex_automata::{
     Input, MatchKind, PatternSet,
     hybrid::dfa::{Cache, DFA},
-    nfa, util,
 };
 
 /// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
@@ -21,21 +21,6 @@ const CACHE_FILLS: usize = 3;
 /// state every few hundred bytes while the cache is cold and hardly any afterwards.
 const BYTES_PER_STATE: usize = 16;
 
-/// Compiled size allowed for all patterns together.
-const NFA_BYTES: usize = 4 << 20;
-
-/// How patterns in normal form are read.
-pub(crate) fn syntax() -> util::syntax::Config {
-    util::syntax::Config::new().unicode(false).utf8(false)
-}
-
-/// …and compiled.
-pub(crate) fn thompson() -> nfa::thompson::Config {
-    nfa::thompson::Config::new()
-        .utf8(false)
-        .nfa_size_limit(Some(NFA_BYTES))
-}
-
 /// The patterns of one bundle.
 #[derive(Debug)]
 pub struct Scanner {
@@ -44,13 +29,10 @@ pub struct Scanner {
     count: usize,
 }
 
-/// The patterns do not compile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotCompiled;
-
 impl Scanner {
-    /// Compiles `patterns`; a hit names one by its place in the list.
-    pub fn new(patterns: &[&str]) -> Result<Scanner, NotCompiled> {
+    /// Of the forward automata of patterns; a hit names one by its place in the list.
+    pub fn new(patterns: &[&Automaton]) -> Result<Scanner, Unreadable> {
+        let nfa = automaton::forward(patterns.iter().copied())?;
         let dfa = DFA::builder()
             .configure(
                 DFA::config()
@@ -60,10 +42,8 @@ impl Scanner {
                     .minimum_bytes_per_state(Some(BYTES_PER_STATE))
                     .skip_cache_capacity_check(true),
             )
-            .syntax(syntax())
-            .thompson(thompson())
-            .build_many(patterns)
-            .map_err(|_| NotCompiled)?;
+            .build_from_nfa(nfa)
+            .map_err(|_| Unreadable)?;
         let cache = dfa.create_cache();
         Ok(Scanner {
             dfa,
