@@ -235,6 +235,7 @@ pub(crate) fn payload(documents: &[Document], now: Time) -> Result<Payload> {
         expires_at,
         documents: compiled.documents,
         shadow: compiled.shadow,
+        automata: compiled.automata,
         calendars: compiled.calendars,
         prices: compiled.prices,
         token_keys: Vec::new(),

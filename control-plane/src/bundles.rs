@@ -193,6 +193,7 @@ pub(crate) async fn publish(
             expires_at: expires.secs(),
             documents: compiled.documents,
             shadow: compiled.shadow,
+            automata: compiled.automata,
             calendars: compiled.calendars,
             prices: compiled.prices,
             token_keys: vec![state.signer().public().clone()],

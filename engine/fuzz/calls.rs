@@ -595,9 +595,8 @@ impl World {
             let end = rest.is_empty() && size.is_multiple_of(2);
             let killed = exchange.wants_response() && choices.one_in(20);
             // What is searched or paid for may have to end by itself.
-            let may_end = killed
-                || exchange.searches_answer()
-                || !exchange.decision().charges.is_empty();
+            let may_end =
+                killed || exchange.searches_answer() || !exchange.decision().charges.is_empty();
             let output = if killed {
                 with_killed(|gate| exchange.response_chunk(gate, chunk, end))
             } else {

@@ -169,6 +169,7 @@ pub(crate) fn meter(data: &[u8]) {
                         Output::Replace(bytes) | Output::Cut(bytes) => {
                             sent.extend_from_slice(&bytes)
                         }
+                        Output::Answer(_) => panic!("a meter answers nobody"),
                     }
                 }
                 let mut metered = meter.finish();

@@ -3,6 +3,7 @@
 
 use crate::issuer::{self, KEY_ID, NOW, Towards, WORKSPACE};
 use tollgate_engine::{
+    automaton::{Automaton, Compiled},
     bytes::sha256,
     envelope::{BUNDLE_TYPE, LEASES_TYPE},
     exchange::{Exchange, Step},
@@ -11,6 +12,8 @@ use tollgate_engine::{
     identity::{self, Caller, GovernanceLevel, MAX_LIFE_SECS},
     journal::{Batch, SealKey},
     ledger::{Account, Cell, Op},
+    redact::Masker,
+    scan::{Hits, Scanner},
     shelf::Shelf,
     upkeep::{Holder, Response, Upkeep},
 };
@@ -192,4 +195,26 @@ pub(crate) fn stored(data: &[u8]) {
     if let Some(account) = std::str::from_utf8(data).ok().and_then(Account::parse) {
         assert_eq!(account.to_string().as_bytes(), data);
     }
+}
+
+/// What passes for an automaton searches, in both directions, and comes to an end. Whether it passes.
+pub(crate) fn automaton(data: &[u8]) -> bool {
+    const TEXT: &[u8] = b"aab bc\n\xc3\xa9-ab\xff a";
+    let automaton = Automaton(data.to_vec());
+    let scanner = Scanner::new(&[&automaton]);
+    let masker = Masker::new(&Compiled {
+        pattern: String::new(),
+        forward: automaton.clone(),
+        backward: Some(automaton),
+    });
+    assert_eq!(scanner.is_ok(), masker.is_ok());
+    let (Ok(mut scanner), Ok(mut masker)) = (scanner, masker) else {
+        return false;
+    };
+    scanner.search(TEXT, &mut Hits::default());
+    let mut found = Vec::new();
+    if masker.find(TEXT, 0, &mut found).is_ok() {
+        assert!(found.iter().all(|range| range.end <= TEXT.len()));
+    }
+    true
 }

@@ -9,6 +9,7 @@ pub use documents::Documents;
 
 use crate::{
     address::Range,
+    automaton::Compiled,
     bytes::Digest,
     condition::Program,
     envelope::{self, OpenError, PublicKey},
@@ -26,7 +27,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The format this engine reads and the policy compiler writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// How far ahead of its own clock a gate accepts an issue time: five minutes, the usual bound of clock skew (RFC 4120 §1.6 uses the same).
 pub const CLOCK_SKEW_SECS: i64 = 300;
@@ -59,6 +60,9 @@ pub struct Payload {
     /// Documents that are tried out: what they would have said is recorded, and nothing more.
     #[serde(default, skip_serializing_if = "Documents::is_empty")]
     pub shadow: Documents,
+    /// Every pattern that the documents name, compiled, by its text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub automata: Vec<Compiled>,
     /// Day edges of every time zone that a limit counts in.
     pub calendars: Vec<Calendar>,
     /// What models cost.
@@ -502,6 +506,15 @@ pub struct Calendar {
     pub months: Vec<i64>,
 }
 
+impl Payload {
+    /// What a pattern was compiled to; the list is sorted in a [`Bundle`].
+    pub fn compiled(&self, pattern: &str) -> Option<&Compiled> {
+        let by_text = |compiled: &Compiled| compiled.pattern.as_str().cmp(pattern);
+        let at = self.automata.binary_search_by(by_text).ok()?;
+        self.automata.get(at)
+    }
+}
+
 /// Why a bundle was not installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstallError {
@@ -527,7 +540,7 @@ pub enum InstallError {
     Expired,
     /// Issued in the future: this clock or the signer's is wrong.
     FromTheFuture,
-    /// A pattern in it does not compile here.
+    /// A pattern in it is not compiled, or not to what this engine reads.
     Pattern,
 }
 
@@ -574,7 +587,9 @@ impl fmt::Display for InstallError {
             InstallError::FromTheFuture => {
                 f.write_str("issued in the future; compare this clock with the control plane's")
             }
-            InstallError::Pattern => f.write_str("a pattern in it does not compile here"),
+            InstallError::Pattern => {
+                f.write_str("a pattern in it is not compiled to what this gate reads")
+            }
         }
     }
 }
@@ -603,6 +618,9 @@ impl Bundle {
     /// Puts in order what is searched later: a list that came unsorted must not hide a revocation.
     fn of(mut payload: Payload, digest: Digest) -> Bundle {
         payload.revoked_agents.sort_unstable();
+        payload
+            .automata
+            .sort_unstable_by(|a, b| a.pattern.cmp(&b.pattern));
         for calendar in &mut payload.calendars {
             calendar.days.sort_unstable();
             calendar.weeks.sort_unstable();

@@ -1089,14 +1089,18 @@ impl Exchange {
             self.metered = Some(meter.finish());
         }
         if let Some(sift) = &self.sift {
-            let taken_out = sift.reasons();
-            if !taken_out.is_empty() {
+            for reason in sift.reasons() {
                 self.decision.outcome = self.decision.outcome.max(Outcome::Redact);
-                self.decision.reasons.extend(taken_out);
+                // The same may have been taken out of the request.
+                let alike =
+                    |known: &Reason| known.rule == reason.rule && known.document == reason.document;
+                if !self.decision.reasons.iter().any(alike) {
+                    self.decision.reasons.push(reason.clone());
+                }
             }
         }
         if let Some(observer) = self.observer.take() {
-            let reasons = observer.reasons();
+            let reasons: Vec<Reason> = observer.reasons().cloned().collect();
             if !reasons.is_empty() {
                 self.shadowed(reasons);
             }
@@ -1551,7 +1555,7 @@ impl Changes {
     ) -> Result<Changed, &'static str> {
         let (body, redacted) = match self.patterns.is_empty() {
             true => (body.to_vec(), 0),
-            false => self.redact(head, body)?,
+            false => self.redact(head, gate, body)?,
         };
         let body = match self.instruct {
             true => instruct(facts.route, &body).ok_or(INSTRUCTION_UNPLACED)?,
@@ -1576,8 +1580,13 @@ impl Changes {
         })
     }
 
-    fn redact(&self, head: &Head, body: &[u8]) -> Result<(Vec<u8>, u64), &'static str> {
-        let maskers = self.patterns.iter().map(|pattern| Masker::new(pattern));
+    fn redact(
+        &self,
+        head: &Head,
+        gate: &Gate,
+        body: &[u8],
+    ) -> Result<(Vec<u8>, u64), &'static str> {
+        let maskers = self.patterns.iter().map(|pattern| gate.masker(pattern));
         let maskers: Result<Vec<Masker>, _> = maskers.collect();
         let mut maskers = maskers.map_err(|_| REDACTION_TOO_DEAR)?;
         let doc = json::parse(body);

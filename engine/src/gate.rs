@@ -1,6 +1,7 @@
 //! What one enforcement point knows: its settings, its verified bundle, and what it has worked out from them.
 
 use crate::{
+    automaton::{Automaton, Unreadable},
     bundle::{Bundle, Document, Documents, InstallError, Payload, Unusable},
     decide,
     envelope::PublicKey,
@@ -8,7 +9,8 @@ use crate::{
     identity::{Caller, IdentityError, TokenCache},
     journal::hmac,
     meter::Provider,
-    scan::{self, Hits, NotCompiled, Scanner},
+    redact::Masker,
+    scan::{self, Hits, Scanner},
     sift::Watch,
     time::Time,
 };
@@ -242,10 +244,12 @@ pub(crate) struct Search {
 const MAX_WATCHED: usize = 16;
 
 impl Search {
-    fn of(documents: &[Document]) -> Result<Search, NotCompiled> {
-        // Also those that are for answers alone: what cannot be compiled is noticed here.
+    fn of(documents: &Documents, payload: &Payload) -> Result<Search, Unreadable> {
+        // Also those that are for answers alone: what cannot be read is noticed here.
         let patterns = scan::distinct(documents.iter().flat_map(Document::searched));
-        let scanner = Scanner::new(&patterns)?;
+        let automaton = |pattern: &&str| Some(&payload.compiled(pattern)?.forward);
+        let automata: Option<Vec<&Automaton>> = patterns.iter().map(automaton).collect();
+        let scanner = Scanner::new(&automata.ok_or(Unreadable)?)?;
         Ok(Search {
             watches: documents.iter().any(Document::watches),
             watched: Vec::new(),
@@ -263,10 +267,10 @@ impl Search {
     /// What is looked for in the answer to a call with these facts.
     fn watch(
         &mut self,
-        documents: &Documents,
+        (payload, documents): (&Payload, &Documents),
         caller: &Caller,
         facts: &Facts,
-    ) -> Result<Option<Rc<Watch>>, NotCompiled> {
+    ) -> Result<Option<Rc<Watch>>, Unreadable> {
         if !self.watches {
             return Ok(None);
         }
@@ -280,7 +284,7 @@ impl Search {
         if let Some((_, watch)) = self.watched.iter().find(is_it) {
             return Ok(Some(Rc::clone(watch)));
         }
-        let watch = Rc::new(Watch::of(&met)?);
+        let watch = Rc::new(Watch::of(&met, payload)?);
         if self.watched.len() == MAX_WATCHED {
             self.watched.remove(0);
         }
@@ -295,6 +299,24 @@ impl Search {
 pub(crate) struct Watches {
     pub(crate) enforced: Option<Rc<Watch>>,
     pub(crate) shadow: Option<Rc<Watch>>,
+}
+
+/// What searches for a bundle's patterns. Every automaton in use is read here, also those that a call has need of later.
+fn searches(payload: &Payload) -> Result<(Search, Search), Unreadable> {
+    let redactions = payload
+        .documents
+        .iter()
+        .flat_map(|document| &document.redactions);
+    let redacted = redactions.flat_map(|redaction| &redaction.patterns);
+    for pattern in scan::distinct(redacted.map(String::as_str)) {
+        masker(payload, pattern)?;
+    }
+    let search = |documents| Search::of(documents, payload);
+    Ok((search(&payload.documents)?, search(&payload.shadow)?))
+}
+
+fn masker(payload: &Payload, pattern: &str) -> Result<Masker, Unreadable> {
+    Masker::new(payload.compiled(pattern).ok_or(Unreadable)?)
 }
 
 /// What was found in a call. Each of the two is searched for alone: patterns in shadow must not make a search give up that would not have.
@@ -340,13 +362,10 @@ impl Gate {
     }
 
     fn run(&mut self, bundle: Bundle) -> Result<(), InstallError> {
-        let search = |documents: Option<&Documents>| {
-            let documents = documents.map_or(&[][..], |documents| documents);
-            Search::of(documents).map_err(|_| InstallError::Pattern)
+        let (enforced, shadow) = match bundle.payload() {
+            Some(payload) => searches(payload).map_err(|_| InstallError::Pattern)?,
+            None => Default::default(),
         };
-        let payload = bundle.payload();
-        let enforced = search(payload.map(|payload| &payload.documents))?;
-        let shadow = search(payload.map(|payload| &payload.shadow))?;
         (self.enforced, self.shadow) = (enforced, shadow);
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
         self.instructs = bundle.payload().is_some_and(|payload| {
@@ -375,6 +394,12 @@ impl Gate {
         }
     }
 
+    /// What takes out what a pattern matches.
+    pub(crate) fn masker(&self, pattern: &str) -> Result<Masker, Unreadable> {
+        let payload = self.bundle.payload().ok_or(Unreadable)?;
+        masker(payload, pattern)
+    }
+
     /// Adds the patterns found in `text` to `found`.
     pub(crate) fn search(&mut self, text: &[u8], found: &mut Found) {
         self.enforced.search(text, &mut found.enforced);
@@ -382,13 +407,17 @@ impl Gate {
     }
 
     /// What is looked for in the answer to a call.
-    pub(crate) fn watch(&mut self, caller: &Caller, facts: &Facts) -> Result<Watches, NotCompiled> {
+    pub(crate) fn watch(&mut self, caller: &Caller, facts: &Facts) -> Result<Watches, Unreadable> {
         let Some(payload) = self.bundle.payload() else {
             return Ok(Watches::default());
         };
         Ok(Watches {
-            enforced: self.enforced.watch(&payload.documents, caller, facts)?,
-            shadow: self.shadow.watch(&payload.shadow, caller, facts)?,
+            enforced: self
+                .enforced
+                .watch((payload, &payload.documents), caller, facts)?,
+            shadow: self
+                .shadow
+                .watch((payload, &payload.shadow), caller, facts)?,
         })
     }
 

@@ -21,6 +21,7 @@
 extern crate alloc;
 
 pub mod address;
+pub mod automaton;
 pub mod bundle;
 pub mod bytes;
 pub mod condition;

@@ -4,12 +4,15 @@
 //! state it starts in. For that the first step of every pattern is a copy of its own ([`entered_apart`]): otherwise `a*b` would look the same
 //! before and behind an `a`.
 
-use crate::scan::{CACHE_FILLS, NotCompiled, Scanner};
+use crate::{
+    automaton::{self, Automaton, Unreadable},
+    scan::{CACHE_FILLS, Scanner},
+};
 use alloc::{vec, vec::Vec};
 use regex_automata::{
     Anchored,
     hybrid::LazyStateID,
-    nfa::thompson::{Builder, NFA, State, Transition},
+    nfa::thompson::{BuildError, Builder, NFA, State, Transition},
     util::{primitives::StateID, start},
 };
 
@@ -183,8 +186,8 @@ fn starts(scanner: &mut Scanner) -> Result<[LazyStateID; BEFORE.len()], GaveUp> 
 
 impl Scanner {
     /// As [`Scanner::new`], for texts that come in pieces.
-    pub(crate) fn of_passages(patterns: &[&str]) -> Result<Scanner, NotCompiled> {
-        let nfa = crate::scan::compile(patterns)?;
+    pub(crate) fn of_passages(patterns: &[&Automaton]) -> Result<Scanner, Unreadable> {
+        let nfa = automaton::forward(patterns.iter().copied())?;
         let nfa = entered_apart(&nfa)?;
         Scanner::of_nfa(nfa, patterns.len())
     }
@@ -197,8 +200,14 @@ impl Scanner {
     }
 }
 
+impl From<BuildError> for Unreadable {
+    fn from(_: BuildError) -> Unreadable {
+        Unreadable
+    }
+}
+
 /// The same patterns, found anywhere, with their first steps apart: a state that is reached by a byte of a match is none that a match starts in.
-fn entered_apart(nfa: &NFA) -> Result<NFA, NotCompiled> {
+fn entered_apart(nfa: &NFA) -> Result<NFA, Unreadable> {
     let mut builder = Builder::new();
     builder.set_utf8(nfa.is_utf8());
     builder.set_look_matcher(nfa.look_matcher().clone());
@@ -247,7 +256,7 @@ struct Copies<'b> {
 
 impl Copies<'_> {
     /// The copy of a state, made sooner or later.
-    fn of(&mut self, id: StateID, is_first: bool) -> Result<StateID, NotCompiled> {
+    fn of(&mut self, id: StateID, is_first: bool) -> Result<StateID, Unreadable> {
         let copies = match is_first {
             true => &mut self.first,
             false => &mut self.later,
@@ -263,12 +272,12 @@ impl Copies<'_> {
         Ok(place)
     }
 
-    fn step(&mut self, step: Transition) -> Result<Transition, NotCompiled> {
+    fn step(&mut self, step: Transition) -> Result<Transition, Unreadable> {
         let next = self.of(step.next, false)?;
         Ok(Transition { next, ..step })
     }
 
-    fn copy(&mut self, state: &State, is_first: bool) -> Result<StateID, NotCompiled> {
+    fn copy(&mut self, state: &State, is_first: bool) -> Result<StateID, Unreadable> {
         match state {
             State::ByteRange { trans } => {
                 let step = self.step(*trans)?;
@@ -278,7 +287,7 @@ impl Copies<'_> {
                 let steps = sparse.transitions.iter();
                 let steps = steps
                     .map(|step| self.step(*step))
-                    .collect::<Result<_, NotCompiled>>()?;
+                    .collect::<Result<_, Unreadable>>()?;
                 Ok(self.builder.add_sparse(steps)?)
             }
             State::Dense(dense) => {
@@ -292,7 +301,7 @@ impl Copies<'_> {
                         next,
                     })
                 });
-                let steps = steps.collect::<Result<_, NotCompiled>>()?;
+                let steps = steps.collect::<Result<_, Unreadable>>()?;
                 Ok(self.builder.add_sparse(steps)?)
             }
             State::Look { look, next } => {
@@ -301,7 +310,7 @@ impl Copies<'_> {
             }
             State::Union { alternates } => {
                 let copies = alternates.iter().map(|next| self.of(*next, is_first));
-                let copies = copies.collect::<Result<_, NotCompiled>>()?;
+                let copies = copies.collect::<Result<_, Unreadable>>()?;
                 Ok(self.builder.add_union(copies)?)
             }
             State::BinaryUnion { alt1, alt2 } => {
@@ -320,9 +329,33 @@ mod tests {
     use super::*;
     use alloc::string::String;
 
+    fn compiled(patterns: &[&str]) -> Vec<Automaton> {
+        let compiled = patterns.iter().map(|pattern| {
+            let syntax = regex_automata::util::syntax::Config::new()
+                .unicode(false)
+                .utf8(false);
+            let compiler = NFA::compiler()
+                .syntax(syntax)
+                .configure(
+                    NFA::config()
+                        .utf8(false)
+                        .which_captures(regex_automata::nfa::thompson::WhichCaptures::None),
+                )
+                .build(pattern)
+                .unwrap();
+            Automaton::of(&compiler).unwrap()
+        });
+        compiled.collect()
+    }
+
+    fn scanner(patterns: &[&str]) -> Scanner {
+        let compiled = compiled(patterns);
+        Scanner::of_passages(&compiled.iter().collect::<Vec<_>>()).unwrap()
+    }
+
     /// What may go on after each piece, and what was found in the end.
     fn pass(patterns: &[&str], pieces: &[&str]) -> (Vec<String>, Vec<usize>) {
-        let mut scanner = Scanner::of_passages(patterns).unwrap();
+        let mut scanner = scanner(patterns);
         let mut passage = Passage::default();
         let mut gone = Vec::new();
         let mut found = Vec::new();
@@ -376,7 +409,7 @@ mod tests {
             (r"\w*secret\w*", ".mysecret9"),
             (r"\s*pass:\s*\S+", "x  pass: 1"),
         ] {
-            let mut scanner = Scanner::of_passages(&[pattern]).unwrap();
+            let mut scanner = scanner(&[pattern]);
             let mut passage = Passage::default();
             for byte in text.as_bytes() {
                 passage.feed(&mut scanner, &[*byte]).unwrap();
@@ -405,7 +438,7 @@ mod tests {
 
     #[test]
     fn an_emptied_cache_is_searched_again_from_what_is_held() {
-        let mut scanner = Scanner::of_passages(&["key-[a-z]{4}"]).unwrap();
+        let mut scanner = scanner(&["key-[a-z]{4}"]);
         let mut passage = Passage::default();
         passage.feed(&mut scanner, b"a key-ab").unwrap();
         passage.let_go();
@@ -418,7 +451,8 @@ mod tests {
     #[test]
     fn it_finds_in_pieces_what_it_finds_in_one() {
         let patterns = ["ab+c", "(a|b)*cc", r"\bca\b", "b a", "^c", "a$"];
-        let mut whole = Scanner::new(&patterns).unwrap();
+        let compiled = compiled(&patterns);
+        let mut whole = Scanner::new(&compiled.iter().collect::<Vec<_>>()).unwrap();
         for number in 0..4_u32.pow(6) {
             let letter = |place: u32| b"abc "[(number / 4_u32.pow(place) % 4) as usize];
             let text: Vec<u8> = (0..6).map(letter).collect();

@@ -4,13 +4,13 @@
 //! afresh and searches it again: what still matches there (a key, a match that the edit itself has made) must not pass.
 
 use crate::{
+    automaton::{self, Compiled, Unreadable},
     json::{self, Document, Edit, Role},
-    scan::{NotCompiled, syntax, thompson},
 };
 use alloc::{string::String, vec::Vec};
 use core::ops::Range;
 use regex_automata::{
-    Anchored, Input,
+    Anchored, Input, MatchKind,
     hybrid::{
         dfa,
         regex::{Cache, Regex},
@@ -50,18 +50,23 @@ pub struct Masker {
 }
 
 impl Masker {
-    /// Compiles a pattern in normal form.
-    pub fn new(pattern: &str) -> Result<Masker, NotCompiled> {
-        let config = dfa::Config::new()
-            .cache_capacity(CACHE_BYTES)
-            .minimum_cache_clear_count(Some(CACHE_FILLS))
-            .skip_cache_capacity_check(true);
-        let regex = Regex::builder()
-            .dfa(config)
-            .syntax(syntax())
-            .thompson(thompson())
-            .build(pattern)
-            .map_err(|_| NotCompiled)?;
+    /// Of a pattern that has automata for both directions.
+    pub fn new(pattern: &Compiled) -> Result<Masker, Unreadable> {
+        let dfa = |nfa, config: dfa::Config| {
+            let config = config
+                .cache_capacity(CACHE_BYTES)
+                .minimum_cache_clear_count(Some(CACHE_FILLS))
+                .skip_cache_capacity_check(true);
+            let builder = dfa::DFA::builder().configure(config).build_from_nfa(nfa);
+            builder.map_err(|_| Unreadable)
+        };
+        let backward = pattern.backward.as_ref().ok_or(Unreadable)?;
+        let forward = automaton::forward([&pattern.forward].into_iter())?;
+        let forward = dfa(forward, dfa::Config::new())?;
+        // Of all beginnings that a match could have, the first.
+        let backward = automaton::backward(backward)?;
+        let backward = dfa(backward, dfa::Config::new().match_kind(MatchKind::All))?;
+        let regex = Regex::builder().build_from_dfas(forward, backward);
         let cache = regex.create_cache();
         Ok(Masker { regex, cache })
     }

@@ -1,14 +1,15 @@
 //! Searching content for patterns.
 //!
 //! All patterns of a bundle become one lazily built DFA: exact, one pass, linear in the text whatever the text is. `regex-lite` would be
-//! smaller but reads 2–5 MB/s inside V8; a DFA built ahead explodes on common patterns (a card number alone is 13 MB). There are no Unicode
-//! tables here: the compiler ships patterns in a normal form of explicit ranges that means what RE2 means.
+//! smaller but reads 2–5 MB/s inside V8; a DFA built ahead explodes on common patterns (a card number alone is 13 MB). Nothing is compiled
+//! here: patterns come as automata ([`crate::automaton`]), and a search works out the states of the DFA that it needs.
 
+use crate::automaton::{self, Automaton, Unreadable};
 use alloc::{string::String, vec::Vec};
 use regex_automata::{
     Input, MatchKind, PatternSet,
     hybrid::dfa::{Cache, DFA},
-    nfa, util,
+    nfa::thompson::NFA,
 };
 
 /// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
@@ -21,30 +22,6 @@ pub(crate) const CACHE_FILLS: usize = 3;
 /// state every few hundred bytes while the cache is cold and hardly any afterwards.
 const BYTES_PER_STATE: usize = 16;
 
-/// Compiled size allowed for all patterns together.
-const NFA_BYTES: usize = 4 << 20;
-
-/// How patterns in normal form are read.
-pub(crate) fn syntax() -> util::syntax::Config {
-    util::syntax::Config::new().unicode(false).utf8(false)
-}
-
-/// …and compiled.
-pub(crate) fn thompson() -> nfa::thompson::Config {
-    nfa::thompson::Config::new()
-        .utf8(false)
-        .nfa_size_limit(Some(NFA_BYTES))
-}
-
-/// One automaton for all of `patterns`.
-pub(crate) fn compile(patterns: &[&str]) -> Result<nfa::thompson::NFA, NotCompiled> {
-    nfa::thompson::NFA::compiler()
-        .syntax(syntax())
-        .configure(thompson().which_captures(nfa::thompson::WhichCaptures::None))
-        .build_many(patterns)
-        .map_err(|_| NotCompiled)
-}
-
 /// The patterns of one bundle.
 #[derive(Debug)]
 pub struct Scanner {
@@ -55,24 +32,15 @@ pub struct Scanner {
     pub(crate) resets: u64,
 }
 
-/// The patterns do not compile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotCompiled;
-
-impl From<nfa::thompson::BuildError> for NotCompiled {
-    fn from(_: nfa::thompson::BuildError) -> NotCompiled {
-        NotCompiled
-    }
-}
-
 impl Scanner {
-    /// Compiles `patterns`; a hit names one by its place in the list.
-    pub fn new(patterns: &[&str]) -> Result<Scanner, NotCompiled> {
-        Scanner::of_nfa(compile(patterns)?, patterns.len())
+    /// Of the forward automata of patterns; a hit names one by its place in the list.
+    pub fn new(patterns: &[&Automaton]) -> Result<Scanner, Unreadable> {
+        let nfa = automaton::forward(patterns.iter().copied())?;
+        Scanner::of_nfa(nfa, patterns.len())
     }
 
     /// Searches for the `count` patterns of `nfa`.
-    pub(crate) fn of_nfa(nfa: nfa::thompson::NFA, count: usize) -> Result<Scanner, NotCompiled> {
+    pub(crate) fn of_nfa(nfa: NFA, count: usize) -> Result<Scanner, Unreadable> {
         let dfa = DFA::builder()
             .configure(
                 DFA::config()
@@ -83,7 +51,7 @@ impl Scanner {
                     .skip_cache_capacity_check(true),
             )
             .build_from_nfa(nfa)
-            .map_err(|_| NotCompiled)?;
+            .map_err(|_| Unreadable)?;
         let cache = dfa.create_cache();
         Ok(Scanner {
             dfa,

@@ -4,17 +4,19 @@
 //! may be under way in it. Every other answer is held until it is whole. What only warns about itself (a name, an id) is a text of its own.
 
 use crate::{
-    bundle::Document,
+    automaton::{Automaton, Compiled, Unreadable},
+    bundle::{Document, Payload},
     decide::{Cause, Reason},
     json::{self, Edit, Role, Value},
     passage::Passage,
     redact::{self, Masker},
-    scan::{self, Hits, NotCompiled, Scanner},
+    scan::{self, Hits, Scanner},
     sse::{self, Block},
 };
 use alloc::{
     borrow::Cow,
     collections::VecDeque,
+    format,
     rc::Rc,
     string::{String, ToString},
     vec::Vec,
@@ -31,23 +33,23 @@ const MAX_DEPTH: usize = 8;
 
 /// What is looked for in the answers to calls under the same documents.
 pub(crate) struct Watch {
-    wanted: Vec<Wanted>,
+    patterns: Vec<Compiled>,
+    /// As the documents have them.
+    rules: Vec<Rule>,
     scanner: RefCell<Scanner>,
 }
 
-/// One pattern, and what says so.
-struct Wanted {
-    pattern: String,
-    /// Where a match blocks…
-    blocked_by: Vec<Reason>,
-    /// …and where it is taken out.
-    taken_out_by: Vec<Reason>,
+/// What a document says about a match of these patterns.
+struct Rule {
+    patterns: Vec<usize>,
+    /// That of a rule by which it is taken out is [`Cause::Redaction`].
+    reason: Reason,
 }
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch")
-            .field("patterns", &self.wanted.len())
+            .field("patterns", &self.patterns.len())
             .finish_non_exhaustive()
     }
 }
@@ -61,59 +63,71 @@ enum Verdict {
 }
 
 impl Watch {
-    /// For calls under `documents`.
-    pub(crate) fn of(documents: &[&Document]) -> Result<Watch, NotCompiled> {
+    /// For calls under `documents`, which are of `payload`.
+    pub(crate) fn of(documents: &[&Document], payload: &Payload) -> Result<Watch, Unreadable> {
         let patterns = scan::distinct(documents.iter().flat_map(|document| document.searched()));
-        let wanted = patterns.iter().map(|pattern| {
-            let mut wanted = Wanted {
-                pattern: (*pattern).to_string(),
-                blocked_by: Vec::new(),
-                taken_out_by: Vec::new(),
-            };
-            for document in documents {
-                for (index, blocked) in document.patterns.iter().enumerate() {
-                    if blocked == pattern {
-                        let rule = alloc::format!("data.sensitive_patterns[{index}]");
-                        wanted.blocked_by.push(reason(
-                            document,
-                            rule,
-                            Cause::Policy,
-                            "the answer matches a sensitive pattern",
-                        ));
-                    }
-                }
-                for redaction in &document.redactions {
-                    if redaction.patterns.iter().any(|taken| taken == pattern) {
-                        wanted.taken_out_by.push(reason(
-                            document,
-                            redaction.rule.clone(),
-                            Cause::Redaction,
-                            "what matches a sensitive pattern is taken out of the answer",
-                        ));
-                    }
-                }
-            }
-            wanted
-        });
-        let wanted = wanted.collect();
-        let scanner = RefCell::new(Scanner::of_passages(&patterns)?);
-        Ok(Watch { wanted, scanner })
+        let place = |pattern: &String| patterns.binary_search(&pattern.as_str()).ok();
+        let mut rules = Vec::new();
+        for document in documents {
+            let blocking = document.patterns.iter().enumerate();
+            rules.extend(blocking.map(|(index, pattern)| Rule {
+                patterns: place(pattern).into_iter().collect(),
+                reason: Reason {
+                    rule: format!("data.sensitive_patterns[{index}]").into(),
+                    document: Some(document.name.clone()),
+                    message: "the answer matches a sensitive pattern".into(),
+                    cause: Cause::Policy,
+                },
+            }));
+            rules.extend(document.redactions.iter().map(|redaction| Rule {
+                patterns: redaction.patterns.iter().filter_map(place).collect(),
+                reason: Reason {
+                    rule: redaction.rule.clone().into(),
+                    document: Some(document.name.clone()),
+                    message: "what matches a sensitive pattern is taken out of the answer".into(),
+                    cause: Cause::Redaction,
+                },
+            }));
+        }
+        let compiled = patterns.iter().map(|pattern| payload.compiled(pattern));
+        let compiled: Option<Vec<&Compiled>> = compiled.collect();
+        let compiled = compiled.ok_or(Unreadable)?;
+        let automata: Vec<&Automaton> = compiled.iter().map(|compiled| &compiled.forward).collect();
+        Ok(Watch {
+            scanner: RefCell::new(Scanner::of_passages(&automata)?),
+            patterns: compiled.into_iter().cloned().collect(),
+            rules,
+        })
     }
 
-    fn verdict(&self, found: impl Iterator<Item = usize>) -> Verdict {
-        let mut blocked = Vec::new();
-        let mut taken_out = Vec::new();
-        for id in found {
-            let Some(wanted) = self.wanted.get(id) else {
-                continue;
-            };
-            blocked.extend_from_slice(&wanted.blocked_by);
-            taken_out.push(id);
+    /// What the rules with this cause say where these patterns were found.
+    fn reasons(&self, cause: Cause, found: &[usize]) -> impl Iterator<Item = &Reason> {
+        let rules = self
+            .rules
+            .iter()
+            .filter(move |rule| rule.reason.cause == cause);
+        let found = |rule: &&Rule| rule.patterns.iter().any(|id| found.contains(id));
+        rules.filter(found).map(|rule| &rule.reason)
+    }
+
+    fn verdict(&self, found: Vec<usize>) -> Verdict {
+        if found.is_empty() {
+            return Verdict::Pass;
         }
-        match (blocked.is_empty(), taken_out.is_empty()) {
-            (true, true) => Verdict::Pass,
-            (true, false) => Verdict::TakeOut(taken_out),
-            (false, _) => Verdict::Block(blocked),
+        let blocked: Vec<Reason> = self.reasons(Cause::Policy, &found).cloned().collect();
+        match blocked.is_empty() {
+            true => Verdict::TakeOut(found),
+            false => Verdict::Block(blocked),
+        }
+    }
+
+    fn verdict_on(&self, hits: &Hits) -> Result<Verdict, Vec<Reason>> {
+        match hits.is_unfinished() {
+            true => Err(too_dear()),
+            false => {
+                let found = (0..self.patterns.len()).filter(|id| hits.has(*id));
+                Ok(self.verdict(found.collect()))
+            }
         }
     }
 
@@ -121,38 +135,27 @@ impl Watch {
     fn search(&self, text: &[u8]) -> Result<Verdict, Vec<Reason>> {
         let mut hits = Hits::default();
         self.scanner.borrow_mut().search(text, &mut hits);
-        match hits.is_unfinished() {
-            true => Err(too_dear()),
-            false => Ok(self.verdict((0..self.wanted.len()).filter(|id| hits.has(*id)))),
-        }
+        self.verdict_on(&hits)
     }
 
     /// What takes these patterns out.
     fn maskers(&self, patterns: &[usize]) -> Result<Vec<Masker>, Vec<Reason>> {
-        let wanted = patterns.iter().filter_map(|id| self.wanted.get(*id));
-        let maskers = wanted.map(|wanted| Masker::new(&wanted.pattern));
+        let compiled = patterns.iter().filter_map(|id| self.patterns.get(*id));
+        let maskers = compiled.map(Masker::new);
         maskers.collect::<Result<_, _>>().map_err(|_| too_dear())
     }
 
     /// Why an answer is stopped in which these patterns cannot be taken out.
     fn out_of_place(&self, patterns: &[usize]) -> Vec<Reason> {
-        let wanted = patterns.iter().filter_map(|id| self.wanted.get(*id));
-        let reasons = wanted.flat_map(|wanted| &wanted.taken_out_by);
-        let insisted = reasons.map(|reason| Reason {
-            cause: Cause::Policy,
-            message: "the answer matches a sensitive pattern where it cannot be taken out".into(),
-            ..reason.clone()
-        });
+        let insisted = self
+            .reasons(Cause::Redaction, patterns)
+            .map(|reason| Reason {
+                cause: Cause::Policy,
+                message: "the answer matches a sensitive pattern where it cannot be taken out"
+                    .into(),
+                ..reason.clone()
+            });
         insisted.collect()
-    }
-}
-
-fn reason(document: &Document, rule: String, cause: Cause, message: &'static str) -> Reason {
-    Reason {
-        rule: rule.into(),
-        document: Some(document.name.clone()),
-        message: message.into(),
-        cause,
     }
 }
 
@@ -256,16 +259,8 @@ impl Sift {
     }
 
     /// What had them taken out.
-    pub(crate) fn reasons(&self) -> Vec<Reason> {
-        let wanted = self.taken.patterns.iter();
-        let wanted = wanted.filter_map(|id| self.watch.wanted.get(*id));
-        let mut reasons: Vec<Reason> = Vec::new();
-        for reason in wanted.flat_map(|wanted| &wanted.taken_out_by) {
-            if !reasons.contains(reason) {
-                reasons.push(reason.clone());
-            }
-        }
-        reasons
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = &Reason> {
+        self.watch.reasons(Cause::Redaction, &self.taken.patterns)
     }
 }
 
@@ -313,10 +308,7 @@ fn search_values(watch: &Watch, doc: &json::Document<'_>) -> Result<Verdict, Vec
     for text in doc.strings() {
         scanner.search(text.resolve(&mut scratch).as_bytes(), &mut hits);
     }
-    match hits.is_unfinished() {
-        true => Err(too_dear()),
-        false => Ok(watch.verdict((0..watch.wanted.len()).filter(|id| hits.has(*id)))),
-    }
+    watch.verdict_on(&hits)
 }
 
 /// Events that wait, and the texts that they bring.
@@ -564,7 +556,7 @@ impl Events {
     fn look_through(&mut self, watch: &Watch, taken: &mut Taken) -> Result<(), Vec<Reason>> {
         for told in &mut self.texts {
             // A match that blocks does so wherever its text stands.
-            if let Verdict::Block(reasons) = watch.verdict(told.passage.found()) {
+            if let Verdict::Block(reasons) = watch.verdict(told.passage.found().collect()) {
                 return Err(reasons);
             }
             let (text, context, found) = told.passage.closed();
@@ -573,7 +565,7 @@ impl Events {
                 continue;
             }
             let mut stretches = Vec::new();
-            if let Verdict::TakeOut(patterns) = watch.verdict(found.iter().copied()) {
+            if let Verdict::TakeOut(patterns) = watch.verdict(found.to_vec()) {
                 let mut maskers = watch.maskers(&patterns)?;
                 stretches =
                     redact::stretches(text, context, &mut maskers).map_err(|_| too_dear())?;
@@ -721,7 +713,7 @@ fn told(root: Value<'_, '_>) -> Vec<(usize, TextName)> {
             let of = index_of(root, "output_index", 0);
             let part = index_of(root, "content_index", 0);
             if let Some(value) = root.get("delta") {
-                pieces(value, of, alloc::format!("{kind}.{part}"), &mut found);
+                pieces(value, of, format!("{kind}.{part}"), &mut found);
             }
         }
         _ => {}
@@ -746,11 +738,11 @@ fn pieces(value: Value<'_, '_>, of: u64, path: String, found: &mut Vec<(usize, T
         }
         for (place, item) in (0..).zip(value.items()) {
             let place = index_of(item, "index", place);
-            due.push((item, alloc::format!("{path}[{place}]"), depth + 1));
+            due.push((item, format!("{path}[{place}]"), depth + 1));
         }
         for (key, item) in value.entries() {
             if !LABELS.contains(&&*key) {
-                due.push((item, alloc::format!("{path}.{key}"), depth + 1));
+                due.push((item, format!("{path}.{key}"), depth + 1));
             }
         }
     }

@@ -10,7 +10,10 @@ use issuer::{
 };
 use random::Random;
 use tollgate_engine::{
-    bundle::{CLOCK_SKEW_SECS, InstallError, MAX_ENVELOPE_BYTES, MAX_REVISION_JUMP, Payload},
+    automaton::Compiled,
+    bundle::{
+        CLOCK_SKEW_SECS, InstallError, MAX_ENVELOPE_BYTES, MAX_REVISION_JUMP, Payload, Redaction,
+    },
     bytes::to_base64,
     envelope::{
         BUNDLE_TYPE, CHECKPOINT_TYPE, Envelope, LEASES_TYPE, OpenError, pre_authentication_encoding,
@@ -303,14 +306,10 @@ fn foreign_channel() {
 
 #[test]
 fn another_format() {
-    refuses(
-        &bundle(&with(|payload| payload.format = 2)),
-        InstallError::Format,
-    );
-    refuses(
-        &bundle(&with(|payload| payload.format = 0)),
-        InstallError::Format,
-    );
+    for format in [0, 1, 3] {
+        let other = with(|payload| payload.format = format);
+        refuses(&bundle(&other), InstallError::Format);
+    }
 }
 
 #[test]
@@ -331,14 +330,53 @@ fn issued_in_the_future() {
     );
 }
 
+/// Another pattern of one kind or the other, and what it is compiled to.
+fn searching(redact: bool, automata: impl FnOnce(&mut Vec<Compiled>)) -> Vec<u8> {
+    let mut payload = issuer::whole(&with(|payload| {
+        payload.documents.change(|documents| match redact {
+            false => documents[0].patterns.push("other".to_string()),
+            true => documents[0].redactions.push(Redaction {
+                rule: "data.sensitive_patterns[1]".to_string(),
+                patterns: vec!["other".to_string()],
+            }),
+        });
+    }));
+    automata(&mut payload.automata);
+    sealed(BUNDLE_TYPE, &payload)
+}
+
 #[test]
-fn a_pattern_that_does_not_compile() {
-    let broken = with(|payload| {
-        payload
-            .documents
-            .change(|documents| documents[0].patterns.push("(".to_string()));
+fn a_pattern_that_is_not_compiled() {
+    for redact in [false, true] {
+        let good = searching(redact, |_| {});
+        assert_eq!(running().install(&good, NOW), Ok(()));
+        let none = searching(redact, |automata| automata.clear());
+        refuses(&none, InstallError::Pattern);
+        let another = searching(redact, |automata| automata[1].pattern.push('s'));
+        refuses(&another, InstallError::Pattern);
+        let cut = searching(redact, |automata| {
+            automata[1].forward.0.pop();
+        });
+        refuses(&cut, InstallError::Pattern);
+    }
+}
+
+#[test]
+fn a_redaction_that_is_compiled_for_one_direction() {
+    let one_way = |redact| searching(redact, |automata| automata[1].backward = None);
+    assert_eq!(running().install(&one_way(false), NOW), Ok(()));
+    refuses(&one_way(true), InstallError::Pattern);
+    let cut = searching(true, |automata| {
+        automata[1].backward.as_mut().unwrap().0.pop();
     });
-    refuses(&bundle(&broken), InstallError::Pattern);
+    refuses(&cut, InstallError::Pattern);
+}
+
+/// They are looked up by bisection.
+#[test]
+fn automata_out_of_order_are_found() {
+    let good = searching(false, |automata| automata.reverse());
+    assert_eq!(running().install(&good, NOW), Ok(()));
 }
 
 #[test]

@@ -64,6 +64,36 @@ fn bundles() {
 }
 
 #[test]
+fn automata() {
+    const PATTERNS: [&str; 5] = [
+        r"(?u)(?-u:\b)[A-Za-z]{2}(?-u:\b)",
+        "(?:a|b)*a(?:a|b){3}c",
+        r"(?u)[\u{e0}-\u{ffff}]+a$",
+        "^a.*?b|c",
+        "(?m)^[a-z]{1,9}$",
+    ];
+    let seeds: Vec<Vec<u8>> = PATTERNS
+        .iter()
+        .flat_map(|pattern| {
+            let compiled = issuer::compiled(pattern).unwrap();
+            [compiled.forward.0, compiled.backward.unwrap().0]
+        })
+        .collect();
+    seeds
+        .iter()
+        .for_each(|seed| assert!(formats::automaton(seed)));
+    let mut random = Random::new(6);
+    let mut read = 0;
+    for _ in 0..20_000 {
+        let mut input = random.pick(&seeds);
+        random.mutate(&mut input, &[&[3], &[1 << 2], &[2 << 2 | 1], &[0x80]]);
+        read += usize::from(formats::automaton(&input));
+    }
+    // Some are automata still.
+    assert!((500..15_000).contains(&read), "{read}");
+}
+
+#[test]
 fn lease_answers() {
     let answer = golden("lease-answer-payload.json");
     // The holder of the file is the one that the check plays.

@@ -163,7 +163,7 @@ fn bundle_envelope() {
     let mut gate = Gate::new(config(Towards::Anywhere));
     gate.install(&kept, NOW).unwrap();
     let read = gate.bundle().payload().unwrap();
-    assert_eq!((read.format, read.revision), (1, 42));
+    assert_eq!((read.format, read.revision), (2, 42));
     assert_eq!(read.documents.len(), 5);
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
     assert_eq!(read.documents[0].limits.len(), 5);
@@ -175,7 +175,10 @@ fn bundle_envelope() {
 /// What is in the envelope, for people to read.
 #[test]
 fn bundle_payload() {
-    let kept = golden("bundle-payload.json", &issuer::json(&full_payload()));
+    let kept = golden(
+        "bundle-payload.json",
+        &issuer::json(&issuer::whole(&full_payload())),
+    );
     let read: Payload = serde_json::from_slice(&kept).unwrap();
     assert_eq!(Bundle::local(read).revision(), 42);
 }

@@ -4,6 +4,7 @@ mod issuer;
 
 use issuer::{AGENT, LISTED_HOST, NOW, Towards, budgeted, claims, gate, halt, token};
 use tollgate_engine::{
+    bundle::Searched,
     exchange::{End, Exchange, Finished, Step},
     facts::Headers,
     gate::Gate,
@@ -14,9 +15,15 @@ use tollgate_engine::{
     sse,
 };
 
+/// Answers pass as they come: what a search of them would hold back is not the question here.
 fn running(halts: Vec<Halt>) -> Gate {
     let mut payload = budgeted(1);
     payload.halts = halts;
+    payload.documents.change(|documents| {
+        for document in documents {
+            document.searched_in = Searched::Requests;
+        }
+    });
     gate(Towards::Llm, &payload)
 }
 

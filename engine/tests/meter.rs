@@ -103,6 +103,7 @@ fn meter<'a>(
         match meter.feed(chunk) {
             Output::Pass => sent.extend_from_slice(chunk),
             Output::Replace(bytes) | Output::Cut(bytes) => sent.extend_from_slice(&bytes),
+            Output::Answer(_) => panic!("a meter answers nobody"),
         }
     }
     let mut metered = meter.finish();

@@ -66,7 +66,7 @@ fn search(asked: &Value) -> Option<Value> {
         return Some(json!({"refused": error.code}));
     }
     let pattern = parsed.documents.first()?.data.patterns.first()?;
-    let mut scanner = Scanner::new(&[&pattern.normal]).ok()?;
+    let mut scanner = Scanner::new(&[&pattern.compile()?.forward]).ok()?;
     let found: Vec<bool> = asked["texts"]
         .as_array()?
         .iter()

@@ -3,8 +3,7 @@
 use crate::{
     document::{ActiveHours, Capability, Document, Exceeded, OTHERS, Period, Rollout, Tool},
     host::{Denied, Host},
-    pattern::fit_together,
-    prices, zone,
+    pattern, prices, zone,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -12,9 +11,11 @@ use std::{
     fmt,
 };
 use tollgate_engine::{
+    automaton::Compiled as Pattern,
     bundle::{self, Calendar, HostPattern, Level, Limit, Names, Scope},
     ledger::{Span, Unit, Window},
     price::PriceTable,
+    scan,
 };
 
 /// Documents of one bundle: one for each of 10,000 agents and room to spare. A gate finds those that a call meets by their scopes, so what
@@ -32,6 +33,8 @@ pub struct Compiled {
     pub documents: bundle::Documents,
     /// Those in shadow, in the same order.
     pub shadow: bundle::Documents,
+    /// The patterns of both, by their text.
+    pub automata: Vec<Pattern>,
     /// One per time zone that a limit counts in, by name.
     pub calendars: Vec<Calendar>,
     /// What models cost: the built-in table, and over it what the documents say.
@@ -97,20 +100,42 @@ pub fn compile(
             .map(|given| document(given, life))
             .collect::<Result<_, _>>()?;
         compiled.sort_by(|a, b| (breadth(&a.scope), &a.name).cmp(&(breadth(&b.scope), &b.name)));
-        // A gate that cannot compile the patterns would refuse the bundle; the author should hear it first.
-        if !fit_together(compiled.iter().flat_map(bundle::Document::searched)) {
-            return Err(CompileError::Patterns);
-        }
         Ok(compiled)
     };
     let (enforced, shadow) = (compiled(Rollout::Enforce)?, compiled(Rollout::Shadow)?);
     let calendars = calendars(enforced.iter().chain(&shadow), life)?;
+    let automata = automata(&enforced, &shadow).ok_or(CompileError::Patterns)?;
     Ok(Compiled {
+        automata,
         documents: enforced.into(),
         shadow: shadow.into(),
         calendars,
         prices: prices::with(documents),
     })
+}
+
+/// The patterns of all documents, compiled. `None` where a gate would not take them: the author should hear it first.
+fn automata(enforced: &[bundle::Document], shadow: &[bundle::Document]) -> Option<Vec<Pattern>> {
+    // Only what is enforced is taken out of anything.
+    let redactions = enforced.iter().flat_map(|document| &document.redactions);
+    let redacted: HashSet<&String> = redactions
+        .flat_map(|redaction| &redaction.patterns)
+        .collect();
+    let mut automata: BTreeMap<&str, Pattern> = BTreeMap::new();
+    for documents in [enforced, shadow] {
+        let texts = scan::distinct(documents.iter().flat_map(bundle::Document::searched));
+        for text in &texts {
+            if !automata.contains_key(text) {
+                let backward = redacted.contains(&text.to_string());
+                automata.insert(text, pattern::compile(text, backward)?);
+            }
+        }
+        let of_these = texts.iter().filter_map(|text| automata.get(text));
+        if !pattern::fit_together(of_these) {
+            return None;
+        }
+    }
+    Some(automata.into_values().collect())
 }
 
 /// The time a bundle may be asked about: its life and a day more on both sides, for a gate's clock may differ.

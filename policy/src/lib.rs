@@ -62,6 +62,7 @@ pub const GUARDRAILS_NAME: &str = "default-guardrails";
 
 use decode::Findings;
 use std::{collections::HashSet, path::Path};
+use tollgate_engine::scan;
 
 /// What a file held.
 #[derive(Clone, Debug, Default)]
@@ -164,7 +165,10 @@ pub fn check_together(files: &mut [Parsed]) {
     }
     let fit = |rollout: Rollout| {
         let of_it = patterns.iter().filter(|(of, _)| *of == rollout);
-        pattern::fit_together(of_it.flat_map(|(_, patterns)| patterns).map(String::as_str))
+        let texts = of_it.flat_map(|(_, patterns)| patterns).map(String::as_str);
+        let compile = |text: &&str| pattern::compile(text, false);
+        let compiled: Option<Vec<_>> = scan::distinct(texts).iter().map(compile).collect();
+        compiled.is_some_and(|compiled| pattern::fit_together(compiled.iter()))
     };
     if !(fit(Rollout::Enforce) && fit(Rollout::Shadow))
         && let Some(last) = files.iter_mut().rfind(|file| !file.documents.is_empty())

@@ -3,15 +3,18 @@
 //! A policy says RE2; a gate searches with `regex-automata`. The two agree on nearly everything, and what they do not agree on is
 //! refused with the spelling that both read alike, never guessed. What is left is rewritten so that it keeps RE2's meaning (`\d`, `\w`,
 //! `\s`, `\b` are ASCII, everything else works on Unicode characters) and put into a normal form that needs no flags and no Unicode tables,
-//! because a gate has none. Every row of the table in `tests/re2.rs` was compared with google-re2.
+//! because that is what is compiled for gates. Every row of the table in `tests/re2.rs` was compared with google-re2.
 
 use crate::diagnostic::codes;
-use regex_automata::nfa::thompson;
+use regex_automata::{nfa::thompson, util::syntax};
 use regex_syntax::ast::{
     self, AssertionKind, Ast, ClassPerlKind, ClassSetItem, ErrorKind, Flag, FlagsItemKind,
     GroupKind, HexLiteralKind, Literal, LiteralKind, RepetitionKind, RepetitionRange, Span,
 };
-use tollgate_engine::scan::{self, Hits, Scanner};
+use tollgate_engine::{
+    automaton::{Automaton, Compiled, MAX_STATES_BYTES},
+    scan::{Hits, Scanner},
+};
 
 /// Characters of one pattern. The longest of the well-known secret detectors has about 300.
 pub const MAX_PATTERN_CHARS: usize = 1_024;
@@ -31,7 +34,7 @@ const MAX_NESTING: u32 = 50;
 pub struct Pattern {
     /// As its author wrote it.
     pub source: String,
-    /// As a gate compiles it. `(?u)` is part of it; no other option matters.
+    /// As it is compiled for gates. `(?u)` is part of it; no other option matters.
     pub normal: String,
 }
 
@@ -103,19 +106,53 @@ impl Pattern {
         })
     }
 
+    /// As gates get it, where they take out what it matches.
+    pub fn compile(&self) -> Option<Compiled> {
+        compile(&self.normal, true)
+    }
+
     /// Whether it matches anywhere in `text`.
     pub(crate) fn finds(&self, text: &str) -> bool {
         let mut found = Hits::default();
-        if let Ok(mut scanner) = Scanner::new(&[&self.normal]) {
+        let compiled = compile(&self.normal, false);
+        let scanner = compiled.and_then(|compiled| Scanner::new(&[&compiled.forward]).ok());
+        if let Some(mut scanner) = scanner {
             scanner.search(text.as_bytes(), &mut found);
         }
         !found.is_empty()
     }
 }
 
-/// Whether a gate compiles all these patterns, in normal form, together.
-pub(crate) fn fit_together<'p>(patterns: impl Iterator<Item = &'p str>) -> bool {
-    Scanner::new(&scan::distinct(patterns)).is_ok()
+/// Compiles a pattern in normal form; with `backward` so that gates can take out what it matches. `None` for one that was not checked here, or is too
+/// large.
+pub(crate) fn compile(normal: &str, backward: bool) -> Option<Compiled> {
+    let automaton = |reverse: bool| {
+        let nfa = thompson::Compiler::new()
+            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .configure(
+                thompson::Config::new()
+                    .utf8(false)
+                    .reverse(reverse)
+                    .which_captures(thompson::WhichCaptures::None)
+                    .nfa_size_limit(Some(MAX_STATES_BYTES)),
+            )
+            .build(normal);
+        Automaton::of(&nfa.ok()?)
+    };
+    Some(Compiled {
+        pattern: normal.to_string(),
+        forward: automaton(false)?,
+        backward: match backward {
+            true => Some(automaton(true)?),
+            false => None,
+        },
+    })
+}
+
+/// Whether a gate takes all of these together.
+pub(crate) fn fit_together<'c>(compiled: impl Iterator<Item = &'c Compiled>) -> bool {
+    let forward: Vec<&Automaton> = compiled.map(|compiled| &compiled.forward).collect();
+    Scanner::new(&forward).is_ok()
 }
 
 fn error(code: &'static str, message: impl Into<String>) -> PatternError {

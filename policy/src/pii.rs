@@ -32,13 +32,14 @@ pub(crate) fn patterns() -> &'static [String] {
 #[cfg(test)]
 mod tests {
     use super::{PATTERNS, patterns};
+    use crate::pattern::compile;
     use tollgate_engine::redact::{Masker, REPLACEMENT};
 
     fn masked(text: &str) -> String {
         assert_eq!(patterns().len(), PATTERNS.len(), "one does not parse");
         let mut maskers: Vec<Masker> = patterns()
             .iter()
-            .map(|pattern| Masker::new(pattern).unwrap())
+            .map(|pattern| Masker::new(&compile(pattern, true).unwrap()).unwrap())
             .collect();
         let redacted = tollgate_engine::redact::text(text.as_bytes(), &mut maskers).unwrap();
         String::from_utf8(redacted.body).unwrap()

@@ -193,8 +193,8 @@ const REFUSED: &[(&str, &[&str])] = &[
 ];
 
 fn found(pattern: &Pattern, text: &str) -> bool {
-    let mut scanner =
-        Scanner::new(&[&pattern.normal]).expect("the gate compiles what the policy accepts");
+    let compiled = pattern.compile().expect("what is accepted compiles");
+    let mut scanner = Scanner::new(&[&compiled.forward]).expect("the gate takes it");
     let mut hits = Hits::default();
     scanner.search(text.as_bytes(), &mut hits);
     !hits.is_empty()

@@ -470,6 +470,7 @@ fn gate(text: &str) -> Gate {
         expires_at: MIDNIGHT + 86_400,
         documents: compiled.documents,
         shadow: compiled.shadow,
+        automata: compiled.automata,
         calendars: compiled.calendars,
         prices: compiled.prices,
         token_keys: Vec::new(),

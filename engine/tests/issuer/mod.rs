@@ -4,7 +4,9 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use ed25519_dalek::{Signer as _, SigningKey};
+use regex_automata::{nfa::thompson, util::syntax};
 use tollgate_engine::{
+    automaton::{Automaton, Compiled, MAX_STATES_BYTES},
     bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope, Searched},
     bytes::to_base64url,
     envelope::{BUNDLE_TYPE, Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
@@ -13,6 +15,7 @@ use tollgate_engine::{
     identity::{self, Claims, GovernanceLevel, TokenHeader},
     ledger::{Unit, Window},
     price::{Price, PriceTable},
+    scan,
     time::Time,
 };
 
@@ -98,12 +101,43 @@ pub(crate) fn sealed<T: serde::Serialize>(payload_type: &str, payload: &T) -> Ve
 
 /// The signed bundle of a payload.
 pub(crate) fn bundle(payload: &Payload) -> Vec<u8> {
-    sealed(BUNDLE_TYPE, payload)
+    sealed(BUNDLE_TYPE, &whole(payload))
+}
+
+/// The payload with what its patterns compile to, as far as they do.
+pub(crate) fn whole(payload: &Payload) -> Payload {
+    let documents = payload.documents.iter().chain(payload.shadow.iter());
+    let patterns = scan::distinct(documents.flat_map(Document::searched));
+    Payload {
+        automata: patterns.into_iter().filter_map(compiled).collect(),
+        ..payload.clone()
+    }
+}
+
+/// What the policy compiler makes of a pattern.
+pub(crate) fn compiled(pattern: &str) -> Option<Compiled> {
+    let automaton = |reverse: bool| {
+        let config = thompson::Config::new()
+            .utf8(false)
+            .reverse(reverse)
+            .which_captures(thompson::WhichCaptures::None)
+            .nfa_size_limit(Some(MAX_STATES_BYTES));
+        let nfa = thompson::Compiler::new()
+            .syntax(syntax::Config::new().unicode(false).utf8(false))
+            .configure(config)
+            .build(pattern);
+        Automaton::of(&nfa.ok()?)
+    };
+    Some(Compiled {
+        pattern: pattern.to_string(),
+        forward: automaton(false)?,
+        backward: Some(automaton(true)?),
+    })
 }
 
 /// A small policy: two hosts, one tool denied, one pattern; issued a minute ago, for a day.
 pub(crate) fn payload(revision: u64) -> Payload {
-    Payload {
+    whole(&Payload {
         format: bundle::FORMAT,
         workspace: WORKSPACE.to_string(),
         channel: "default".to_string(),
@@ -121,12 +155,13 @@ pub(crate) fn payload(revision: u64) -> Payload {
         }]
         .into(),
         shadow: Vec::new().into(),
+        automata: Vec::new(),
         calendars: Vec::new(),
         prices: PriceTable::default(),
         token_keys: vec![public(KEY_ID, &house())],
         revoked_agents: Vec::new(),
         halts: Vec::new(),
-    }
+    })
 }
 
 /// A document that says nothing.

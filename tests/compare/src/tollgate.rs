@@ -41,6 +41,7 @@ pub(crate) fn payload(agents: usize) -> Result<Payload> {
         "issued_at": NOW,
         "expires_at": NOW + 86_400,
         "documents": compiled.documents,
+        "automata": compiled.automata,
         "calendars": compiled.calendars,
         "prices": compiled.prices,
         "token_keys": [],

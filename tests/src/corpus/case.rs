@@ -282,6 +282,9 @@ pub enum AnswerEnd {
 pub struct Expect {
     /// `allow`, `redact`, `hold` or `deny`.
     pub outcome: String,
+    /// The call reached the upstream, and what is denied is its answer.
+    #[serde(default)]
+    pub answer_denied: bool,
     /// In order; each `rule` or `rule @ document`.
     #[serde(default)]
     pub reasons: Vec<String>,
@@ -506,7 +509,8 @@ impl Case {
             let upstream = seen.upstream.as_ref();
             check(
                 "reached the upstream",
-                (matches!(expect.outcome.as_str(), "allow" | "redact")).to_string(),
+                (expect.answer_denied || matches!(expect.outcome.as_str(), "allow" | "redact"))
+                    .to_string(),
                 upstream.is_some().to_string(),
             );
             if let Some(body) = &expect.upstream_body {

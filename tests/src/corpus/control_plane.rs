@@ -141,6 +141,7 @@ impl ControlPlane {
                 expires_at,
                 documents: compiled.documents,
                 shadow: compiled.shadow,
+                automata: compiled.automata,
                 calendars: compiled.calendars,
                 prices: compiled.prices,
                 token_keys: vec![trusted()],

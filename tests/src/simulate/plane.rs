@@ -111,6 +111,7 @@ impl Memory {
                 expires_at: 0,
                 documents: Vec::new().into(),
                 shadow: Vec::new().into(),
+                automata: Vec::new(),
                 calendars: Vec::new(),
                 prices,
                 token_keys: vec![public(&key)],
@@ -336,6 +337,7 @@ impl Plane for Memory {
         self.payload.issued_at = issued_at;
         self.payload.expires_at = expires_at;
         self.payload.documents = compiled.documents;
+        self.payload.automata = compiled.automata;
         self.payload.calendars = compiled.calendars;
         self.envelope = self.seal(BUNDLE_TYPE, &json(&self.payload));
     }
