@@ -184,7 +184,17 @@ fn spec(dice: &mut Dice, open: bool) -> Value {
         add("agent", agent(dice, with_tools));
     }
     if !open && dice.chance(350) {
-        add("data", json!({"sensitive_patterns": some(dice, &PATTERNS)}));
+        let mut data = json!({"sensitive_patterns": some(dice, &PATTERNS)});
+        if dice.chance(400) {
+            data["action"] = json!("redact");
+        }
+        if dice.chance(200) {
+            data["mask_pii"] = json!(true);
+        }
+        if dice.chance(300) {
+            data["applies_to"] = json!(dice.pick(&["requests", "responses"]));
+        }
+        add("data", data);
     }
     if !open && dice.chance(200) {
         let start = dice.below(24);
@@ -739,7 +749,9 @@ fn answer(dice: &mut Dice, call: &Call, streamed: bool) -> Answer {
         _ => recorded(dice, is_stream),
     };
     let ends_cleanly = whole.ends_with("\n\n");
-    if dice.chance(80) && is_stream && ends_cleanly {
+    // An answer that a gate has to hold is there whole or not at all.
+    let passes = answer.content_type == "text/event-stream";
+    if dice.chance(80) && is_stream && passes && ends_cleanly {
         // In one piece: how much a gate has seen when its caller leaves must not be left to chance.
         answer.chunks = vec![whole];
         answer.end = AnswerEnd::ClientLeaves;
@@ -750,7 +762,7 @@ fn answer(dice: &mut Dice, call: &Call, streamed: bool) -> Answer {
         damage(dice, &mut bytes);
     }
     answer.chunks = split(dice, &String::from_utf8_lossy(&bytes));
-    if dice.chance(80) {
+    if dice.chance(80) && passes {
         answer.end = AnswerEnd::UpstreamBreaks;
     }
     answer
