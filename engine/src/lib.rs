@@ -44,6 +44,7 @@ pub mod reply;
 mod rpc;
 pub mod scan;
 pub mod shelf;
+pub mod sorted;
 pub mod sse;
 pub mod time;
 pub mod upkeep;

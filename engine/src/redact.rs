@@ -6,6 +6,7 @@
 use crate::{
     automaton::{self, Compiled, Unreadable},
     json::{self, Document, Edit, Role},
+    sorted::sort_by_key,
 };
 use alloc::{string::String, vec::Vec};
 use core::ops::Range;
@@ -182,7 +183,7 @@ fn stretches(text: &[u8], maskers: &mut [Masker]) -> Result<Vec<Range<usize>>, G
     for masker in maskers {
         masker.find(text, &mut found)?;
     }
-    found.sort_unstable_by_key(|stretch| (stretch.start, stretch.end));
+    sort_by_key(&mut found, |stretch| (stretch.start, stretch.end));
     let mut merged: Vec<Range<usize>> = Vec::with_capacity(found.len());
     for stretch in found {
         match merged.last_mut() {
