@@ -10,8 +10,8 @@
 //! Everything else is durable by the time that anybody outside can hear of it, as [`Store`] promises.
 
 use crate::store::{Memory, OPEN, Store, UNNOTED, Unavailable, is_cell};
-use std::{cell::RefCell, collections::BTreeMap};
-use tollgate_engine::{ledger::Cell, time::Time};
+use std::cell::RefCell;
+use tollgate_engine::{ledger::Cell, sorted::Map, time::Time};
 
 /// Something durable. Nobody else writes there.
 pub trait Disk {
@@ -25,12 +25,12 @@ pub struct Ahead<D> {
     values: Memory,
     disk: D,
     /// What is on the disk, where it is not what is in memory.
-    behind: RefCell<BTreeMap<String, Option<Vec<u8>>>>,
+    behind: RefCell<Map<String, Option<Vec<u8>>>>,
 }
 
 impl<D: Disk> Ahead<D> {
     /// A store of what is on `disk`: `values`.
-    pub fn new(disk: D, values: BTreeMap<String, Vec<u8>>) -> Ahead<D> {
+    pub fn new(disk: D, values: Map<String, Vec<u8>>) -> Ahead<D> {
         Ahead {
             values: Memory::with(values),
             disk,
@@ -191,7 +191,7 @@ mod tests {
 
     #[derive(Default)]
     struct Written {
-        values: BTreeMap<String, Vec<u8>>,
+        values: Map<String, Vec<u8>>,
         writes: usize,
     }
 

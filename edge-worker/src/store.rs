@@ -1,8 +1,9 @@
 //! Where a keeper's values are.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt};
+use std::{cell::RefCell, fmt};
 use tollgate_engine::{
     ledger::{Account, CELL_KEY},
+    sorted::Map,
     time::Time,
 };
 
@@ -86,11 +87,11 @@ pub fn written_once(key: &str) -> bool {
 
 /// A store in this instance's memory, gone with it.
 #[derive(Debug, Default)]
-pub struct Memory(RefCell<BTreeMap<String, Vec<u8>>>);
+pub struct Memory(RefCell<Map<String, Vec<u8>>>);
 
 impl Memory {
     /// With values from elsewhere.
-    pub fn with(values: BTreeMap<String, Vec<u8>>) -> Memory {
+    pub fn with(values: Map<String, Vec<u8>>) -> Memory {
         Memory(RefCell::new(values))
     }
 
@@ -116,7 +117,7 @@ impl Memory {
     pub fn names(&self, prefix: &str) -> Vec<String> {
         let values = self.0.borrow();
         values
-            .range(prefix.to_owned()..)
+            .starting_at(prefix)
             .map(|(key, _)| key)
             .take_while(|key| key.starts_with(prefix))
             .cloned()

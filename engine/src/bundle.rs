@@ -14,8 +14,10 @@ use crate::{
     condition::Program,
     envelope::{self, OpenError, PublicKey},
     halt::Halt,
+    json,
     ledger::{Span, Unit, Window},
     price::{Price, PriceTable},
+    sorted::sort_by,
     time::Time,
 };
 use alloc::{
@@ -617,14 +619,16 @@ impl Bundle {
 
     /// Puts in order what is searched later: a list that came unsorted must not hide a revocation.
     fn of(mut payload: Payload, digest: Digest) -> Bundle {
-        payload.revoked_agents.sort_unstable();
-        payload
-            .automata
-            .sort_unstable_by(|a, b| a.pattern.cmp(&b.pattern));
+        sort_by(&mut payload.revoked_agents, Ord::cmp);
+        sort_by(&mut payload.automata, |a, b| a.pattern.cmp(&b.pattern));
         for calendar in &mut payload.calendars {
-            calendar.days.sort_unstable();
-            calendar.weeks.sort_unstable();
-            calendar.months.sort_unstable();
+            for edges in [
+                &mut calendar.days,
+                &mut calendar.weeks,
+                &mut calendar.months,
+            ] {
+                sort_by(edges, Ord::cmp);
+            }
         }
         Bundle {
             payload: Some(payload),
@@ -647,8 +651,7 @@ impl Bundle {
         let payload = envelope::open(envelope, envelope::BUNDLE_TYPE, trust)
             .map_err(InstallError::Envelope)?;
         let digest = Digest::of(&payload);
-        let payload: Payload =
-            serde_json::from_slice(&payload).map_err(|_| InstallError::Malformed)?;
+        let payload: Payload = json::read(&payload).map_err(|_| InstallError::Malformed)?;
         if payload.format != FORMAT {
             return Err(InstallError::Format);
         }

@@ -18,6 +18,7 @@ use crate::{
     ledger::{Account, Op, Span, Unit, Window},
     price::{self, Price},
     scan::{self, Hits},
+    sorted::sort_by,
     time::Time,
 };
 use alloc::{
@@ -977,8 +978,9 @@ fn limits(
         }
     }
     // A fixed order, so that two calls never hold what the other needs: rates before budgets, broad before narrow.
-    out.charges
-        .sort_by(|a, b| (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account)));
+    sort_by(&mut out.charges, |a, b| {
+        (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account))
+    });
     // What can never be covered needs no lease to be refused.
     for charge in out.charges.iter().filter(|charge| !charge.alert) {
         if charge.amount > charge.limit {

@@ -4,7 +4,7 @@
 //! The key decides the algorithm; an envelope has no algorithm field, and one that brings unknown fields is refused.
 //! Signing is deliberately not here: no gate can make what it accepts.
 
-use crate::bytes;
+use crate::{bytes, json};
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -114,7 +114,7 @@ pub fn open(
     payload_type: &str,
     trusted: &[PublicKey],
 ) -> Result<Vec<u8>, OpenError> {
-    let envelope: Envelope = serde_json::from_slice(envelope).map_err(|_| OpenError::Malformed)?;
+    let envelope: Envelope = json::read(envelope).map_err(|_| OpenError::Malformed)?;
     if envelope.payload_type != payload_type {
         return Err(OpenError::WrongType);
     }

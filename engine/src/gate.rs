@@ -8,6 +8,7 @@ use crate::{
     facts::{self, Facts, Upstream, normal_host},
     identity::{Caller, IdentityError, TokenCache},
     journal::hmac,
+    json,
     meter::Provider,
     redact::Masker,
     scan::{self, Hits, Scanner},
@@ -123,9 +124,12 @@ pub struct Config {
 
 impl Config {
     /// Reads JSON [`Settings`]; `look_up` finds a named secret. The error is a sentence for the operator.
-    pub fn read(json: &[u8], look_up: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
+    pub fn read(
+        settings: &[u8],
+        look_up: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config, String> {
         let settings: Settings =
-            serde_json::from_slice(json).map_err(|error| format!("gate settings: {error}"))?;
+            json::read(settings).map_err(|error| format!("gate settings: {error}"))?;
         Config::resolve(settings, look_up)
     }
 

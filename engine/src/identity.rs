@@ -5,9 +5,15 @@
 //! that a verifier could be talked into using, is refused. Verifying costs about 60 µs inside a V8 worker, so a token is verified once
 //! and remembered until it expires.
 
-use crate::{bytes, envelope::PublicKey, facts::Headers, time::Time};
+use crate::{
+    bytes,
+    envelope::PublicKey,
+    facts::Headers,
+    json,
+    sorted::{Map, sort_by_key},
+    time::Time,
+};
 use alloc::{
-    collections::BTreeMap,
     rc::Rc,
     string::{String, ToString},
     vec::Vec,
@@ -217,8 +223,7 @@ pub fn verify(
         .get(..header.len() + 1 + claims.len())
         .ok_or(IdentityError::Malformed)?;
     let decode = |part| bytes::from_base64url(part).ok_or(IdentityError::Malformed);
-    let header: TokenHeader =
-        serde_json::from_slice(&decode(header)?).map_err(|_| IdentityError::Algorithm)?;
+    let header: TokenHeader = json::read(&decode(header)?).map_err(|_| IdentityError::Algorithm)?;
     if !matches!(header.alg.as_str(), "EdDSA" | "Ed25519") || header.typ != TOKEN_TYPE {
         return Err(IdentityError::Algorithm);
     }
@@ -229,8 +234,7 @@ pub fn verify(
     {
         return Err(IdentityError::Untrusted);
     }
-    let claims: Claims =
-        serde_json::from_slice(&decode(claims)?).map_err(|_| IdentityError::Malformed)?;
+    let claims: Claims = json::read(&decode(claims)?).map_err(|_| IdentityError::Malformed)?;
     if claims.iss != ISSUER || claims.aud != workspace {
         return Err(IdentityError::Foreign);
     }
@@ -260,7 +264,7 @@ pub fn verify(
 #[derive(Debug)]
 pub struct TokenCache {
     hasher: SipHasher13,
-    known: BTreeMap<u64, Known>,
+    known: Map<u64, Known>,
 }
 
 struct Known {
@@ -284,7 +288,7 @@ impl TokenCache {
     pub fn new(key: &[u8; 16]) -> TokenCache {
         TokenCache {
             hasher: SipHasher13::new_with_key(key),
-            known: BTreeMap::new(),
+            known: Map::default(),
         }
     }
 
@@ -330,7 +334,7 @@ impl TokenCache {
         self.known.retain(|_, known| now < known.expires);
         if self.known.len() >= MAX_CACHED {
             let mut times: Vec<Time> = self.known.values().map(|known| known.expires).collect();
-            times.sort_unstable();
+            sort_by_key(&mut times, |time| *time);
             if let Some(median) = times.get(MAX_CACHED / 2).copied() {
                 self.known.retain(|_, known| known.expires > median);
             }

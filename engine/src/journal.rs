@@ -20,6 +20,7 @@
 
 use crate::{
     bytes::{Digest, from_hex, sha256},
+    json,
     time::Time,
 };
 use alloc::{string::String, vec::Vec};
@@ -65,7 +66,7 @@ pub struct BatchHeader {
 impl BatchHeader {
     /// The header of a batch, nothing else of which is looked at.
     pub fn read(batch: &[u8]) -> Option<BatchHeader> {
-        serde_json::from_slice(batch.split(|byte| *byte == b'\n').next()?).ok()
+        json::read(batch.split(|byte| *byte == b'\n').next()?).ok()
     }
 }
 
@@ -295,8 +296,7 @@ impl<'a> Batch<'a> {
             Ok((start, line))
         };
         let (_, first) = next(0)?;
-        let header: BatchHeader =
-            serde_json::from_slice(first).map_err(|_| BatchFault::Malformed(0))?;
+        let header: BatchHeader = json::read(first).map_err(|_| BatchFault::Malformed(0))?;
         let count = usize::try_from(header.count).map_err(|_| BatchFault::Malformed(0))?;
         if header.format != FORMAT || count > MAX_BATCH_RECORDS {
             return Err(BatchFault::Malformed(0));
@@ -304,14 +304,13 @@ impl<'a> Batch<'a> {
         let mut records = Vec::with_capacity(count);
         for number in 1..=count {
             let (_, record) = next(number)?;
-            if serde_json::from_slice::<serde::de::IgnoredAny>(record).is_err() {
+            if json::parse(record).is_err() {
                 return Err(BatchFault::Malformed(number));
             }
             records.push(record);
         }
         let (lines_end, last) = next(count + 1)?;
-        let seal: BatchSeal =
-            serde_json::from_slice(last).map_err(|_| BatchFault::Malformed(count + 1))?;
+        let seal: BatchSeal = json::read(last).map_err(|_| BatchFault::Malformed(count + 1))?;
         // The head covers all lines but this one. Held to one spelling, a batch has one form and none that merely looks like another.
         if line(&seal).strip_suffix(b"\n") != Some(last) {
             return Err(BatchFault::Malformed(count + 1));

@@ -22,9 +22,16 @@
 //! );
 //! ```
 //!
+//! [`read`] makes a value of a Rust type of a text: so are this house's own formats read.
+//!
 //! Deliberately not here: a value type to build or to own, numbers as floats (a token is text, or a `u64` where it is
 //! one), a lenient mode.
 
+mod typed;
+
+pub use typed::{Mismatch, read};
+
+use crate::sorted::{sort_by, sort_by_key};
 use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -455,7 +462,7 @@ impl Edit {
 /// The bytes with the edits made, every other byte untouched. Edits come in any order, those at one place stay in the
 /// given order. `None` when two overlap or one lies outside.
 pub fn splice(bytes: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {
-    edits.sort_by_key(|edit| edit.span.start);
+    sort_by_key(&mut edits, |edit| edit.span.start);
     let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
     let mut out = Vec::with_capacity(bytes.len() + added);
     let mut done = 0;
@@ -493,6 +500,10 @@ pub fn quote(text: &str, out: &mut String) {
 
 /// Reads one JSON text. Time is linear in its length (sorting the hashes of a large object's keys aside).
 pub fn parse(bytes: &[u8]) -> Result<Document<'_>, Error> {
+    parse_up_to(MAX_NODES, bytes)
+}
+
+fn parse_up_to(max_nodes: usize, bytes: &[u8]) -> Result<Document<'_>, Error> {
     let fail = |kind, offset| Err(Error { kind, offset });
     if bytes.len() > MAX_BYTES {
         return fail(ErrorKind::TooLong, MAX_BYTES);
@@ -510,6 +521,7 @@ pub fn parse(bytes: &[u8]) -> Result<Document<'_>, Error> {
         at: 0,
         // Chat bodies have a node per 20 to 60 bytes.
         nodes: Vec::with_capacity((bytes.len() / 16 + 4).min(4096)),
+        max_nodes,
         open: [0; MAX_DEPTH],
         depth: 0,
         hashes: Vec::new(),
@@ -527,6 +539,7 @@ struct Reader<'t> {
     bytes: &'t [u8],
     at: usize,
     nodes: Vec<Node>,
+    max_nodes: usize,
     /// Indexes of the containers not closed yet: the first `depth` of them.
     open: [u32; MAX_DEPTH],
     depth: usize,
@@ -728,7 +741,7 @@ impl Reader<'_> {
     }
 
     fn push(&mut self, kind: Kind, start: usize, escaped: bool, is_key: bool) -> Result<(), Error> {
-        if self.nodes.len() >= MAX_NODES {
+        if self.nodes.len() >= self.max_nodes {
             return self.fail(ErrorKind::TooManyValues);
         }
         self.nodes.push(Node {
@@ -779,7 +792,9 @@ impl Reader<'_> {
                 continue;
             }
             let mut colliding: Vec<Text<'_>> = run.iter().filter_map(|k| key_at(k.1)).collect();
-            colliding.sort_by(|a, b| Unescaped::new(a.raw).cmp(Unescaped::new(b.raw)));
+            sort_by(&mut colliding, |a, b| {
+                Unescaped::new(a.raw).cmp(Unescaped::new(b.raw))
+            });
             for pair in colliding.windows(2) {
                 if let [a, b] = pair
                     && a.same(*b)

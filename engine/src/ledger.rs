@@ -15,8 +15,10 @@
 
 use crate::{
     bundle::Level,
+    json,
     lease::{Grant, amount},
     price,
+    sorted::sort_by_key,
     time::Time,
 };
 use alloc::{
@@ -612,7 +614,7 @@ impl Cell {
                 end: span.end,
                 ..Slot::default()
             });
-            self.slots.sort_by_key(|slot| slot.start);
+            sort_by_key(&mut self.slots, |slot| slot.start);
         }
         self.slot_mut(span.start)
     }
@@ -712,7 +714,7 @@ impl Op {
 
     /// Reads that form.
     pub fn decode(bytes: &[u8]) -> Option<Op> {
-        serde_json::from_slice(bytes).ok()
+        json::read(bytes).ok()
     }
 
     /// What is known to be taken of the limit once this has made `cell`: what all holders have used, and the worst case of the calls under way

@@ -46,6 +46,7 @@ mod rpc;
 pub mod scan;
 pub mod shelf;
 mod sift;
+pub mod sorted;
 pub mod sse;
 pub mod time;
 pub mod upkeep;

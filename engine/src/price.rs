@@ -3,8 +3,8 @@
 //! Deliberately not here: prices by service tier (`priority`, `flex`, `batch`), by region, per image, per audio token or
 //! per search. A model that is billed by those has no entry, and a model without an entry is never free.
 
-use crate::meter::Usage;
-use alloc::{collections::BTreeMap, format, string::String};
+use crate::{meter::Usage, sorted::Map};
+use alloc::{format, string::String};
 use serde::{Deserialize, Serialize};
 
 const PICO_PER_NANO: u128 = 1_000;
@@ -193,7 +193,7 @@ pub struct PriceTable {
     /// When they were read, `YYYY-MM-DD`.
     pub date: String,
     /// By model name.
-    pub models: BTreeMap<String, Price>,
+    pub models: Map<String, Price>,
 }
 
 impl PriceTable {

@@ -6,6 +6,7 @@
 use crate::{
     automaton::{self, Compiled, Unreadable},
     json::{self, Document, Edit, Role},
+    sorted::sort_by_key,
 };
 use alloc::{string::String, vec::Vec};
 use core::ops::Range;
@@ -203,7 +204,7 @@ pub(crate) fn stretches(
     for masker in maskers {
         masker.find(text, from, &mut found)?;
     }
-    found.sort_unstable_by_key(|stretch| (stretch.start, stretch.end));
+    sort_by_key(&mut found, |stretch| (stretch.start, stretch.end));
     let mut merged: Vec<Range<usize>> = Vec::with_capacity(found.len());
     for stretch in found {
         match merged.last_mut() {

@@ -4,7 +4,10 @@
 //! smaller but reads 2–5 MB/s inside V8; a DFA built ahead explodes on common patterns (a card number alone is 13 MB). Nothing is compiled
 //! here: patterns come as automata ([`crate::automaton`]), and a search works out the states of the DFA that it needs.
 
-use crate::automaton::{self, Automaton, Unreadable};
+use crate::{
+    automaton::{self, Automaton, Unreadable},
+    sorted::sort_by,
+};
 use alloc::{string::String, vec::Vec};
 use regex_automata::{
     Input, MatchKind, PatternSet,
@@ -134,7 +137,7 @@ impl Hits {
 /// The distinct patterns of a list, sorted, and so numbered.
 pub fn distinct<'a>(patterns: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut patterns: Vec<&str> = patterns.collect();
-    patterns.sort_unstable();
+    sort_by(&mut patterns, |a, b| a.cmp(b));
     patterns.dedup();
     patterns
 }

@@ -16,6 +16,7 @@ use crate::{
         self, Batch, BatchHeader, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_RECORD_BYTES, Position,
         Receipt, SealKey,
     },
+    json,
     lease::{Answer, Ask, MAX_ASKS, Request},
     ledger::{Account, Cell, Op, Slot, Span},
     time::Time,
@@ -69,7 +70,7 @@ impl Holder {
 
     /// Reads the stored form.
     pub fn decode(stored: &[u8]) -> Option<Holder> {
-        serde_json::from_slice(stored).ok()
+        json::read(stored).ok()
     }
 }
 
@@ -553,15 +554,14 @@ fn is_refusal(body: &[u8]) -> bool {
         #[serde(rename = "type")]
         kind: String,
     }
-    serde_json::from_slice::<Problem>(body)
-        .is_ok_and(|problem| problem.kind.starts_with(PROBLEM_TYPE))
+    json::read::<Problem>(body).is_ok_and(|problem| problem.kind.starts_with(PROBLEM_TYPE))
 }
 
 fn is_receipt(gate: &Gate, journal: &Journal, body: &[u8]) -> bool {
     let root = SealKey::root(gate.config.enrolment_key.expose());
     match (
         BatchHeader::read(&journal.pending),
-        serde_json::from_slice::<Receipt>(body),
+        json::read::<Receipt>(body),
     ) {
         // The journal stands behind the batch that is pending.
         (Some(header), Ok(receipt)) => receipt.is_for(
@@ -603,7 +603,7 @@ pub fn lease_request(gate: &Gate, holder: &Holder, mut asks: Vec<Ask>) -> Errand
 /// Verifies an answer to a lease request.
 fn read_answer(gate: &Gate, holder: &Holder, body: &[u8], now: Time) -> Option<Answer> {
     let payload = envelope::open(body, envelope::LEASES_TYPE, &gate.config.trust).ok()?;
-    let answer: Answer = serde_json::from_slice(&payload).ok()?;
+    let answer: Answer = json::read(&payload).ok()?;
     (answer.is_for(&gate.config.workspace, &holder.id, now) && answer.epoch >= holder.epoch)
         .then_some(answer)
 }

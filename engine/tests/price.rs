@@ -261,7 +261,7 @@ fn the_built_in_table_knows_the_usual_models() {
         assert_eq!((price.input, price.output), (input, output), "{model}");
         assert!(price.max_output_tokens.is_some(), "{model}");
     }
-    for (name, price) in &table.models {
+    for (name, price) in table.models.iter() {
         assert!(price.input > 0 && price.output > 0, "{name} is not free");
         let dearest = [
             price.cached_input,

@@ -7,7 +7,10 @@ use proxy_wasm::{
 };
 use serde::Deserialize;
 use std::rc::Rc;
-use tollgate_engine::gate::{self, Config, Gate};
+use tollgate_engine::{
+    gate::{self, Config, Gate},
+    json,
+};
 
 /// How often a VM looks after its errands when nothing presses; milliseconds.
 pub(crate) const TICK_MS: u32 = 100;
@@ -54,7 +57,7 @@ impl Root {
         let text = host::buffer(BufferType::PluginConfiguration, usize::MAX)
             .map_err(|_| "it cannot be read".to_owned())?;
         let settings: Settings =
-            serde_json::from_slice(&text).map_err(|error| format!("filter settings: {error}"))?;
+            json::read(&text).map_err(|error| format!("filter settings: {error}"))?;
         let config = Config::resolve(settings.gate, |name| std::env::var(name).ok())?;
         let id = host::random().map_err(|_| "there is no randomness".to_owned())?;
         host::set_tick_period(TICK_MS).map_err(|_| "there is no timer".to_owned())?;

@@ -3,6 +3,7 @@
 use crate::host::{self, Status};
 use tollgate_engine::{
     exchange::CellOp,
+    json,
     ledger::{Account, Cell, Refusal},
     shelf::{self, Full, Shelf},
     time::Time,
@@ -305,7 +306,7 @@ impl Store {
     /// The accounts of which a holder has cells, and the cells; but for those of runs that nobody has needed for a while, which go.
     pub(crate) fn cells(&self, holder: &Holder, now: Time) -> Vec<(Account, Cell)> {
         let accounts: Vec<Account> = read(&self.accounts_key(holder))
-            .and_then(|stored| serde_json::from_slice(&stored).ok())
+            .and_then(|stored| json::read(&stored).ok())
             .unwrap_or_default();
         let mut cells: Vec<(Account, Cell)> = accounts
             .into_iter()
@@ -328,7 +329,7 @@ impl Store {
     fn enlist(&self, holder: &Holder, account: &Account) -> bool {
         let added = update(&self.accounts_key(holder), |old| {
             let mut accounts: Vec<Account> = old
-                .and_then(|stored| serde_json::from_slice(stored).ok())
+                .and_then(|stored| json::read(stored).ok())
                 .unwrap_or_default();
             if accounts.contains(account) {
                 return Err(());

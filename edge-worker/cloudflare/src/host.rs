@@ -14,7 +14,7 @@ use tollgate_edge_worker::{
     Ahead, Answer, AnswerBody, BUNDLE, Broken, Call, Disk, Headers, Heard, Line, Message, Platform,
     Request, RequestBody, Response, Unavailable, Unreachable,
 };
-use tollgate_engine::{gate::Config, time::Time};
+use tollgate_engine::{gate::Config, json, time::Time};
 use worker::{
     Date, Delay, EncodeBody, Env, ResponseBuilder, Result, Storage, console_log,
     js_sys::{
@@ -301,7 +301,8 @@ impl KeeperLine {
         let request = web_sys::Request::new_with_str_and_init("http://keeper/", &init)?;
         let keeper = self.env.durable_object("KEEPER")?.get_by_name(&self.name)?;
         let mut response = keeper.fetch_with_request(request.into()).await?;
-        Ok(serde_json::from_slice(&response.bytes().await?)?)
+        let heard = json::read(&response.bytes().await?);
+        heard.map_err(|why| why.to_string().into())
     }
 }
 

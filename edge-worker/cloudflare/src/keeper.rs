@@ -6,6 +6,7 @@ use std::{
     rc::Rc,
 };
 use tollgate_edge_worker::{self as edge, Ahead, GATHER_MS, Message, NOTE_MS, Platform as _};
+use tollgate_engine::json;
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
 /// The Durable Object.
@@ -49,7 +50,8 @@ impl DurableObject for Keeper {
         let Some(keeper) = self.keeper.get() else {
             return host::unconfigured();
         };
-        let message: Message = serde_json::from_slice(&request.bytes().await?)?;
+        let message: Message =
+            json::read(&request.bytes().await?).map_err(|why| why.to_string())?;
         self.wake_in(GATHER_MS).await?;
         if matches!(message, Message::Reserve { .. }) {
             self.note();

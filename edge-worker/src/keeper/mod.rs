@@ -12,13 +12,12 @@ use crate::{
     },
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    cell::{Cell as Slot, RefCell},
-    collections::BTreeMap,
-};
+use std::cell::{Cell as Slot, RefCell};
 use tollgate_engine::{
     gate::{Config, Gate},
+    json,
     ledger::{Account, Cell, Op, Refusal},
+    sorted::Map,
     time::Time,
     upkeep::{self, Holder, Upkeep},
 };
@@ -38,7 +37,7 @@ pub struct Keeper<P, S> {
     gate: RefCell<Gate>,
     upkeep: RefCell<Upkeep>,
     /// The calls that wait for a lease, by a number of their own.
-    waiting: RefCell<BTreeMap<u64, rounds::Waiting>>,
+    waiting: RefCell<Map<u64, rounds::Waiting>>,
     waited: Slot<u64>,
     /// When the control plane last said which bundle is to be run.
     confirmed: Slot<Option<Time>>,
@@ -212,7 +211,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let stored = self.store.get(&key).await.ok()??;
         let taken = self.store.swap(&key, Some(&stored), None).await;
         (taken == Ok(true))
-            .then(|| serde_json::from_slice(&stored).ok())
+            .then(|| json::read(&stored).ok())
             .flatten()
     }
 
@@ -350,7 +349,7 @@ fn record_key(record: &[u8]) -> String {
         #[serde(default)]
         at_ms: i64,
     }
-    match serde_json::from_slice(record) {
+    match json::read(record) {
         Ok(Name { id, at_ms }) => format!("{}{at_ms:020} {id}", store::RECORDS),
         Err(_) => format!("{}{:020}", store::RECORDS, 0),
     }

@@ -8,13 +8,15 @@ use crate::{
 };
 use futures_channel::oneshot;
 use futures_util::{StreamExt as _, future::select, join};
-use std::{cell::Cell, collections::BTreeMap, pin::pin};
+use std::{cell::Cell, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
     exchange::{CellOp, LEASE_WAIT_MS},
     journal::Batch,
+    json,
     lease::{Ask, MAX_ASKS},
     ledger::{self, Account, Op, Refusal, Span},
+    sorted::Map,
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, Response},
 };
@@ -99,8 +101,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             let Ok(Some(stored)) = self.store.get(&key).await else {
                 continue;
             };
-            let lost_at = serde_json::from_slice::<Open>(&stored)
-                .map_or(now, |open| open.at.plus_millis(OPEN_LIMIT_MS));
+            let lost_at =
+                json::read::<Open>(&stored).map_or(now, |open| open.at.plus_millis(OPEN_LIMIT_MS));
             if lost_at > now {
                 oldest = Some(oldest.map_or(lost_at, |oldest| oldest.min(lost_at)));
             } else if self.store.swap(&key, Some(&stored), None).await == Ok(true) {
@@ -327,13 +329,16 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// What the waiting calls want, each account and window once.
     fn wanted(&self) -> Vec<Want> {
-        let mut wanted: BTreeMap<(Account, i64), Want> = BTreeMap::new();
+        let mut wanted: Map<(Account, i64), Want> = Map::default();
         let waiting = self.waiting.borrow();
         for want in waiting.values().flat_map(|waiting| &waiting.wants) {
-            wanted
-                .entry((want.account.clone(), want.span.start))
-                .and_modify(|all| all.amount = all.amount.saturating_add(want.amount))
-                .or_insert_with(|| want.clone());
+            let key = (want.account.clone(), want.span.start);
+            match wanted.get_mut(&key) {
+                Some(all) => all.amount = all.amount.saturating_add(want.amount),
+                None => {
+                    wanted.insert(key, want.clone());
+                }
+            }
         }
         wanted.into_values().collect()
     }

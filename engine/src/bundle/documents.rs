@@ -1,7 +1,7 @@
 //! The documents of a bundle, found by scope: a call meets a handful of them, however many there are.
 
 use super::{Document, Scope};
-use crate::identity::Caller;
+use crate::{identity::Caller, sorted::sort_by_key};
 use alloc::{vec, vec::Vec};
 use core::{fmt, iter, ops::Deref};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -47,7 +47,7 @@ impl Documents {
         let mut found: Vec<usize> = tools
             .flat_map(|tool| self.chain(self.first(Key(Kind::Tool, tool))))
             .collect();
-        found.sort_unstable();
+        sort_by_key(&mut found, |at| *at);
         found.dedup();
         found.into_iter().filter_map(|at| self.all.get(at))
     }
