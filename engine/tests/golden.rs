@@ -335,6 +335,6 @@ fn stored_values() {
     shelf.put(&account, cell.clone(), NOW).unwrap();
     let stored = shelf.encode();
     assert_eq!(stored[..3], [1, 0x14, 0]);
-    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x89\x00");
+    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x91\x00");
     assert_eq!(stored[25..], cell);
 }
