@@ -243,7 +243,7 @@ mod tests {
                 settled: 0,
                 spent: 0,
                 lifted_ms: 0,
-                scarce: false,
+                keep: u64::MAX,
                 expires_ms: 3_600_000,
                 retry_ms: 0,
             },

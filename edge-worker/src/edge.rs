@@ -299,7 +299,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                 }
                 Step::Swap(changes) => {
                     let result = self.reserve(exchange.id(), changes).await;
-                    exchange.swapped(&gate.borrow(), result, self.platform.now())
+                    exchange.swapped(&mut gate.borrow_mut(), result, self.platform.now())
                 }
                 // The keeper knows what to undo.
                 Step::AwaitLease {

@@ -81,7 +81,7 @@ pub struct Refused {
 enum RefusalForm {
     NoLease,
     Short,
-    Exhausted { retry_ms: i64 },
+    Exhausted { retry_ms: i64, left: u64 },
     AlreadyAsked,
 }
 
@@ -148,7 +148,10 @@ mod tests {
         let heard = Heard {
             refused: Some(Refused {
                 place: 1,
-                why: Refusal::Exhausted { retry_ms: 5 },
+                why: Refusal::Exhausted {
+                    retry_ms: 5,
+                    left: 3,
+                },
             }),
             taken: vec![7],
             ..Heard::default()

@@ -531,7 +531,10 @@ impl World {
                         Refusal::NoLease,
                         Refusal::Short,
                         Refusal::AlreadyAsked,
-                        Refusal::Exhausted { retry_ms: i64::MAX },
+                        Refusal::Exhausted {
+                            retry_ms: i64::MAX,
+                            left: 100,
+                        },
                     ]);
                     steps.push(exchange.swapped(gate, Err((refused, refusal)), self.now));
                 }
@@ -653,7 +656,7 @@ impl World {
             settled: 0,
             spent: 0,
             lifted_ms: 0,
-            scarce: false,
+            keep: u64::MAX,
             expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {
                 self.now.millis() + 500

@@ -473,6 +473,9 @@ pub struct Limit {
     /// What a model costs that the price table does not know; `None` denies it. Only for money.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown_model: Option<Price>,
+    /// A call that it does not cover goes out with as many output tokens as it covers, if those are enough to be of use. Only for tokens and money.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub lowers: bool,
 }
 
 /// The parts of a limit, in percent, whose use is put on record unless it names others.

@@ -12,7 +12,7 @@ use crate::{
     address::Place,
     bundle::{Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
-    facts::{Facts, Head, Route},
+    facts::{Facts, Head, Route, Said},
     identity::Caller,
     json,
     ledger::{Account, Op, Span, Unit, Window},
@@ -172,6 +172,8 @@ pub struct Charge {
     pub suspend: bool,
     /// Whether it only counts, because nothing but alerts are set on the account.
     pub alert: bool,
+    /// Whether the call may go out with fewer output tokens when the account cannot bear it.
+    pub lowers: bool,
     /// The field that sets it.
     pub rule: String,
     /// The document it stands in.
@@ -277,6 +279,48 @@ pub struct Decision {
     pub worst_case_nano_usd: Option<u64>,
     /// What its tokens are charged by: the model's price, or the dearest that a limit over it sets for models that the table does not know.
     pub price: Option<Price>,
+    /// How many output tokens it has to be kept to before it may go out; judge it again then.
+    pub lower: Option<Lower>,
+}
+
+/// A call whose worst case is unknown, or more than a whole limit that [lowers](Limit::lowers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lower {
+    /// Most output tokens of one answer that every such limit covers.
+    pub most: u64,
+    /// Why it is refused where it cannot be kept to them.
+    pub otherwise: Reason,
+}
+
+/// Fewer output tokens than this are no answer: some fifty words. A call that is not covered with so many is refused.
+pub const LEAST_OUTPUT_TOKENS: u64 = 64;
+
+/// Most bytes by which a body grows when a gate writes into it how much may be put out: `,"max_completion_tokens":` has 25, the number at most ten
+/// digits; rounded up.
+const LOWERING_BYTES: u64 = 40;
+
+/// Most output tokens of one answer that `left` of `unit` covers, for tokens and money. No model puts out 2³².
+pub(crate) fn covered(unit: Unit, left: u64, said: &Said, price: Option<&Price>) -> u64 {
+    let grows = match said.max_output_tokens {
+        Some(_) => 0,
+        None => LOWERING_BYTES,
+    };
+    let prompt = said.prompt_tokens_bound.saturating_add(grows);
+    let fits = |most: u64| {
+        let output = most.saturating_mul(said.answers);
+        let needed = match (unit, price) {
+            (Unit::Tokens, _) => Some(output.saturating_add(prompt)),
+            (Unit::NanoUsd, Some(price)) => Some(price::worst_case(prompt, output, price)),
+            (Unit::NanoUsd, None) | (Unit::Calls | Unit::Errors | Unit::Seconds, _) => None,
+        };
+        needed.is_some_and(|needed| needed <= left)
+    };
+    // What fits, fits with less.
+    let bits = (0..32).rev().map(|bit| 1_u64 << bit);
+    bits.fold(
+        0,
+        |most, bit| if fits(most | bit) { most | bit } else { most },
+    )
 }
 
 /// A limit that only warns.
@@ -490,6 +534,7 @@ impl Question<'_> {
             Outcome::Allow | Outcome::Redact => Decision {
                 charges: limits.charges,
                 alerts: limits.alerts,
+                lower: limits.lower,
                 worst_case_nano_usd,
                 price: match self.facts.route {
                     Route::Llm(_) => cost.price.copied().or_else(|| dearest_unknown(self.met)),
@@ -497,7 +542,13 @@ impl Question<'_> {
                 },
                 ..verdict
             },
-            Outcome::Hold | Outcome::Deny => Decision {
+            // Somebody may have to approve it only because nobody knew what it costs.
+            Outcome::Hold => Decision {
+                worst_case_nano_usd,
+                lower: limits.lower,
+                ..verdict
+            },
+            Outcome::Deny => Decision {
                 worst_case_nano_usd,
                 ..verdict
             },
@@ -815,6 +866,8 @@ struct Limits {
     alerts: Vec<Alert>,
     /// What the call may cost at most, where that is known.
     worst_case_nano_usd: Option<u64>,
+    /// How it has to be changed first.
+    lower: Option<Lower>,
     /// Why it cannot be reserved, whatever is left.
     refused: Vec<Reason>,
 }
@@ -910,21 +963,25 @@ fn limits(
             );
             continue;
         };
+        // What is not bounded is more than any limit.
+        let unbounded = (limit.lowers && generates && output.is_none()).then_some(u64::MAX);
         let amount = match limit.unit {
             Unit::Calls | Unit::Errors | Unit::Seconds => Some(1),
             Unit::NanoUsd if of_tool > 0 => Some(of_tool),
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
-            Unit::Tokens => output.map(|output| output.saturating_add(said.prompt_tokens_bound)),
+            Unit::Tokens => output
+                .map(|output| output.saturating_add(said.prompt_tokens_bound))
+                .or(unbounded),
             // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
             Unit::NanoUsd => match cost
                 .price
                 .copied()
                 .or_else(|| limit.unknown_model.and_then(|_| dearest_unknown(met)))
             {
-                Some(price) => {
-                    output.map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
-                }
+                Some(price) => output
+                    .map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
+                    .or(unbounded),
                 None => {
                     refuse(
                         "budget.unknown_model",
@@ -952,6 +1009,7 @@ fn limits(
             limit: limit.amount,
             suspend: limit.suspend,
             alert: limit.alert,
+            lowers: limit.lowers && generates,
             rule: limit.rule.clone(),
             document: document.to_string(),
         };
@@ -982,9 +1040,19 @@ fn limits(
         (a.account.unit, &a.account).cmp(&(b.account.unit, &b.account))
     });
     // What can never be covered needs no lease to be refused.
+    let price = cost.price.copied().or_else(|| dearest_unknown(met));
     for charge in out.charges.iter().filter(|charge| !charge.alert) {
-        if charge.amount > charge.limit {
-            out.refused.push(charge.refused());
+        if charge.amount <= charge.limit {
+            continue;
+        }
+        let otherwise = charge.refused();
+        match covered(charge.account.unit, charge.limit, said, price.as_ref()) {
+            most if charge.lowers && most >= LEAST_OUTPUT_TOKENS => {
+                if out.lower.as_ref().is_none_or(|lower| most < lower.most) {
+                    out.lower = Some(Lower { most, otherwise });
+                }
+            }
+            _ => out.refused.push(otherwise),
         }
     }
     out

@@ -14,7 +14,7 @@
 
 use crate::{
     bundle::Unusable,
-    decide::{self, Alert, Cause, Charge, Decision, Outcome, Reason},
+    decide::{self, Alert, Cause, Charge, Decision, LEAST_OUTPUT_TOKENS, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, RUN_HEADER, Route, Said},
     gate::{Found, Gate, Search, Watches},
     halt::{self, Halt, Kind},
@@ -22,9 +22,10 @@ use crate::{
     json,
     ledger::{Account, Op, Refusal, Span, Unit, Window},
     meter::{Framing, Meter, Metered, Output, Provider, Usage},
-    price, quota,
+    price::{self, Price},
+    quota,
     redact::{self, Masker},
-    reply::{self, DECISION_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
+    reply::{self, DECISION_HEADER, LOWERED_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
     rpc, scan,
     sift::{Sift, Stop},
     sse,
@@ -65,7 +66,8 @@ pub enum Step {
     },
     /// Apply these in order, stop at the first that is refused, and tell [`Exchange::swapped`].
     Swap(Vec<CellOp>),
-    /// Apply `undo`, hold the call, fetch leases for `wants`, then (or at `deadline` at the latest) call [`Exchange::retry`].
+    /// Apply `undo`, hold the call, fetch leases for `wants`, then (or at `deadline` at the latest) call [`Exchange::retry`]. Where nothing is
+    /// wanted, at once: the call asks for less.
     AwaitLease {
         /// Gives back what was reserved before the refusal.
         undo: Vec<CellOp>,
@@ -214,6 +216,12 @@ pub struct Exchange {
     redacted: u64,
     /// The model was told what tool output is.
     instructed: bool,
+    /// The output tokens that one answer was kept to, because a budget covers no more.
+    lowered: Option<u64>,
+    /// The body that goes out, before it is asked for its usage, as long as it may have to be lowered.
+    lowerable: Option<Vec<u8>>,
+    /// How often it may still be lowered: a refusal of each account makes it less.
+    lowerings_left: usize,
     reserved: bool,
     /// What was taken of each limit once this call had its share.
     taken: Vec<u64>,
@@ -316,6 +324,9 @@ impl Exchange {
             hide_usage: false,
             redacted: 0,
             instructed: false,
+            lowered: None,
+            lowerable: None,
+            lowerings_left: 0,
             reserved: false,
             taken: Vec::new(),
             suspend: None,
@@ -518,13 +529,15 @@ impl Exchange {
             Err(why) => return self.deny(vec_of(unusable(why)), None, now),
         };
         let changes = Changes::of(gate, caller, &facts, &found, decision.outcome, now);
+        let mut changed_body = None;
         if !changes.is_empty() {
             match changes.make(head, gate, &facts, body) {
                 Ok(changed) => {
                     self.redacted = changed.redacted;
                     self.instructed = changes.instruct;
-                    self.forward.body = Some(changed.body);
+                    self.forward.body = changed.edited.or_else(|| Some(changed.body.clone()));
                     facts = changed.facts;
+                    changed_body = Some(changed.body);
                     // What goes out is what is paid for, and what somebody may have to approve.
                     if let Ok((again, _)) = judge(gate, caller, head, &facts, &found, now) {
                         decision = again;
@@ -544,6 +557,17 @@ impl Exchange {
             return self.deny(vec_of(unsearchable()), None, now);
         };
         self.watches = watches;
+        let lowers = decision.charges.iter().any(|charge| charge.lowers);
+        if lowers || decision.lower.is_some() {
+            self.lowerable = Some(changed_body.unwrap_or_else(|| body.to_vec()));
+            self.lowerings_left = decision.charges.len();
+        }
+        if let Some(lower) = decision.lower.take() {
+            decision = match self.lower(gate, lower.most, decision.price.as_ref(), now) {
+                Some(lowered) => lowered,
+                None => Decision::against(vec_of(lower.otherwise)),
+            };
+        }
         match decision.outcome {
             Outcome::Allow | Outcome::Redact => {}
             Outcome::Hold | Outcome::Deny => {
@@ -556,6 +580,49 @@ impl Exchange {
             return self.send(gate, now);
         }
         self.reserve()
+    }
+
+    /// Keeps each answer to `most` output tokens, and reads the new body as if it had come so. The decision on it, where it passes and needs
+    /// nothing more; `None` leaves everything as it is.
+    fn lower(
+        &mut self,
+        gate: &mut Gate,
+        most: u64,
+        price: Option<&Price>,
+        now: Time,
+    ) -> Option<Decision> {
+        let (head, caller) = (self.head.as_ref()?, self.caller.as_ref()?);
+        let (facts, body) = (self.facts.as_ref()?, self.lowerable.as_ref()?);
+        if most < LEAST_OUTPUT_TOKENS {
+            return None;
+        }
+        let reasons = price.is_some_and(|price| price.reasons);
+        let body = keep_to(most, facts.route, reasons, body)?;
+        let (read, found, edited) = read_body(head, gate, &body).ok()?;
+        let likewise = Facts {
+            said: Said {
+                max_output_tokens: facts.said.max_output_tokens,
+                ..read.said.clone()
+            },
+            ..read.clone()
+        };
+        if read.said.max_output_tokens != Some(most) || !likewise.decides_like(facts) {
+            return None;
+        }
+        // The number itself may be what a pattern looks for.
+        let (verdict, _) = judge(gate, caller, head, &read, &found, now).ok()?;
+        if verdict.outcome != Outcome::Allow {
+            return None;
+        }
+        let (decision, _) = judge(gate, caller, head, &read, &self.found, now).ok()?;
+        if decision.outcome > Outcome::Redact || decision.lower.is_some() {
+            return None;
+        }
+        self.forward.body = edited.or_else(|| Some(body.clone()));
+        self.lowerable = Some(body);
+        self.facts = Some(read);
+        self.lowered = Some(most);
+        Some(decision)
     }
 
     fn reserve(&mut self) -> Step {
@@ -575,7 +642,7 @@ impl Exchange {
     /// Tells how [`Step::Swap`] went: `Ok` when all were applied, with [`Op::taken`] of each, else the place of the refused operation and why.
     pub fn swapped(
         &mut self,
-        gate: &Gate,
+        gate: &mut Gate,
         result: Result<Vec<u64>, (usize, Refusal)>,
         now: Time,
     ) -> Step {
@@ -603,12 +670,22 @@ impl Exchange {
                 },
             })
             .collect();
+        if let Refusal::Exhausted { left, .. } = refusal
+            && self.lower_to(refused, left, gate, now)
+        {
+            self.awaiting = Awaiting::Lease;
+            return Step::AwaitLease {
+                undo,
+                wants: Vec::new(),
+                deadline: now.plus_millis(LEASE_WAIT_MS),
+            };
+        }
         let Some(charge) = self.decision.charges.get(refused) else {
             return self.deny(Vec::new(), None, now);
         };
         match refusal {
             // The end of a run that may not begin.
-            Refusal::Exhausted { retry_ms: 0 } if charge.account.run.is_some() => {
+            Refusal::Exhausted { retry_ms: 0, .. } if charge.account.run.is_some() => {
                 let reason = Reason::of_gate(
                     Cause::Rate,
                     "run.too_many",
@@ -666,6 +743,29 @@ impl Exchange {
         }
     }
 
+    /// Whether the call can go on with fewer output tokens, which `left` of what the charge at `refused` takes from covers. It does then.
+    fn lower_to(&mut self, refused: usize, left: u64, gate: &mut Gate, now: Time) -> bool {
+        let (Some(charge), Some(facts)) = (self.decision.charges.get(refused), &self.facts) else {
+            return false;
+        };
+        let Some(lowerings_left) = self.lowerings_left.checked_sub(1) else {
+            return false;
+        };
+        if !charge.lowers {
+            return false;
+        }
+        let price = self.decision.price;
+        let most = decide::covered(charge.account.unit, left, &facts.said, price.as_ref());
+        self.lowerings_left = lowerings_left;
+        match self.lower(gate, most, price.as_ref(), now) {
+            Some(decision) => {
+                self.decision = decision;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// A lease may have arrived, or the wait is over: tries the reservations again.
     pub fn retry(&mut self) -> Step {
         if self.awaiting != Awaiting::Lease {
@@ -678,6 +778,7 @@ impl Exchange {
         self.decided = now;
         self.awaiting = Awaiting::Nothing;
         self.sent = true;
+        self.lowerable = None;
         let mut forward = core::mem::take(&mut self.forward);
         if let Some(body) = &forward.body {
             let length = body.len().to_string();
@@ -733,7 +834,8 @@ impl Exchange {
         self.decided = now;
         self.awaiting = Awaiting::Nothing;
         // What does not go out was not changed.
-        (self.redacted, self.instructed) = (0, false);
+        (self.redacted, self.instructed, self.lowered) = (0, false, None);
+        self.lowerable = None;
         self.decision = Decision {
             worst_case_nano_usd: self.decision.worst_case_nano_usd,
             ..Decision::against(reasons)
@@ -807,6 +909,9 @@ impl Exchange {
         head.set.extend(quota::headers(taken, self.decided));
         if self.redacted > 0 {
             head.set.push((REDACTED_HEADER, self.redacted.to_string()));
+        }
+        if let Some(most) = self.lowered {
+            head.set.push((LOWERED_HEADER, most.to_string()));
         }
         if let Some(warning) = quota::warning(self.exceeded()) {
             head.set.push((WARNING_HEADER, warning));
@@ -1284,6 +1389,7 @@ impl Exchange {
             redacted: self.redacted,
             redacted_answer: self.sift.as_ref().map_or(0, Sift::taken_out),
             instructed: self.instructed,
+            lowered_max_tokens: self.lowered,
             decide_us: self.decided.micros().saturating_sub(self.started.micros()),
             latency_ms: now.millis_since(self.started),
             end: match (self.answered, end) {
@@ -1514,6 +1620,8 @@ struct Changes {
 /// A call with another body.
 struct Changed {
     body: Vec<u8>,
+    /// The body to send instead, when a usage frame has to be asked for.
+    edited: Option<Vec<u8>>,
     facts: Facts,
     redacted: u64,
 }
@@ -1574,7 +1682,8 @@ impl Changes {
             return Err(REDACTION_WOULD_DECIDE);
         }
         Ok(Changed {
-            body: edited.unwrap_or(body),
+            body,
+            edited,
             facts: left,
             redacted,
         })
@@ -1695,6 +1804,35 @@ fn opaque(
     Ok((Facts::of_head(head, true), found, None))
 }
 
+/// `body` with at most `most` output tokens for each answer, in the field that its caller used or that the model reads (those that reason read only
+/// `max_completion_tokens`). `None` where that leaves nothing beside the tokens that Anthropic's `thinking` is promised.
+fn keep_to(most: u64, route: Route, reasons: bool, body: &[u8]) -> Option<Vec<u8>> {
+    let doc = json::parse(body).ok()?;
+    let root = doc.root();
+    let thinking = root.get("thinking");
+    let promised = thinking.and_then(|thinking| thinking.get("budget_tokens")?.as_u64());
+    if promised.is_some_and(|promised| promised >= most) {
+        return None;
+    }
+    let most_text = most.to_string();
+    let used = ["max_tokens", "max_completion_tokens"]
+        .into_iter()
+        .filter_map(|key| Some((key, root.get(key)?.as_u64()?)));
+    let mut members: Vec<(&str, &str)> = used
+        .clone()
+        .filter(|(_, tokens)| *tokens > most)
+        .map(|(key, _)| (key, most_text.as_str()))
+        .collect();
+    if used.count() == 0 {
+        let key = match route {
+            Route::Llm(Provider::OpenAiChat) if reasons => "max_completion_tokens",
+            _ => "max_tokens",
+        };
+        members.push((key, &most_text));
+    }
+    json::splice(body, root.set_members(&members)?)
+}
+
 /// `body` with `stream_options.include_usage` set to true.
 fn ask_for_usage(doc: &json::Document<'_>, body: &[u8]) -> Option<Vec<u8>> {
     let root = doc.root();
@@ -1775,6 +1913,8 @@ struct Record<'r> {
     redacted_answer: u64,
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     instructed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lowered_max_tokens: Option<u64>,
     decide_us: i64,
     latency_ms: i64,
     end: &'static str,

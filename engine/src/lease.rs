@@ -106,9 +106,10 @@ pub struct Grant {
     pub expires_ms: i64,
     /// There is no more to be had before; milliseconds since the Unix epoch, 0 when there may be.
     pub retry_ms: i64,
-    /// Little is left for all: keep nothing that no call needs.
-    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
-    pub scarce: bool,
+    /// What of it may stay there beside what calls have reserved; the rest goes back. 0 where little is left for all: then nothing is fetched
+    /// ahead of need either.
+    #[serde(with = "amount")]
+    pub keep: u64,
 }
 
 impl Grant {

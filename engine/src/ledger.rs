@@ -303,9 +303,11 @@ pub struct Slot {
     pub seq: u64,
     /// When that was sent; 0 when it has been answered. Milliseconds since the Unix epoch.
     pub asked_ms: i64,
-    /// Size of the last grant: below half of it left, more is fetched ahead of need. 0 where little is left for all: nothing is fetched ahead,
-    /// and what no call needs goes back soon.
+    /// Size of the last grant, as far as it may be kept: below half of it left, more is fetched ahead of need. 0 where little is left for all:
+    /// nothing is fetched ahead, and what no call needs goes back soon.
     pub chunk: u64,
+    /// What may stay here beside what calls have reserved. What is left above that goes back with the next ask.
+    pub keep: u64,
     /// What `settled` was when last reported.
     pub reported: u64,
     /// What all holders had used by then.
@@ -357,6 +359,15 @@ impl Slot {
         now.millis().saturating_sub(self.used_ms).saturating_abs() >= self.idle_ms()
     }
 
+    /// What should go back: of what no call has reserved all that nobody uses, and else what is above [`Slot::keep`]. Calls reserve their worst
+    /// case, so what they did not use piles up here.
+    pub fn excess(&self, now: Time) -> u64 {
+        match self.is_idle(now) {
+            true => self.available(),
+            false => self.available().saturating_sub(self.keep),
+        }
+    }
+
     fn idle_ms(&self) -> i64 {
         if self.chunk == 0 {
             return SCARCE_IDLE_MS;
@@ -377,12 +388,14 @@ impl Slot {
         if self.is_suspended() || over {
             Err(Refusal::Exhausted {
                 retry_ms: self.end.saturating_mul(1_000),
+                left: 0,
             })
         } else if live && amount <= self.available() {
             Ok(())
         } else if self.is_exhausted(now) {
             Err(Refusal::Exhausted {
                 retry_ms: self.retry_ms,
+                left: if live { self.available() } else { 0 },
             })
         } else if live {
             Err(Refusal::Short)
@@ -429,9 +442,9 @@ pub struct Cell {
 }
 
 /// Version of the cell's byte form.
-const CELL_FORMAT: u8 = 3;
+const CELL_FORMAT: u8 = 4;
 /// Fields of a slot, eight bytes each, little-endian, in the order of the struct.
-const SLOT_FIELDS: usize = 17;
+const SLOT_FIELDS: usize = 18;
 const SLOT_BYTES: usize = SLOT_FIELDS * 8;
 /// The running window and the one before.
 const MAX_SLOTS: usize = 2;
@@ -465,6 +478,7 @@ impl Cell {
                     seq,
                     asked,
                     chunk,
+                    keep,
                     reported,
                     spent,
                     told,
@@ -484,6 +498,7 @@ impl Cell {
                     seq,
                     asked_ms: asked.cast_signed(),
                     chunk,
+                    keep,
                     reported,
                     spent,
                     told,
@@ -513,6 +528,7 @@ impl Cell {
                 slot.seq,
                 slot.asked_ms.cast_unsigned(),
                 slot.chunk,
+                slot.keep,
                 slot.reported,
                 slot.spent,
                 slot.told,
@@ -676,7 +692,7 @@ pub enum Op {
         #[serde(with = "amount")]
         amount: u64,
     },
-    /// Note that the control plane is about to be told what was used and asked for more. What lies idle is given back with it.
+    /// Note that the control plane is about to be told what was used and asked for more. [`Slot::excess`] is given back with it.
     Ask {
         /// The window to ask for.
         span: Span,
@@ -701,6 +717,8 @@ pub enum Refusal {
     Exhausted {
         /// When asking makes sense again.
         retry_ms: i64,
+        /// What may still be reserved here: less than was asked for.
+        left: u64,
     },
     /// Somebody has asked and the answer is under way.
     AlreadyAsked,
@@ -796,8 +814,8 @@ impl Op {
                 if slot.is_asking(now) {
                     return Err(Refusal::AlreadyAsked);
                 }
+                slot.returned = slot.returned.saturating_add(slot.excess(now));
                 if slot.is_idle(now) {
-                    slot.returned = slot.returned.saturating_add(slot.available());
                     // A clock that was set back does not reach the last use once more: idle it stays until the next call.
                     slot.used_ms = slot
                         .used_ms
@@ -839,9 +857,8 @@ impl Op {
                         // Asked for by a call that is about to use it.
                         slot.used_ms = now.millis();
                     }
-                    if grant.scarce {
-                        slot.chunk = 0;
-                    }
+                    slot.keep = grant.keep;
+                    slot.chunk = slot.chunk.min(grant.keep);
                     if grant.account.run.is_some() {
                         slot.end = span.end;
                         // More than is known here only where a clock that was put back has made two cells begin at the same time.

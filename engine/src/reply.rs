@@ -17,6 +17,9 @@ pub const WARNING_HEADER: &str = "x-tollgate-warning";
 /// Says in the response to a call how many stretches of its body were taken out.
 pub const REDACTED_HEADER: &str = "x-tollgate-redacted";
 
+/// Says in the response to a call how many output tokens it was kept to, because a budget covers no more.
+pub const LOWERED_HEADER: &str = "x-tollgate-lowered-max-tokens";
+
 /// Names the decision in every answer, so that a person can find its record.
 pub const DECISION_HEADER: &str = "x-tollgate-decision";
 /// Names the first reason's rule in a denial, or [`APPROVAL_REQUIRED`].

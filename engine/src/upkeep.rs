@@ -463,8 +463,8 @@ impl Upkeep {
     }
 
     /// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
-    /// a running one that is running low or about to expire while in use; any whose spending was not reported, or of which something is left
-    /// that nobody uses (a finished one may still run by another gate's clock); one that is suspended; all, while the control plane wants to hear
+    /// a running one that is running low or about to expire while in use; any whose spending was not reported, or of which something should
+    /// go back (a finished one may still run by another gate's clock); one that is suspended; all, while the control plane wants to hear
     /// of all.
     pub fn plan(&self, cell: &Cell, now: Time) -> Vec<(Span, u64)> {
         cell.slots()
@@ -479,7 +479,7 @@ impl Upkeep {
                 let unanswered = slot.asked_ms != 0 && !slot.is_asking(now);
                 let unreported =
                     slot.settled != slot.reported || slot.returned != slot.told || unanswered;
-                let idle = slot.is_idle(now) && slot.available() > 0;
+                let excess = slot.excess(now) > 0;
                 let in_use = unreported || slot.reserved > 0;
                 let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
                 let low = slot.available() < slot.chunk / 2 && !slot.is_exhausted(now);
@@ -489,7 +489,7 @@ impl Upkeep {
                 match running {
                     true if low && in_use && !slot.is_idle(now) => Some((span, slot.chunk.max(1))),
                     true if in_use && expiring => Some((span, 0)),
-                    _ if unreported || idle || recount || closed => {
+                    _ if unreported || excess || recount || closed => {
                         (running || is_remembered(span, now)).then_some((span, 0))
                     }
                     _ => None,

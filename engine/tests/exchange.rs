@@ -422,7 +422,10 @@ fn a_host_out_of_order_changes_nothing() {
     let mut gate = gate(Towards::Llm, &budgeted(1));
     let (mut exchange, step) = call.begin(&mut gate);
     assert!(matches!(step, Step::NeedBody { .. }));
-    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
+    assert_eq!(
+        reply(exchange.swapped(&mut gate, Ok(Vec::new()), NOW)),
+        state
+    );
     let finished = exchange.finish(End::Complete, NOW);
     assert_eq!(record(&finished)["outcome"], "deny");
     assert_eq!(finished.ops, []);
@@ -435,9 +438,12 @@ fn a_host_out_of_order_changes_nothing() {
     assert!(matches!(step, Step::Forward(_)));
     assert_eq!(reply(exchange.body(&mut gate, b"{}", NOW)), state);
     assert_eq!(reply(exchange.body_over_cap(&gate, NOW)), state);
-    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
     assert_eq!(
-        reply(exchange.swapped(&gate, Err((0, Refusal::Short)), NOW)),
+        reply(exchange.swapped(&mut gate, Ok(Vec::new()), NOW)),
+        state
+    );
+    assert_eq!(
+        reply(exchange.swapped(&mut gate, Err((0, Refusal::Short)), NOW)),
         state
     );
     assert_eq!(reply(exchange.retry()), state);
@@ -450,7 +456,10 @@ fn a_host_out_of_order_changes_nothing() {
     let denied = post(CHAT, "application/json", r#"{"model":7}"#);
     let (mut exchange, step) = denied.decide(&mut gate);
     assert_eq!(reply(step), "request.json");
-    assert_eq!(reply(exchange.swapped(&gate, Ok(Vec::new()), NOW)), state);
+    assert_eq!(
+        reply(exchange.swapped(&mut gate, Ok(Vec::new()), NOW)),
+        state
+    );
     assert_eq!(reply(exchange.body(&mut gate, body.as_bytes(), NOW)), state);
     exchange.response_head(Headers(&[(b":status", b"200")]));
     assert_eq!(exchange.response_chunk(&gate, b"x", true), Output::Pass);
@@ -463,7 +472,7 @@ fn a_host_out_of_order_changes_nothing() {
     let (mut exchange, _) = call.begin(&mut gate);
     let swap = exchange.body(&mut gate, body.as_bytes(), NOW);
     assert!(matches!(swap, Step::Swap(_)));
-    let step = exchange.swapped(&gate, Err((99, Refusal::Short)), NOW);
+    let step = exchange.swapped(&mut gate, Err((99, Refusal::Short)), NOW);
     assert!(matches!(step, Step::Reply { .. }));
 }
 
@@ -493,7 +502,7 @@ fn every_cut_of_a_stream_settles_once() {
                     _ => panic!("{op:?}"),
                 })
                 .collect();
-            let step = exchange.swapped(&gate, Ok(Vec::new()), NOW);
+            let step = exchange.swapped(&mut gate, Ok(Vec::new()), NOW);
             assert!(matches!(step, Step::Forward(_)));
             exchange.response_head(Headers(&[
                 (b":status", b"200"),
@@ -590,7 +599,7 @@ fn whoever_leaves_early_is_charged_nothing() {
         panic!("nothing to reserve");
     };
     // The second of three is refused: the first is given back at once.
-    let step = exchange.swapped(&gate, Err((1, Refusal::NoLease)), NOW);
+    let step = exchange.swapped(&mut gate, Err((1, Refusal::NoLease)), NOW);
     let Step::AwaitLease { undo, wants, .. } = step else {
         panic!("{step:?}");
     };
@@ -659,7 +668,7 @@ fn an_alert_that_is_used_up_is_named_in_answer_and_record() {
             panic!("nothing to count");
         };
         assert!(matches!(ops[0].op, Op::Count { .. }), "{ops:?}");
-        let step = exchange.swapped(&gate, Ok(vec![taken]), NOW);
+        let step = exchange.swapped(&mut gate, Ok(vec![taken]), NOW);
         assert!(matches!(step, Step::Forward(_)));
         let head = exchange.response_head(Headers(&[(b":status", b"200")]));
         let named = head.set.iter().find(|(name, _)| *name == WARNING_HEADER);

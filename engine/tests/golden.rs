@@ -107,6 +107,7 @@ fn full_payload() -> Payload {
             alert: false,
             warn_at: Vec::new(),
             release_lost: false,
+            lowers: false,
             unknown_model: None,
         });
         documents[0].limits.push(Limit {
@@ -120,6 +121,7 @@ fn full_payload() -> Payload {
             alert: false,
             warn_at: Vec::new(),
             release_lost: false,
+            lowers: false,
             unknown_model: None,
         });
     });
@@ -231,7 +233,7 @@ fn lease_request_and_answer() {
             lifted_ms: NOW.millis() - 1,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
-            scarce: false,
+            keep: u64::MAX,
         }],
     };
     golden("lease-answer-payload.json", &issuer::json(&answer));
@@ -310,7 +312,7 @@ fn stored_values() {
             lifted_ms: 0,
             expires_ms: 100_000,
             retry_ms: 0,
-            scarce: false,
+            keep: u64::MAX,
         },
         epoch: 3,
     };
@@ -326,17 +328,17 @@ fn stored_values() {
         .apply(Some(&cell), tollgate_engine::time::Time::from_secs(61))
         .unwrap();
     let kept = golden("cell.bin", &cell);
-    // Format 3, then seventeen numbers of eight bytes: start, end, granted, returned, settled, reserved (258 = 0x0102), …
-    assert_eq!(kept.len(), 137);
-    assert_eq!(kept[..9], [3, 60, 0, 0, 0, 0, 0, 0, 0]);
+    // Format 4, then eighteen numbers of eight bytes: start, end, granted, returned, settled, reserved (258 = 0x0102), …
+    assert_eq!(kept.len(), 145);
+    assert_eq!(kept[..9], [4, 60, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(kept[41..49], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
-    // On a shelf: format 1, 0x14 bytes of account, the account, 0x89 bytes of cell, the cell.
+    // On a shelf: format 1, 0x14 bytes of account, the account, 0x91 bytes of cell, the cell.
     let account = Account::parse("agent:a|tokens|run:r").unwrap();
     let mut shelf = Shelf::default();
     shelf.put(&account, cell.clone(), NOW).unwrap();
     let stored = shelf.encode();
     assert_eq!(stored[..3], [1, 0x14, 0]);
-    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x89\x00");
+    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x91\x00");
     assert_eq!(stored[25..], cell);
 }

@@ -222,7 +222,7 @@ fn the_end_is_in_the_callers_dialect() {
     let body = br#"{"model":"claude","max_tokens":50,"messages":[],"stream":true}"#;
     let step = exchange.body(&mut gate, body, NOW);
     assert!(matches!(step, Step::Swap(_)), "{step:?}");
-    exchange.swapped(&gate, Ok(Vec::new()), NOW);
+    exchange.swapped(&mut gate, Ok(Vec::new()), NOW);
     exchange.response_head(Headers(&[
         (b":status", b"200"),
         (b"content-type", b"text/event-stream"),
@@ -240,7 +240,7 @@ fn a_compressed_stream_just_ends() {
     let mut gate = running(Vec::new());
     let (mut exchange, _) = begin(&mut gate, CHAT);
     exchange.body(&mut gate, BODY, NOW);
-    exchange.swapped(&gate, Ok(Vec::new()), NOW);
+    exchange.swapped(&mut gate, Ok(Vec::new()), NOW);
     exchange.response_head(Headers(&[
         (b":status", b"200"),
         (b"content-type", b"text/event-stream"),

@@ -50,7 +50,7 @@ fn grant(seq: u64, granted: u64) -> Grant {
         lifted_ms: 0,
         expires_ms: millis(60_000),
         retry_ms: 0,
-        scarce: false,
+        keep: u64::MAX,
     }
 }
 
@@ -188,7 +188,7 @@ fn what_is_exhausted_says_until_when() {
     let retry_ms = millis(45_000);
     assert_eq!(
         store.try_apply(&reserve(13), at(44_999)),
-        Err(Refusal::Exhausted { retry_ms })
+        Err(Refusal::Exhausted { retry_ms, left: 12 })
     );
     // What is left may be spent all the same.
     store.apply(&reserve(12), at(44_999));
@@ -219,7 +219,8 @@ fn what_is_exhausted_is_so_by_a_clock_set_back_too() {
     assert_eq!(
         store.try_apply(&reserve(11), at(1)),
         Err(Refusal::Exhausted {
-            retry_ms: millis(60_000)
+            retry_ms: millis(60_000),
+            left: 10,
         })
     );
 }
@@ -406,6 +407,7 @@ struct Lease {
     spent: u64,
     told: u64,
     chunk: u64,
+    keep: u64,
     used_ms: i64,
     epoch: u64,
 }
@@ -453,6 +455,7 @@ impl Model {
                 if lease.retry_ms == SUSPENDED {
                     Err(Refusal::Exhausted {
                         retry_ms: span.end * 1_000,
+                        left: 0,
                     })
                 } else if live && fits {
                     lease.reserved += amount;
@@ -461,6 +464,12 @@ impl Model {
                 } else if lease.heard_ms <= now_ms && now_ms < lease.retry_ms {
                     Err(Refusal::Exhausted {
                         retry_ms: lease.retry_ms,
+                        left: match live {
+                            true => lease
+                                .granted
+                                .saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX)),
+                            false => 0,
+                        },
                     })
                 } else if live {
                     Err(Refusal::Short)
@@ -510,10 +519,15 @@ impl Model {
                 }
                 // Five seconds without a call, or one where little is left for all: what is left is given back.
                 let idle_ms = if lease.chunk == 0 { 1_000 } else { 5_000 };
+                let taken = lease.returned.saturating_add(lease.settled);
+                let taken = taken.saturating_add(lease.reserved);
+                let left = lease.granted.saturating_sub(taken);
+                // And of what is in use, what is above the part that may be kept.
+                if left > lease.keep {
+                    lease.returned += left - lease.keep;
+                }
                 if (now_ms - lease.used_ms).abs() >= idle_ms {
-                    let taken = lease.returned.saturating_add(lease.settled);
-                    let taken = taken.saturating_add(lease.reserved);
-                    lease.returned += lease.granted.saturating_sub(taken);
+                    lease.returned += left.min(lease.keep);
                     // Of a clock that was set back: as if it had been used that long ago.
                     if now_ms < lease.used_ms {
                         lease.used_ms = now_ms - idle_ms;
@@ -547,8 +561,9 @@ impl Model {
                     lease.granted = grant.granted;
                     lease.used_ms = now_ms;
                 }
-                if grant.scarce {
-                    lease.chunk = 0;
+                lease.keep = grant.keep;
+                if lease.chunk > grant.keep {
+                    lease.chunk = grant.keep;
                 }
                 lease.told = lease.told.max(grant.returned);
                 lease.reported = lease.reported.max(grant.settled);
@@ -611,7 +626,11 @@ fn some_op(random: &mut Random, now_ms: i64) -> Op {
                 spent: some_amount(random),
                 lifted_ms: now_ms - random.below(60_000) as i64,
                 expires_ms: now_ms + random.below(120_000) as i64 - 20_000,
-                scarce: random.one_in(4),
+                keep: match random.below(4) {
+                    0 => 0,
+                    1 => u64::MAX,
+                    _ => some_amount(random),
+                },
                 retry_ms: if random.one_in(4) {
                     now_ms + random.below(60_000) as i64
                 } else {
@@ -659,6 +678,7 @@ fn a_cell_behaves_as_its_model() {
                         reported: slot.reported,
                         spent: slot.spent,
                         chunk: slot.chunk,
+                        keep: slot.keep,
                         told: slot.told,
                         used_ms: slot.used_ms,
                         epoch: slot.epoch,
@@ -753,7 +773,7 @@ fn no_interleaving_spends_more_than_was_leased() {
                         lifted_ms: 0,
                         expires_ms: now_ms + 20_000,
                         retry_ms: 0,
-                        scarce: false,
+                        keep: u64::MAX,
                     };
                     answers.push((grant.clone(), epoch));
                     if !random.one_in(3) {
@@ -854,9 +874,9 @@ fn a_burst_admits_exactly_what_is_leased() {
 fn a_cell_is_read_as_it_was_written() {
     let mut random = Random::new(5);
     for _ in 0..500 {
-        // Any two slots whatever: the bytes are 3 and then seventeen numbers each, little-endian.
-        let mut bytes = vec![3];
-        for _ in 0..random.below(3) * 17 {
+        // Any two slots whatever: the bytes are 4 and then eighteen numbers each, little-endian.
+        let mut bytes = vec![4];
+        for _ in 0..random.below(3) * 18 {
             let number = match random.below(4) {
                 0 => u64::MAX,
                 1 => random.below(3) as u64,
@@ -876,22 +896,22 @@ fn what_is_not_a_cell_is_an_empty_one() {
     let empty = Cell::default();
     for length in 0..400 {
         let mut bytes = random.bytes(length);
-        let whole = [1, 137, 273].contains(&length);
+        let whole = [1, 145, 289].contains(&length);
         if let Some(first) = bytes.first_mut() {
-            *first = 3;
+            *first = 4;
         }
         assert_eq!(Cell::decode(&bytes) == empty, !whole || length == 1);
         if let Some(first) = bytes.first_mut() {
-            *first = if random.one_in(2) { 2 } else { 4 };
+            *first = if random.one_in(2) { 3 } else { 5 };
         }
         assert_eq!(Cell::decode(&bytes), empty, "another version");
     }
     // And nothing is spent from it.
     assert_eq!(
-        reserve(1).apply(Some(&[3, 2, 3]), at(0)),
+        reserve(1).apply(Some(&[4, 2, 3]), at(0)),
         Err(Refusal::NoLease)
     );
-    assert_eq!(empty.encode(), [3]);
+    assert_eq!(empty.encode(), [4]);
 }
 
 #[test]
@@ -977,6 +997,7 @@ fn a_suspended_window_stays_closed_until_it_ends() {
     store.apply(&suspend(0, 0, 1), at(30));
     let exhausted = Err(Refusal::Exhausted {
         retry_ms: span(0).end * 1_000,
+        left: 0,
     });
     assert_eq!(store.try_apply(&reserve(1), at(40)), exhausted);
     assert_eq!(store.try_apply(&reserve(0), at(40)), exhausted);
@@ -1030,6 +1051,7 @@ fn only_what_has_been_used_suspends() {
     store.apply(&suspend(0, 10, 2), at(27));
     let exhausted = Err(Refusal::Exhausted {
         retry_ms: span(0).end * 1_000,
+        left: 0,
     });
     assert_eq!(store.try_apply(&reserve(1), at(28)), exhausted);
 }

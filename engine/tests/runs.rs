@@ -38,7 +38,7 @@ fn grant(seq: u64, granted: u64) -> Grant {
         lifted_ms: 0,
         expires_ms: after_secs(60).millis(),
         retry_ms: 0,
-        scarce: false,
+        keep: u64::MAX,
     }
 }
 
@@ -111,6 +111,7 @@ fn a_run_that_is_over_lets_nothing_pass() {
     assert!(reserve(1).apply(Some(&cell), after_secs(19)).is_ok());
     let over = Err(Refusal::Exhausted {
         retry_ms: after_secs(20).millis(),
+        left: 0,
     });
     assert_eq!(reserve(1).apply(Some(&cell), after_secs(20)), over);
     assert_eq!(

@@ -272,7 +272,7 @@ fn plain_answer() -> Answer {
             settled: 0,
             spent: 0,
             lifted_ms: 0,
-            scarce: false,
+            keep: u64::MAX,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
         }],
@@ -730,6 +730,7 @@ fn which_windows_are_reported_and_renewed() {
         seq: 1,
         asked_ms: 0,
         chunk: 100,
+        keep: 100,
         reported: 0,
         spent: 0,
         told: 0,
@@ -738,7 +739,7 @@ fn which_windows_are_reported_and_renewed() {
         epoch: 1,
     };
     let planned = |slot: Slot, millis: i64| {
-        let mut cell = vec![3];
+        let mut cell = vec![4];
         for word in [
             slot.start.cast_unsigned(),
             slot.end.cast_unsigned(),
@@ -752,6 +753,7 @@ fn which_windows_are_reported_and_renewed() {
             slot.seq,
             slot.asked_ms.cast_unsigned(),
             slot.chunk,
+            slot.keep,
             slot.reported,
             slot.spent,
             slot.told,
@@ -783,6 +785,12 @@ fn which_windows_are_reported_and_renewed() {
         ..slot
     };
     assert_eq!(planned(reported, 0), None);
+    // More left than may be kept: what is above that goes back.
+    let piled_up = Slot {
+        granted: 101,
+        ..slot
+    };
+    assert_eq!(planned(piled_up, 0), Some(0));
     // Less than half of the last grant left: as much again.
     let low = Slot {
         settled: 51,

@@ -379,15 +379,15 @@ fn limits(document: &Document) -> Vec<Limit> {
             warn_at: budget.warn_at.clone(),
             release_lost: budget.releases,
             unknown_model: budget.unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
+            lowers: budget.lowers && budget.action != Exceeded::Alert,
         }));
     }
     limits.extend(document.run.limits.iter().map(|limit| {
         let spent = matches!(limit.unit, Unit::Tokens | Unit::NanoUsd);
-        let unknown_model = document
-            .budget
-            .as_ref()
-            .and_then(|budget| budget.unknown_model);
+        let budget = document.budget.as_ref();
+        let unknown_model = budget.and_then(|budget| budget.unknown_model);
         Limit {
+            lowers: spent && budget.is_some_and(|budget| budget.lowers),
             suspend: document.run.stops && spent,
             unknown_model: unknown_model.filter(|_| limit.unit == Unit::NanoUsd),
             ..plain(limit.rule.clone(), limit.unit, Window::Run, limit.amount)
@@ -410,5 +410,6 @@ fn plain(rule: String, unit: Unit, window: Window, amount: u64) -> Limit {
         warn_at: Vec::new(),
         release_lost: false,
         unknown_model: None,
+        lowers: false,
     }
 }

@@ -363,6 +363,12 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
                 Rule::Text("release".to_string()),
             );
         }
+        if budget.lowers {
+            rule(
+                "budget.lower_max_tokens".to_string(),
+                Rule::Text("true".to_string()),
+            );
+        }
         let action = match budget.action {
             Exceeded::Deny => None,
             Exceeded::Suspend => Some("suspend"),

@@ -242,6 +242,8 @@ pub struct Budget {
     pub warn_at: Vec<u8>,
     /// `on_lost: release`: what a lost gate held may be spent by others.
     pub releases: bool,
+    /// `lower_max_tokens`: a call that a limit does not cover goes out with as many output tokens as it covers.
+    pub lowers: bool,
 }
 
 /// What happens when a budget does not cover a call.
@@ -1019,6 +1021,15 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
     let on_lost = take_added(&mut table, "on_lost", language, findings);
     let releases = on_lost
         .and_then(|choice| findings.choice(&choice, &[("forfeit", false), ("release", true)]));
+    let lower = take_added(&mut table, "lower_max_tokens", language, findings);
+    let lowers = lower
+        .as_ref()
+        .and_then(|lower| findings.boolean(lower))
+        .unwrap_or(false);
+    if let (Some(lower), true, Some(Exceeded::Alert)) = (&lower, lowers, action) {
+        let message = "has no effect where `action_on_exceed` is `alert`: no call is refused";
+        findings.warn(lower.key_at, &lower.path, codes::NO_EFFECT, message);
+    }
     let per = match take_added(&mut table, "per", language, findings) {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
@@ -1040,6 +1051,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         action: action.unwrap_or_default(),
         warn_at,
         releases: releases.unwrap_or(false),
+        lowers,
     })
 }
 

@@ -25,7 +25,7 @@ spec:
   schedule: {active_hours: {start: "09:00", end: "18:00", timezone: UTC}}
   budget:
     {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,
-     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80], on_lost: forfeit,
+     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80], on_lost: forfeit, lower_max_tokens: true,
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
   prices: {ANY: {input_usd_per_million: 1, output_usd_per_million: 1, cached_input_usd_per_million: 1, max_output_tokens: 1}}
   rate: {requests_per_minute: 1, per: agent}

@@ -538,6 +538,18 @@ fn additions_need_tollgate_v1() {
         ),
         (&v1("{budget: {daily_limit_usd: 1, on_lost: release}}"), &[]),
         (
+            &v1("{budget: {daily_limit_usd: 1, lower_max_tokens: true}}"),
+            &[],
+        ),
+        (
+            &v1("{budget: {daily_limit_usd: 1, lower_max_tokens: most}}"),
+            &["!P102 spec.budget.lower_max_tokens"],
+        ),
+        (
+            &v1("{budget: {daily_limit_usd: 1, action_on_exceed: alert, lower_max_tokens: true}}"),
+            &["P303 spec.budget.lower_max_tokens"],
+        ),
+        (
             &v1("{budget: {daily_limit_usd: 1, on_lost: keep}}"),
             &["!P207 spec.budget.on_lost"],
         ),

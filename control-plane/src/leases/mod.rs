@@ -436,7 +436,7 @@ async fn grant(
         lifted_ms,
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
-        scarce: rules::is_scarce(&lease, rest, &terms),
+        keep: rules::keep(&lease, rest, &terms),
     })))
 }
 

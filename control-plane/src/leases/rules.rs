@@ -150,8 +150,9 @@ const LIMIT_PARTS: u64 = 96;
 /// …but for a call that waits as much as some like it, so that a gate goes on without us for a while…
 const CALLS_AHEAD: u64 = 4;
 
-/// …if those are not more than this part of the limit. Many may wait at once, and need no more of the same each.
-const WAITING_PARTS: u64 = 64;
+/// …if those are not more than this part of the limit, 1.6 %. Many may wait at once, and need no more of the same each. No holder keeps more than
+/// this beside its calls under way: they reserve their worst case and use less, and the rest would pile up there.
+const KEPT_PARTS: u64 = 64;
 
 /// When less than this part of a long window's limit is left that nobody has been leased, and others have leases, it is scarce: everybody gets
 /// what its calls need and nothing ahead, and gives back the rest. Otherwise the last of it would lie about in small leases, and calls be refused
@@ -221,7 +222,7 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
         (true, true) => 0,
         (true, false) => {
             let waiting = needed.saturating_mul(CALLS_AHEAD);
-            let waiting = waiting.min(terms.limit / WAITING_PARTS).max(needed);
+            let waiting = waiting.min(terms.limit / KEPT_PARTS).max(needed);
             let spare = had.unused().saturating_sub(ask.reserved);
             waiting.max((terms.limit / LIMIT_PARTS).saturating_sub(spare))
         }
@@ -252,8 +253,17 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
     }
 }
 
+/// What one holder that has `lease` may keep beside its calls under way. Of a short window that is no matter.
+pub fn keep(lease: &Lease, others: Others, terms: &Terms) -> u64 {
+    match (terms.is_long(), is_scarce(lease, others, terms)) {
+        (false, _) => u64::MAX,
+        (true, true) => 0,
+        (true, false) => terms.limit / KEPT_PARTS,
+    }
+}
+
 /// Whether little is left for all, where one holder has `lease`.
-pub fn is_scarce(lease: &Lease, others: Others, terms: &Terms) -> bool {
+fn is_scarce(lease: &Lease, others: Others, terms: &Terms) -> bool {
     let taken = others.taken.saturating_add(lease.taken());
     let left = terms.limit.saturating_sub(taken);
     terms.is_long() && others.active > 0 && left < terms.limit / SCARCE_PARTS
@@ -450,13 +460,13 @@ mod tests {
         // A twelfth is 100. 101 are left: a 96th of the limit, ahead of need.
         let lease = answer(None, ask(1, 0, 2), others(1_099, 2), day);
         assert_eq!(lease.granted, 12);
-        assert!(is_scarce(&lease, others(1_099, 2), &day));
+        assert_eq!(keep(&lease, others(1_099, 2), &day), 0);
         // 99 are left: what is needed.
         let lease = answer(None, ask(1, 0, 2), others(1_101, 2), day);
         assert_eq!(lease.granted, 2);
         // Alone, nobody is waited for; of a minute the rest is back in a moment.
-        assert!(!is_scarce(&lease, others(1_101, 0), &day));
-        assert!(!is_scarce(&lease, others(1_101, 2), &terms(1_200)));
+        assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 64);
+        assert_eq!(keep(&lease, others(1_101, 2), &terms(1_200)), u64::MAX);
     }
 
     #[test]

@@ -202,6 +202,7 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         alert: false,
         warn_at: Vec::new(),
         release_lost: false,
+        lowers: false,
         unknown_model: None,
     };
     let mut payload = payload(revision);

@@ -30,8 +30,9 @@ impl wit::Guest for Component {
             .map_err(|refusal| match refusal {
                 Refusal::NoLease => wit::Refusal::NoLease,
                 Refusal::Short => wit::Refusal::Short,
-                Refusal::Exhausted { retry_ms } => {
-                    wit::Refusal::Exhausted(Time::from_millis(retry_ms).micros())
+                Refusal::Exhausted { retry_ms, left } => {
+                    let retry = Time::from_millis(retry_ms).micros();
+                    wit::Refusal::Exhausted(wit::Exhausted { retry, left })
                 }
                 Refusal::AlreadyAsked => wit::Refusal::AlreadyAsked,
             })
@@ -146,14 +147,15 @@ impl wit::GuestExchange for Exchange {
             let refusal = match refused.why {
                 wit::Refusal::NoLease | wit::Refusal::Unreadable => Refusal::NoLease,
                 wit::Refusal::Short => Refusal::Short,
-                wit::Refusal::Exhausted(retry) => Refusal::Exhausted {
-                    retry_ms: time(retry).millis(),
+                wit::Refusal::Exhausted(exhausted) => Refusal::Exhausted {
+                    retry_ms: time(exhausted.retry).millis(),
+                    left: exhausted.left,
                 },
                 wit::Refusal::AlreadyAsked => Refusal::AlreadyAsked,
             };
             (size(refused.at), refusal)
         });
-        let gate = gate.get::<Gate>().0.borrow();
+        let mut gate = gate.get::<Gate>().0.borrow_mut();
         let mut exchange = self.0.borrow_mut();
         let outcome = outcome.map(|cells| {
             let charges = exchange.decision().charges.iter().zip(&cells);
@@ -161,7 +163,7 @@ impl wit::GuestExchange for Exchange {
                 .map(|(charge, cell)| charge.reserve().taken(cell))
                 .collect()
         });
-        step(exchange.swapped(&gate, outcome, time(now)))
+        step(exchange.swapped(&mut gate, outcome, time(now)))
     }
 
     fn retry(&self) -> wit::Step {

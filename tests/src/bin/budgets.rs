@@ -12,17 +12,19 @@ use tollgate_tests::simulate::{self, Options, Scenario};
 /// Simulated installations for each line of the table.
 const SEEDS: u64 = 20;
 const GATES: usize = 20;
+/// …and for the calls that wait.
+const STEADY_SEEDS: u64 = 3;
 /// The best of so many rounds: what it takes, not what the machine did besides.
 const ROUNDS: u32 = 15;
 const CALLS_PER_ROUND: u32 = 20_000;
 
 fn main() -> Result<()> {
     println!(
-        "| calls that the budget is for | used when the first call was refused | at risk with one gate |"
+        "| calls that the budget is for | used when the first call was refused | kept by one gate | at risk with it |"
     );
-    println!("|---|---|---|");
+    println!("|---|---|---|---|");
     for calls in [300, 1_000, 4_000] {
-        let (mut used, mut at_risk) = (Vec::new(), 0);
+        let (mut used, mut kept, mut at_risk) = (Vec::new(), 0, 0);
         for seed in 1..=SEEDS {
             // A quarter more calls than the budget is for.
             let outcome = simulate::run(
@@ -38,6 +40,7 @@ fn main() -> Result<()> {
                 .first_refusal
                 .with_context(|| format!("seed {seed}: no call was refused"))?;
             used.push(spent * 1_000 / limit);
+            kept = kept.max(outcome.most_kept);
             at_risk = at_risk.max(outcome.most_at_risk);
         }
         used.sort_unstable();
@@ -45,12 +48,22 @@ fn main() -> Result<()> {
         let middle = used.get(used.len() / 2).copied().unwrap_or_default();
         let least = used.first().copied().unwrap_or_default();
         println!(
-            "| {calls} | {} at the median, {} at the least | {} at the most |",
+            "| {calls} | {} at the median, {} at the least | {} at the most | {} at the most |",
             per_cent(middle),
             per_cent(least),
+            per_cent(kept),
             per_cent(at_risk)
         );
     }
+    let (mut calls, mut waited) = (0, 0);
+    for seed in 1..=STEADY_SEEDS {
+        let outcome = simulate::run(&Scenario::steady(seed), &Options::default());
+        calls += outcome.allowed + outcome.denied;
+        waited += outcome.waited;
+    }
+    println!(
+        "\nThree gates under a steady load of 50 calls a second, and a budget for four times as many: {waited} of {calls} calls waited for the control plane (goal: one in a thousand)."
+    );
     println!(
         "\nFour accounts reserved and settled, native: {} ns.",
         four_accounts()?
@@ -98,7 +111,7 @@ fn four_accounts() -> Result<u128> {
             lifted_ms: 0,
             expires_ms: NOW.millis() + 60_000,
             retry_ms: 0,
-            scarce: false,
+            keep: u64::MAX,
         };
         apply(account, &Op::Refill { grant, epoch: 1 })?;
     }

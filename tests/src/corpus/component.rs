@@ -145,7 +145,9 @@ impl Node {
                 }
                 Step::AwaitLease(wait) => {
                     self.apply_all(&wait.undo, time)?;
-                    if !self.lease(&wait.wants, script.control_plane, time)? {
+                    if !wait.wants.is_empty()
+                        && !self.lease(&wait.wants, script.control_plane, time)?
+                    {
                         time = wait.deadline;
                     }
                     self.instance

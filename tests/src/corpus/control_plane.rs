@@ -351,7 +351,7 @@ impl ControlPlane {
                 lifted_ms: 0,
                 expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
                 retry_ms: if unmet { span.1 * 1_000 } else { 0 },
-                scarce: false,
+                keep: u64::MAX,
                 account: ask.account,
             });
         }

@@ -105,7 +105,7 @@ impl Node {
                 }
                 Step::Swap(ops) => {
                     let result = self.swap(&ops, time);
-                    exchange.swapped(&self.gate, result, time)
+                    exchange.swapped(&mut self.gate, result, time)
                 }
                 Step::AwaitLease {
                     undo,
@@ -113,7 +113,7 @@ impl Node {
                     deadline,
                 } => {
                     self.undo(&undo, time);
-                    if !self.lease(&wants, script.control_plane, time)? {
+                    if !wants.is_empty() && !self.lease(&wants, script.control_plane, time)? {
                         time = deadline;
                     }
                     exchange.retry()

@@ -153,6 +153,7 @@ pub(super) struct Auditor {
     stored: BTreeSet<String>,
     pub(super) violations: Vec<Violation>,
     pub(super) first_refusal: Option<(u64, u64)>,
+    pub(super) most_kept: u64,
     pub(super) most_at_risk: u64,
 }
 
@@ -177,6 +178,7 @@ impl Auditor {
             stored: BTreeSet::new(),
             violations: Vec::new(),
             first_refusal: None,
+            most_kept: 0,
             most_at_risk: 0,
         }
     }
@@ -310,10 +312,20 @@ impl Auditor {
             right.returned = before.returned.max(grant.returned);
             right.settled = before.settled.max(grant.settled);
             right.seq = before.seq.max(ask.seq);
-            let unused = right.taken().saturating_sub(right.settled);
-            let unused = unused.saturating_sub(ask.reserved);
-            if let Some(limit) = self.limits.on(&window.0).filter(|limit| *limit > 0) {
-                self.most_at_risk = self.most_at_risk.max(unused * 1_000 / limit);
+            // Had it died just after it was answered, and just before it reported. Calls wait for what it wants, and are about to use it.
+            let waited_for = if ask.ahead { 0 } else { ask.want };
+            let idle = |right: &Right, needed: u64| {
+                let held = right.granted.saturating_sub(right.returned);
+                held.saturating_sub(ask.settled + ask.reserved + needed)
+            };
+            if let Some(limit) = self.limits.on(&window.0).filter(|limit| *limit > 0)
+                && ask.epoch == answer.epoch
+                && fresh
+            {
+                let part = |amount: u64| amount * 1_000 / limit;
+                let (kept, at_risk) = (part(idle(right, waited_for)), part(idle(&before, 0)));
+                self.most_kept = self.most_kept.max(kept);
+                self.most_at_risk = self.most_at_risk.max(at_risk);
             }
             right.down = Amounts {
                 granted: grant.granted,

@@ -70,9 +70,12 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// What of a budget was used, or under way, when it refused a call for the first time, and the budget.
     pub first_refusal: Option<(u64, u64)>,
-    /// The most of a budget that one gate had at any time beside what its calls under way may use, and would have taken with it; in thousandths
-    /// of the budget.
+    /// The most of a budget that one gate kept, once it had reported, beside what its calls under way may use; in thousandths of the budget.
+    pub most_kept: u64,
+    /// The same just before it reported: what would have gone with it if it had died then.
     pub most_at_risk: u64,
+    /// Calls that waited for the control plane.
+    pub waited: u64,
     /// The last lines of what happened, when asked for.
     pub trace: Vec<String>,
 }

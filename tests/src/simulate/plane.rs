@@ -275,7 +275,7 @@ impl Memory {
                 lifted_ms: 0,
                 expires_ms: lease.expires_ms,
                 retry_ms: lease.retry_ms,
-                scarce: rules::is_scarce(&lease, rest, &terms),
+                keep: rules::keep(&lease, rest, &terms),
             });
         }
         let answer = Answer {

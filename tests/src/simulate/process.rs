@@ -207,6 +207,7 @@ struct Call {
     exchange: Exchange,
     stage: Stage,
     charges: Vec<Charge>,
+    waited: bool,
 }
 
 enum Sent {
@@ -941,6 +942,7 @@ impl Worker {
             exchange,
             stage: Stage::Answered,
             charges: Vec::new(),
+            waited: false,
         };
         self.calls.borrow_mut().insert(id, call);
         self.carry_out(id, step, now).await;
@@ -967,12 +969,22 @@ impl Worker {
                     });
                     let result = self.swap(id, &changes, now).await;
                     next = self.with_call(id, |call| {
-                        call.exchange.swapped(&self.gate.borrow(), result, now)
+                        call.exchange
+                            .swapped(&mut self.gate.borrow_mut(), result, now)
                     });
                 }
                 Step::AwaitLease { undo, wants, .. } => {
                     self.settle(id, &undo, now).await;
-                    self.with_call(id, |call| call.stage = Stage::Waiting(wants));
+                    let asks = !wants.is_empty();
+                    let before = self.with_call(id, |call| {
+                        call.stage = Stage::Waiting(wants);
+                        let before = call.waited;
+                        call.waited |= asks;
+                        before
+                    });
+                    if asks && before == Some(false) {
+                        self.world.waits();
+                    }
                     self.set_tick(ASKING_TICK_MS);
                 }
                 Step::Forward(_) => {

@@ -275,6 +275,15 @@ impl Scenario {
         }
     }
 
+    /// Fair weather, three gates and a steady load: fifty calls a second for ten minutes, and a budget of the workspace for a day that is for four
+    /// times as many.
+    pub fn steady(seed: u64) -> Scenario {
+        Scenario {
+            hot: 0,
+            ..Scenario::busy(seed, 3, 30_000, 400)
+        }
+    }
+
     /// Whether this may go wrong.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)

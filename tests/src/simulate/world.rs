@@ -79,6 +79,7 @@ pub(super) struct World {
     faults: Cell<u64>,
     allowed: Cell<u64>,
     denied: Cell<u64>,
+    waited: Cell<u64>,
     /// How the last probe ended.
     probed: Cell<Option<bool>>,
     trace: Option<RefCell<VecDeque<String>>>,
@@ -136,6 +137,7 @@ impl World {
             faults: Cell::new(0),
             allowed: Cell::new(0),
             denied: Cell::new(0),
+            waited: Cell::new(0),
             probed: Cell::new(None),
             trace: options.trace.then(RefCell::default),
             seen_enough: Cell::new(false),
@@ -349,6 +351,11 @@ impl World {
                 Unit::NanoUsd => input * 150 + output * 600,
                 Unit::Errors | Unit::Seconds => 0,
             });
+    }
+
+    /// A call waits for the control plane, for the first time.
+    pub(super) fn waits(&self) {
+        self.waited.set(self.waited.get() + 1);
     }
 
     pub(super) fn allowed(&self, _: &CallSpec) {
@@ -761,7 +768,9 @@ impl World {
             denied: self.denied.get(),
             violations: std::mem::take(&mut auditor.violations),
             first_refusal: auditor.first_refusal,
+            most_kept: auditor.most_kept,
             most_at_risk: auditor.most_at_risk,
+            waited: self.waited.get(),
             trace: self
                 .trace
                 .as_ref()

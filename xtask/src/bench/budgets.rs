@@ -49,7 +49,8 @@ pub(crate) fn run(output: Option<&Path>) -> Result<()> {
         per_second(requests),
     )?;
     section += "Twenty gates in fair weather, one of them with nine tenths of the calls; a budget of the workspace for a day, and a quarter more calls than it is for. \
-                At risk is what one gate had at any time and no call under way could use: what is forfeited if it dies then. Goals: 95 % and 2 %.\n\n";
+                Kept is what one gate had and no call under way could use, once it had reported; at risk is the same just before it reported, \
+                with what the calls of the last second had reserved and not used: the most that is forfeited if it dies. Goals: 95 % and 2 %.\n\n";
     section += &simulated;
     print!("{section}");
     output.map_or(Ok(()), |report| super::write_section(report, &section))
