@@ -133,7 +133,10 @@ pub(crate) fn forward<'a>(
     }
     let from_here = match *starts {
         [only] => only,
-        _ => states.add(|builder| builder.add_union(starts))?,
+        _ => {
+            let choice = states.builder.add_union(starts);
+            states.added(choice)?
+        }
     };
     // From here, or else from the next byte on.
     let prefix = states.id(1)?;
@@ -142,8 +145,10 @@ pub(crate) fn forward<'a>(
         end: 0xff,
         next: prefix,
     };
-    let next_byte = states.add(|builder| builder.add_range(any))?;
-    states.add(|builder| builder.add_union(vec![from_here, next_byte]))?;
+    let next_byte = states.builder.add_range(any);
+    let next_byte = states.added(next_byte)?;
+    let either = states.builder.add_union(vec![from_here, next_byte]);
+    states.added(either)?;
     builder.build(from_here, prefix).map_err(|_| Unreadable)
 }
 
@@ -212,12 +217,9 @@ impl<'b> Reader<'b> {
         StateID::new(self.count.saturating_add(more)).map_err(|_| Unreadable)
     }
 
-    /// The builder numbers them as they come, and refuses the one that is too many.
-    fn add<E>(
-        &mut self,
-        state: impl FnOnce(&mut Builder) -> Result<StateID, E>,
-    ) -> Result<StateID, Unreadable> {
-        let id = state(self.builder).map_err(|_| Unreadable)?;
+    /// Counts what was added. The builder numbers states as they come, and refuses the one that is too many.
+    fn added<E>(&mut self, state: Result<StateID, E>) -> Result<StateID, Unreadable> {
+        let id = state.map_err(|_| Unreadable)?;
         self.count += 1;
         Ok(id)
     }
@@ -247,7 +249,7 @@ impl<'b> Reader<'b> {
     fn state(&mut self, input: &mut Input<'_>) -> Result<(), Unreadable> {
         let begun = input.number()?;
         let count = begun >> 2;
-        match begun & 3 {
+        let state = match begun & 3 {
             0 => {
                 let mut ranges: Vec<Transition> = Vec::new();
                 for _ in 0..count {
@@ -262,7 +264,7 @@ impl<'b> Reader<'b> {
                     }
                     ranges.push(range);
                 }
-                self.add(|builder| builder.add_sparse(ranges))?;
+                self.builder.add_sparse(ranges)
             }
             1 => {
                 // One alone would be no choice, and a circle of such an endless walk for the builder.
@@ -273,21 +275,22 @@ impl<'b> Reader<'b> {
                 for _ in 0..count {
                     states.push(input.next()?);
                 }
-                self.add(|builder| builder.add_union(states))?;
+                self.builder.add_union(states)
             }
             2 => {
                 let which = usize::try_from(count).ok().and_then(|at| LOOKS.get(at));
                 let look = *which.ok_or(Unreadable)?;
                 let next = input.next()?;
-                self.add(|builder| builder.add_look(next, look))?;
+                self.builder.add_look(next, look)
             }
             _ => {
                 if count > 0 {
                     return Err(Unreadable);
                 }
-                self.add(Builder::add_match)?;
+                self.builder.add_match()
             }
-        }
+        };
+        self.added(state)?;
         Ok(())
     }
 }

@@ -18,10 +18,6 @@ const COMPONENT_TARGET: &str = "wasm32-unknown-unknown";
 
 const WORKER_TARGET: &str = "wasm32-unknown-unknown";
 
-// SHA-2 with its rounds as loops: 6 KB less to upload, and what it digests on a call is short.
-const WORKER_FLAGS: &str =
-    r#"target.wasm32-unknown-unknown.rustflags = ['--cfg=sha2_backend_soft="compact"']"#;
-
 // Where `std` uses WASI 0.2 and everything else 0.3, as Spin offers both. The linker makes a component of it.
 const SPIN_TARGET: &str = "wasm32-wasip2";
 
@@ -118,14 +114,7 @@ pub fn cloudflare() -> Result<PathBuf> {
         "tollgate-cloudflare",
         "tollgate_cloudflare",
         "wasm",
-        &[
-            "--profile",
-            "worker",
-            "--target",
-            WORKER_TARGET,
-            "--config",
-            WORKER_FLAGS,
-        ],
+        &["--profile", "worker", "--target", WORKER_TARGET],
     )?;
     let entry = fs::read(root().join("edge-worker/cloudflare/entry.js"))?;
     let folder = root().join("target/cloudflare");

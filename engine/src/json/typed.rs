@@ -22,6 +22,10 @@ const MAX_TYPED_NODES: usize = 1 << 21;
 
 /// Why a text is no value of the type. Never holds a value, but may name a key.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::box_collection,
+    reason = "one word, since every function that reads anything may give one back"
+)]
 pub struct Mismatch(Box<String>);
 
 impl fmt::Display for Mismatch {
