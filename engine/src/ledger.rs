@@ -656,6 +656,10 @@ impl Cell {
 pub const ASK_TIMEOUT_MS: i64 = 1_000;
 
 /// One change of one cell.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a call has a handful of them at a time, and nearly all stores take one"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
