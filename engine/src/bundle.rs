@@ -455,6 +455,9 @@ pub struct Limit {
     /// Counts only calls that use this tool, in lower case. Only per agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
+    /// Counts each model by itself, and no calls but those to models. Not beside `tool`, nor of a run.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub each_model: bool,
     /// The limit itself, in `unit`.
     pub amount: u64,
     /// Once a call does not fit beside what has been used, no call at all passes until the window ends or an operator lifts it. Only for tokens

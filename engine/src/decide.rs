@@ -15,7 +15,7 @@ use crate::{
     facts::{Facts, Head, Route, Said},
     identity::Caller,
     json,
-    ledger::{Account, Op, Span, Unit, Window},
+    ledger::{Account, OTHER_MODELS, Op, Span, Unit, Window},
     price::{self, Price},
     scan::{self, Hits},
     sorted::sort_by,
@@ -217,9 +217,13 @@ impl Charge {
             rule: self.rule.clone().into(),
             document: Some(self.document.clone()),
             message: format!(
-                "the {what} of this {level}{tool}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
+                "the {what} of this {level}{tool}{model}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
                 level = self.account.level.name(),
                 tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for the tool `{}`", shown(tool))),
+                model = self.account.model.as_ref().map_or(String::new(), |model| match model.as_str() {
+                    OTHER_MODELS => " for models without a known price".to_string(),
+                    model => format!(" for the model `{}`", shown(model)),
+                }),
                 at = Time::from_secs(self.span.end),
                 // What is larger than the whole limit was refused before anything was asked of the account.
                 suspended = match self.suspend && self.amount <= self.limit {
@@ -558,6 +562,8 @@ impl Question<'_> {
 
 /// What a call may cost, as far as that can be known.
 struct Cost<'p> {
+    /// The name that the table has the model under.
+    known_as: Option<&'p str>,
     /// Of the model, where the table knows it.
     price: Option<&'p Price>,
     /// Most tokens the call can make a model put out, all answers together.
@@ -569,10 +575,11 @@ struct Cost<'p> {
 impl<'p> Cost<'p> {
     fn of(payload: &'p Payload, met: &[&Document], facts: &Facts) -> Cost<'p> {
         let said = &facts.said;
-        let price = said
+        let entry = said
             .model
             .as_deref()
-            .and_then(|model| payload.prices.find(model));
+            .and_then(|model| payload.prices.entry(model));
+        let (known_as, price) = entry.unzip();
         let output = said
             .max_output_tokens
             .or_else(|| price?.max_output_tokens)
@@ -586,6 +593,7 @@ impl<'p> Cost<'p> {
             Route::CountTokens | Route::Plain => Some(0),
         };
         Cost {
+            known_as,
             price,
             output,
             worst_nano_usd,
@@ -894,7 +902,11 @@ fn limits(
         Route::Mcp => cost.worst_nano_usd.unwrap_or(0),
         Route::Llm(_) | Route::LlmUnknown | Route::CountTokens | Route::Plain => 0,
     };
+    let model = counted_as(facts, cost.known_as);
     for (limit, document) in in_force(met.iter().copied()) {
+        if limit.each_model && model.is_none() {
+            continue;
+        }
         if let Some(tool) = &limit.tool
             && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
         {
@@ -940,7 +952,7 @@ fn limits(
             );
             continue;
         }
-        let Some(account) = account_of(limit, caller, run) else {
+        let Some(account) = account_of(limit, caller, run, model) else {
             // A limit that could be escaped by belonging nowhere would be none.
             refuse(
                 &limit.rule,
@@ -1068,8 +1080,26 @@ fn in_force<'p>(
     })
 }
 
+/// What a call is counted as where each model is counted by itself: as the price table names the model, so that there are no more accounts than it
+/// has models, and one for all others. `None` where no model is called.
+fn counted_as<'m>(facts: &Facts, known_as: Option<&'m str>) -> Option<&'m str> {
+    match facts.route {
+        Route::Llm(_) | Route::LlmUnknown | Route::CountTokens => Some(
+            known_as
+                .filter(|name| !name.contains('|'))
+                .unwrap_or(OTHER_MODELS),
+        ),
+        Route::Mcp | Route::Plain => None,
+    }
+}
+
 /// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say), or the call belongs to no run.
-fn account_of(limit: &Limit, caller: &Caller, run: Option<&str>) -> Option<Account> {
+fn account_of(
+    limit: &Limit,
+    caller: &Caller,
+    run: Option<&str>,
+    model: Option<&str>,
+) -> Option<Account> {
     let id = match limit.per {
         Level::Workspace => Some(&caller.workspace),
         Level::Org => caller.org.as_ref(),
@@ -1086,6 +1116,10 @@ fn account_of(limit: &Limit, caller: &Caller, run: Option<&str>) -> Option<Accou
         unit: limit.unit,
         window: limit.window.clone(),
         tool: limit.tool.clone(),
+        model: match limit.each_model {
+            true => Some(model?.to_string()),
+            false => None,
+        },
         run,
     })
 }
@@ -1131,11 +1165,18 @@ pub fn limits_on<'p>(
     caller: &'p Caller,
     account: &'p Account,
 ) -> impl Iterator<Item = &'p Limit> {
+    // A model that no call can be counted as has no account.
+    let model = account.model.as_deref();
+    let model =
+        model.filter(|model| *model == OTHER_MODELS || payload.prices.models.contains_key(*model));
     let documents = &payload.documents;
     let about = documents.about(account.tool.as_deref().into_iter());
     in_force(documents.covering(caller).chain(about))
         .map(|(limit, _)| limit)
-        .filter(|limit| account_of(limit, caller, account.run.as_deref()).as_ref() == Some(account))
+        .filter(move |limit| {
+            let counted_in = account_of(limit, caller, account.run.as_deref(), model);
+            counted_in.as_ref() == Some(account)
+        })
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.

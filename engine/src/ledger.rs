@@ -144,11 +144,14 @@ impl<'de> Deserialize<'de> for Window {
     }
 }
 
+/// Stands for every model that the price table does not know. Callers make up names; each would have a cell of its own, and a fresh budget.
+pub const OTHER_MODELS: &str = "*";
+
 /// Begins the names of cells ([`Account::cell_key`]).
 pub const CELL_KEY: &str = "cell ";
 
-/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted; of a run
-/// `agent:<id>|nano_usd|run:<name>`.
+/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted, or
+/// `|model:<name>` where each model is counted by itself; of a run `agent:<id>|nano_usd|run:<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
     /// Whose spending is counted together…
@@ -161,6 +164,8 @@ pub struct Account {
     pub window: Window,
     /// Only what uses this tool; in lower case. Only agents have such accounts.
     pub tool: Option<String>,
+    /// Only calls to this model, as the price table names it, or [`OTHER_MODELS`]. No account of a tool or a run has one.
+    pub model: Option<String>,
     /// The run whose account it is; there where `window` is [`Window::Run`], and only then. Only agents have runs.
     pub run: Option<String>,
 }
@@ -171,10 +176,15 @@ impl Account {
         // A tool's name may contain the separator; it comes last.
         let mut parts = text.splitn(4, '|');
         let (entity, unit, window) = (parts.next()?, parts.next()?, parts.next()?);
-        let tool = match parts.next() {
-            None => None,
-            Some(part) => Some(part.strip_prefix("tool:").filter(|name| !name.is_empty())?),
+        let part = parts.next();
+        let named = |kind: &str| {
+            let name = part.and_then(|part| part.strip_prefix(kind));
+            name.filter(|name| !name.is_empty())
         };
+        let (tool, model) = (named("tool:"), named("model:"));
+        if part.is_some() && tool.is_none() && model.is_none() {
+            return None;
+        }
         let (level, id) = entity.split_once(':')?;
         let level = match level {
             "workspace" => Level::Workspace,
@@ -200,7 +210,9 @@ impl Account {
         let of_agent = tool.is_some() || run.is_some() || unit.is_looked_at();
         let whole =
             run.is_some() == (window == Window::Run) && (run.is_some() || !unit.is_looked_at());
-        if id.is_empty() || (of_agent && level != Level::Agent) || !whole {
+        // Of any level; the separator in a model's name would make two readings again.
+        let of_model = model.is_none_or(|model| run.is_none() && !model.contains('|'));
+        if id.is_empty() || (of_agent && level != Level::Agent) || !whole || !of_model {
             return None;
         }
         Some(Account {
@@ -209,6 +221,7 @@ impl Account {
             unit,
             window,
             tool: tool.map(String::from),
+            model: model.map(String::from),
             run,
         })
     }
@@ -224,13 +237,16 @@ impl Account {
     }
 
     /// The pieces of its text form.
-    fn pieces(&self) -> [&str; 12] {
+    fn pieces(&self) -> [&str; 14] {
         let [window, zone] = self.window.pieces();
         let (run_mark, run) = self.run.as_ref().map_or(("", ""), |run| (":", run));
         let (tool_mark, tool) = self.tool.as_ref().map_or(("", ""), |tool| ("|tool:", tool));
+        let model = self.model.as_ref();
+        let (model_mark, model) = model.map_or(("", ""), |model| ("|model:", model));
         let (level, unit) = (self.level.name(), self.unit.name());
         [
             level, ":", &self.id, "|", unit, "|", window, zone, run_mark, run, tool_mark, tool,
+            model_mark, model,
         ]
     }
 }
@@ -252,7 +268,9 @@ impl Serialize for Account {
 impl<'de> Deserialize<'de> for Account {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Account, D::Error> {
         Account::parse(&String::deserialize(deserializer)?).ok_or_else(|| {
-            serde::de::Error::custom("expected <level>:<id>|<unit>|<window>[|tool:<name>]")
+            serde::de::Error::custom(
+                "expected <level>:<id>|<unit>|<window>[|tool:<name>] or [|model:<name>]",
+            )
         })
     }
 }
@@ -640,6 +658,10 @@ impl Cell {
 pub const ASK_TIMEOUT_MS: i64 = 1_000;
 
 /// One change of one cell.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a call has a handful of them at a time, and nearly all stores take one"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {

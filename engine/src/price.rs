@@ -207,17 +207,24 @@ impl PriceTable {
     /// 4. without a date at the end (`-YYYY-MM-DD`, `-YYYYMMDD`) or `-latest`: a snapshot costs what its model does, unless
     ///    it has an entry of its own.
     pub fn find(&self, model: &str) -> Option<&Price> {
-        if let Some(price) = self.models.get(model) {
-            return Some(price);
+        self.entry(model).map(|(_, price)| price)
+    }
+
+    /// The same, with the name that the table has it under.
+    pub fn entry(&self, model: &str) -> Option<(&str, &Price)> {
+        let entry = |name: &str| {
+            let (name, price) = self.models.get_key_value(name)?;
+            Some((name.as_str(), price))
+        };
+        if let Some(found) = entry(model) {
+            return Some(found);
         }
         let name = VENDORS
             .iter()
             .find_map(|vendor| model.strip_prefix(vendor))
             .unwrap_or(model);
         let name = fine_tuned_base(name).unwrap_or(name);
-        self.models
-            .get(name)
-            .or_else(|| self.models.get(without_date(name)?))
+        entry(name).or_else(|| entry(without_date(name)?))
     }
 }
 

@@ -985,6 +985,7 @@ fn accounts_are_read_as_they_are_written() {
         unit: Unit::NanoUsd,
         window: Window::Day("UTC".to_string()),
         tool: None,
+        model: None,
         run: None,
     };
     assert_eq!(account.to_string(), "team:a|nano_usd|day@UTC");

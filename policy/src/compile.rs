@@ -338,6 +338,7 @@ fn limits(document: &Document) -> Vec<Limit> {
     if let Some(rate) = document.rate {
         limits.push(Limit {
             per: rate.per,
+            each_model: rate.each_model,
             tool: counted.clone(),
             ..plain(
                 "rate.requests_per_minute".to_string(),
@@ -365,6 +366,7 @@ fn limits(document: &Document) -> Vec<Limit> {
         limits.extend(budget.limits.iter().map(|limit| Limit {
             rule: format!("budget.{}", limit.field),
             per: budget.per,
+            each_model: budget.each_model,
             unit: limit.unit,
             window: match limit.period {
                 Period::Hour => Window::Hour,
@@ -404,6 +406,7 @@ fn plain(rule: String, unit: Unit, window: Window, amount: u64) -> Limit {
         unit,
         window,
         tool: None,
+        each_model: false,
         amount,
         suspend: false,
         alert: false,

@@ -211,6 +211,11 @@ impl Rule {
 }
 
 /// Everything a document restricts, by field.
+/// What a limit says of models, behind whose calls it counts.
+fn each(model: bool) -> &'static str {
+    if model { ", each model" } else { "" }
+}
+
 fn rules(document: &Document) -> BTreeMap<String, Rule> {
     let mut rules = BTreeMap::new();
     let mut rule = |name: String, rule: Rule| {
@@ -341,7 +346,11 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
     }
     if let Some(rate) = document.rate {
         rule(
-            format!("rate.requests_per_minute (per {})", rate.per.name()),
+            format!(
+                "rate.requests_per_minute (per {}{})",
+                rate.per.name(),
+                each(rate.each_model)
+            ),
             Rule::Limit(rate.requests_per_minute, Some(Unit::Calls)),
         );
     }
@@ -349,9 +358,10 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
         for limit in &budget.limits {
             rule(
                 format!(
-                    "budget.{} (per {}, {})",
+                    "budget.{} (per {}{}, {})",
                     limit.field,
                     budget.per.name(),
+                    each(budget.each_model),
                     budget.timezone
                 ),
                 Rule::Limit(limit.amount, Some(limit.unit)),

@@ -232,6 +232,8 @@ pub struct Budget {
     pub limits: Vec<BudgetLimit>,
     /// Whose spending is counted together; the reference caps each agent.
     pub per: Level,
+    /// `each: model`: each model by itself.
+    pub each_model: bool,
     /// Canonical IANA name; days, weeks and months begin at its midnights.
     pub timezone: String,
     /// What a model costs that has no price; `None` denies it.
@@ -303,6 +305,8 @@ pub struct Rate {
     pub requests_per_minute: u64,
     /// Whose calls are counted together.
     pub per: Level,
+    /// `each: model`: those to each model by itself.
+    pub each_model: bool,
 }
 
 /// What `agent` sets for each run of an agent by itself.
@@ -652,17 +656,22 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.rate = rate(field, findings);
     }
     if let Some(Scope::Tool(_)) = body.scope {
-        let per = body.budget.as_ref().map(|budget| budget.per);
+        let budget = body.budget.as_ref();
         let counted = [
-            (&budget_field, per),
-            (&rate_field, body.rate.map(|rate| rate.per)),
+            (
+                &budget_field,
+                budget.map(|budget| (budget.per, budget.each_model)),
+            ),
+            (
+                &rate_field,
+                body.rate.map(|rate| (rate.per, rate.each_model)),
+            ),
         ];
-        for (field, per) in counted {
-            if let Some(field) = field
-                .as_ref()
-                .filter(|_| per.is_some_and(|per| per != Level::Agent))
-            {
-                not_enforced(findings, field, "count what a tool is used for per agent");
+        for (field, counts) in counted {
+            let plainly = counts.is_none_or(|counts| counts == (Level::Agent, false));
+            if let Some(field) = field.as_ref().filter(|_| !plainly) {
+                let instead = "count what a tool is used for per agent, all models together";
+                not_enforced(findings, field, instead);
             }
         }
     }
@@ -1034,6 +1043,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
     };
+    let each_model = each(take_added(&mut table, "each", language, findings), findings);
     let unknown_model = take_added(&mut table, "unknown_model", language, findings);
     if let Some(field) = &unknown_model
         && !limits.iter().any(|limit| limit.unit == Unit::NanoUsd)
@@ -1046,6 +1056,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
     Some(Budget {
         limits,
         per: per?,
+        each_model,
         timezone: zone?,
         unknown_model,
         action: action.unwrap_or_default(),
@@ -1053,6 +1064,13 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         releases: releases.unwrap_or(false),
         lowers,
     })
+}
+
+/// `each`: what is counted by itself.
+fn each(field: Option<Field<'_>>, findings: &mut Findings) -> bool {
+    field
+        .and_then(|field| findings.choice(&field, &[("model", true)]))
+        .unwrap_or(false)
 }
 
 /// `unknown_model`: `deny`, or a price.
@@ -1155,10 +1173,12 @@ fn rate(field: &Field<'_>, findings: &mut Findings) -> Option<Rate> {
         Some(per) => findings.choice(&per, &LEVELS),
         None => Some(Level::Agent),
     };
+    let each_model = each(table.take("each"), findings);
     table.finish(findings);
     Some(Rate {
         requests_per_minute: requests.filter(|requests| *requests > 0)?,
         per: per?,
+        each_model,
     })
 }
 

@@ -25,10 +25,10 @@ spec:
   schedule: {active_hours: {start: "09:00", end: "18:00", timezone: UTC}}
   budget:
     {hourly_limit_usd: 1, daily_limit_usd: 1, weekly_limit_usd: 1, monthly_limit_usd: 1, hourly_limit_tokens: 1, daily_limit_tokens: 1,
-     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, timezone: UTC, action_on_exceed: deny, warn_at: [80], on_lost: forfeit, lower_max_tokens: true,
+     weekly_limit_tokens: 1, monthly_limit_tokens: 1, per: agent, each: model, timezone: UTC, action_on_exceed: deny, warn_at: [80], on_lost: forfeit, lower_max_tokens: true,
      unknown_model: {input_usd_per_million: 1, output_usd_per_million: 1}}
   prices: {ANY: {input_usd_per_million: 1, output_usd_per_million: 1, cached_input_usd_per_million: 1, max_output_tokens: 1}}
-  rate: {requests_per_minute: 1, per: agent}
+  rate: {requests_per_minute: 1, per: agent, each: model}
   data: {sensitive_patterns: [a], action: block, mask_pii: true, applies_to: both, exempt_tools: [a], tool_output_is_data: true}
   tools: {ANY: {allow: true, limit_per_hour: 1, cost_usd: 1, requires_approval_if: "true"}}
   capabilities: {allow: ["model:a"], deny: ["model:a"]}

@@ -83,6 +83,8 @@ struct Policy {
     hours: Option<(u64, u64)>,
     /// A budget that no call to a model fits into.
     stopped: bool,
+    /// It counts each model by itself.
+    each_model: bool,
     /// The same, but it only warns.
     warned: bool,
     /// A text that must not be in the content.
@@ -174,6 +176,7 @@ fn random_policy(dice: &mut Dice) -> Policy {
         policy.hours = (start != end).then_some((start, end));
     }
     policy.stopped = dice.one_in(12);
+    policy.each_model = policy.stopped && !of_tool && dice.one_in(2);
     policy.warned = !policy.stopped && dice.one_in(8);
     policy.secret = dice.one_in(4);
     policy.redacts = dice.one_in(2);
@@ -270,7 +273,12 @@ fn written_as(name: &str, rollout: &str, policy: &Policy) -> String {
         write!(spec, ", schedule: {{active_hours: {{start: '{start:02}:00', end: '{end:02}:00', timezone: UTC}}}}").unwrap();
     }
     if policy.stopped {
-        spec += ", budget: {daily_limit_tokens: 1}";
+        let each = if policy.each_model {
+            ", each: model"
+        } else {
+            ""
+        };
+        write!(spec, ", budget: {{daily_limit_tokens: 1{each}}}").unwrap();
     }
     if policy.warned {
         spec += ", budget: {daily_limit_tokens: 1, action_on_exceed: alert}";
@@ -426,6 +434,7 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
         let mut counted: Vec<&str> = stopping
             .filter_map(|(_, policy)| match policy.scope.strip_prefix("tool:") {
                 Some(tool) => used.contains(&tool).then_some(tool),
+                None if policy.each_model => is_for_caller(policy).then_some("of this model"),
                 None => is_for_caller(policy).then_some("all"),
             })
             .collect();

@@ -19,7 +19,7 @@ fn whole() -> Value {
                 "hourly_limit_tokens": 1, "daily_limit_tokens": 2, "weekly_limit_tokens": 3, "monthly_limit_tokens": 4,
                 "per": "team", "timezone": "Asia/Taipei", "action_on_exceed": "suspend",
                 "unknown_model": {"input_usd_per_million": 1, "output_usd_per_million": 2},
-                "warn_at": [50, 100], "on_lost": "release", "lower_max_tokens": true,
+                "warn_at": [50, 100], "on_lost": "release", "lower_max_tokens": true, "each": "model",
             },
             "prices": {"m": {"input_usd_per_million": 1, "output_usd_per_million": 2, "cached_input_usd_per_million": 0, "max_output_tokens": 9}},
             "rate": {"requests_per_minute": 60, "per": "org"},

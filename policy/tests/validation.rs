@@ -538,6 +538,20 @@ fn additions_need_tollgate_v1() {
         ),
         (&v1("{budget: {daily_limit_usd: 1, on_lost: release}}"), &[]),
         (
+            &v1(
+                "{budget: {daily_limit_usd: 1, each: model}, rate: {requests_per_minute: 1, each: model}}",
+            ),
+            &[],
+        ),
+        (
+            &v1("{rate: {requests_per_minute: 1, each: tool}}"),
+            &["!P207 spec.rate.each"],
+        ),
+        (
+            &v1("{scope: 'tool:bash', rate: {requests_per_minute: 1, each: model}}"),
+            &["!P301 spec.rate"],
+        ),
+        (
             &v1("{budget: {daily_limit_usd: 1, lower_max_tokens: true}}"),
             &[],
         ),

@@ -487,6 +487,7 @@ async fn limits(
                 limit.per == account.level
                     && limit.unit == account.unit
                     && limit.window == account.window
+                    && limit.each_model == account.model.is_some()
             })
         {
             callers.extend(
@@ -575,9 +576,9 @@ struct LeaseRequest {
     reason = "describes `engine::lease::Ask` in the API document"
 )]
 struct LeaseAsk {
-    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted; the window of a run is `run:<name>`
+    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted, or `|model:<name>` where each model is; the window of a run is `run:<name>`
     #[schema(
-        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+)?$"
+        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+|\|model:[^|]+)?$"
     )]
     account: String,
     /// Seconds since the Unix epoch.

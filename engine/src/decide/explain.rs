@@ -330,6 +330,7 @@ impl Call<'_> {
                     && charge.account.window == limit.window
                     && charge.account.level == limit.per
                     && charge.account.tool == limit.tool
+                    && charge.account.model.is_some() == limit.each_model
             });
             let takes = charge.map(|charge| limit.unit.in_words(charge.amount));
             rules.push(ruled(
@@ -447,7 +448,10 @@ fn says(limit: &Limit) -> String {
             .tool
             .as_ref()
             .map_or(String::new(), |tool| format!(" that use `{tool}`")),
-        limit.per.name(),
+        match limit.each_model {
+            true => format!("{} and model", limit.per.name()),
+            false => limit.per.name().to_string(),
+        },
         super::window_name(&limit.window)
     )
 }

@@ -197,6 +197,7 @@ pub(crate) fn budgeted(revision: u64) -> Payload {
         unit,
         window: Window::Minute,
         tool: None,
+        each_model: false,
         amount,
         suspend: false,
         alert: false,
