@@ -18,11 +18,10 @@ use std::{
 };
 use tollgate_engine::{
     bundle::InstallError,
-    exchange::{CellOp, End, Exchange, Forward, Step},
+    exchange::{CellOp, End, Exchange, Forward, Output, Step},
     facts,
     gate::{Config, Gate},
     ledger::Refusal,
-    meter::Output,
     reply::{DECISION_HEADER, Reply},
     time::Time,
 };

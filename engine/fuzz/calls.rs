@@ -7,7 +7,8 @@ use tollgate_engine::{
     bundle::{Payload, Redaction},
     decide::Outcome,
     exchange::{
-        CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Step, TOOL_OUTPUT_IS_DATA, Want,
+        CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Output, Step, TOOL_OUTPUT_IS_DATA,
+        Want,
     },
     facts::Headers,
     gate::Gate,
@@ -17,7 +18,6 @@ use tollgate_engine::{
     json,
     lease::Grant,
     ledger::{Account, Cell, Op, Refusal, Unit},
-    meter::Output,
     redact::REPLACEMENT,
     reply::{DECISION_HEADER, REASON_HEADER, Reply},
     time::Time,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use tollgate_engine::{
     json::{self, ErrorKind, Kind},
-    meter::{Framing, Meter, Metered, Output, Provider},
+    meter::{Fed, Framing, Meter, Metered, Provider},
     price::{Price, PriceTable},
     sse::{Block, Reader},
 };
@@ -165,11 +165,9 @@ pub(crate) fn meter(data: &[u8]) {
                 let mut sent = Vec::new();
                 for chunk in data.chunks(size) {
                     match meter.feed(chunk) {
-                        Output::Pass => sent.extend_from_slice(chunk),
-                        Output::Replace(bytes) | Output::Cut(bytes) => {
-                            sent.extend_from_slice(&bytes)
-                        }
-                        Output::Answer(_) => panic!("a meter answers nobody"),
+                        Fed::All => sent.extend_from_slice(chunk),
+                        Fed::Instead(bytes) => sent.extend_from_slice(&bytes),
+                        Fed::Until(_) => panic!("it may go on"),
                     }
                 }
                 let mut metered = meter.finish();

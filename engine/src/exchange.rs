@@ -21,7 +21,7 @@ use crate::{
     identity::{self, Caller, TOKEN_HEADER},
     json,
     ledger::{Account, Op, Refusal, Span, Unit, Window},
-    meter::{Framing, Meter, Metered, Output, Provider, Usage},
+    meter::{Fed, Framing, Meter, Metered, Provider, Usage},
     price::{self, Price},
     quota,
     redact::{self, Masker},
@@ -251,6 +251,19 @@ pub struct Exchange {
     stream: Option<Stream>,
     /// It was.
     cut: bool,
+}
+
+/// What to send on for a chunk of the response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The chunk as it is.
+    Pass,
+    /// These bytes instead; possibly none.
+    Replace(Vec<u8>),
+    /// These bytes instead, and then nothing more: end the response here, and the upstream's with it.
+    Cut(Vec<u8>),
+    /// In place of the whole response, of which nothing has been sent yet; give the upstream's up.
+    Answer(Reply),
 }
 
 /// A response of events on its way.
@@ -952,7 +965,11 @@ impl Exchange {
         if hide {
             head.remove.push("content-length");
         }
-        self.meter = Some(Meter::new(provider, framing, hide));
+        let meter = Meter::new(provider, framing, hide);
+        self.meter = Some(match self.most_reserved() {
+            Some((_, most)) => meter.at_most(most),
+            None => meter,
+        });
         head
     }
 
@@ -1019,21 +1036,18 @@ impl Exchange {
     /// Ends an answer that must not go on.
     fn stop(&mut self, stop: Stop) -> Output {
         let Stop { mut sent, reasons } = stop;
-        let mcp_id = self
-            .facts
-            .as_ref()
-            .and_then(|facts| facts.said.mcp_id.as_deref());
         self.decision.outcome = Outcome::Deny;
         (self.sift, self.observer) = (None, None);
         if self.stream.is_some() {
             self.cut = true;
             if let Some(reason) = reasons.first() {
-                let event = reply::final_event(self.dialect, reason, mcp_id);
-                sent.extend_from_slice(event.as_bytes());
+                sent.extend_from_slice(self.final_event(reason).as_bytes());
             }
             self.decision.reasons.extend(reasons);
             return Output::Cut(sent);
         }
+        let facts = self.facts.as_ref();
+        let mcp_id = facts.and_then(|facts| facts.said.mcp_id.as_deref());
         let reply = reply::denial(self.dialect, &reasons, &self.id, mcp_id, None);
         self.answered = Some(reply.status);
         self.decision.reasons.extend(reasons);
@@ -1077,11 +1091,22 @@ impl Exchange {
         if let Some(answer) = &mut self.rpc {
             answer.feed(chunk);
         }
-        let metered = self.meter_chunk(chunk, end);
-        let output = match self.sift_chunk(metered, chunk, end) {
+        let (metered, outruns) = self.meter_chunk(chunk, end);
+        let output = match self.sift_chunk(metered, chunk, end || outruns) {
             Ok(output) => output,
             Err(last) => return last,
         };
+        if outruns && let Some(why) = self.outrun() {
+            let mut last = match output {
+                Output::Pass => chunk.to_vec(),
+                Output::Replace(bytes) | Output::Cut(bytes) => bytes,
+                Output::Answer(_) => return output,
+            };
+            last.extend_from_slice(self.final_event(&why).as_bytes());
+            self.cut = true;
+            self.decision.reasons.push(why);
+            return Output::Cut(last);
+        }
         let Some(mut stream) = self.stream.filter(|_| !end) else {
             return output;
         };
@@ -1091,7 +1116,7 @@ impl Exchange {
             Output::Answer(_) => return output,
         };
         if self.wants_response()
-            && let Some(why) = self.killed(gate).or_else(|| self.outrun())
+            && let Some(why) = self.killed(gate)
             && let Some(last) = self.last_bytes(stream, sent, &why)
         {
             self.cut = true;
@@ -1111,15 +1136,19 @@ impl Exchange {
         (halt.kind == Kind::Killed).then(|| halt.refusal())
     }
 
-    /// Why the response must not go on: the model has surely written more than was reserved, whatever it was told.
-    fn outrun(&self) -> Option<Reason> {
+    /// The charge that a response takes from as it is written, and the output tokens that were reserved for it.
+    fn most_reserved(&self) -> Option<(&Charge, u64)> {
         let mut charges = self.decision.charges.iter();
         let charge = charges.find(|charge| {
             !charge.alert && matches!(charge.account.unit, Unit::Tokens | Unit::NanoUsd)
         })?;
-        let reserved = self.most_output(&self.facts.as_ref()?.said)?;
-        let written = self.meter.as_ref()?.least_output_tokens();
-        (written > reserved).then(|| Reason {
+        Some((charge, self.most_output(&self.facts.as_ref()?.said)?))
+    }
+
+    /// Why the response must not go on: the model has surely written more than was reserved, whatever it was told.
+    fn outrun(&self) -> Option<Reason> {
+        let (charge, reserved) = self.most_reserved()?;
+        Some(Reason {
             rule: charge.rule.clone().into(),
             document: Some(charge.document.clone()),
             message: format!(
@@ -1144,38 +1173,38 @@ impl Exchange {
             return Some(Vec::new());
         };
         let whole = next.get(..place.rest_of_event(next)?)?;
-        let mcp_id = self
-            .facts
-            .as_ref()
-            .and_then(|facts| facts.said.mcp_id.as_deref());
-        let event = reply::final_event(self.dialect, reason, mcp_id);
-        Some([whole, event.as_bytes()].concat())
+        Some([whole, self.final_event(reason).as_bytes()].concat())
     }
 
-    fn meter_chunk(&mut self, chunk: &[u8], end: bool) -> Output {
+    /// The event that says why there are no more.
+    fn final_event(&self, reason: &Reason) -> String {
+        let facts = self.facts.as_ref();
+        let mcp_id = facts.and_then(|facts| facts.said.mcp_id.as_deref());
+        reply::final_event(self.dialect, reason, mcp_id)
+    }
+
+    /// What the meter lets through of a chunk, and whether the response goes beyond what was reserved with it.
+    fn meter_chunk(&mut self, chunk: &[u8], end: bool) -> (Output, bool) {
         let Some(meter) = &mut self.meter else {
-            return Output::Pass;
+            return (Output::Pass, false);
         };
-        let output = if chunk.is_empty() {
-            Output::Pass
-        } else {
-            meter.feed(chunk)
+        let fed = match chunk {
+            [] => Fed::All,
+            _ => meter.feed(chunk),
         };
-        if !end {
-            return output;
-        }
-        let Some(metered) = self.meter.take().map(Meter::finish) else {
-            return output;
+        let mut passed = match fed {
+            Fed::All => None,
+            Fed::Instead(bytes) => Some(bytes),
+            Fed::Until(bytes) => return (Output::Replace(bytes), true),
         };
-        let rest = metered.rest.clone();
-        self.metered = Some(metered);
-        match (output, rest.is_empty()) {
-            (output, true) | (output @ Output::Answer(_), false) => output,
-            (Output::Pass, false) => Output::Replace([chunk, rest.as_slice()].concat()),
-            (Output::Replace(bytes) | Output::Cut(bytes), false) => {
-                Output::Replace([bytes, rest].concat())
+        if end && let Some(metered) = self.meter.take().map(Meter::finish) {
+            if !metered.rest.is_empty() {
+                let passed = passed.get_or_insert_with(|| chunk.to_vec());
+                passed.extend_from_slice(&metered.rest);
             }
+            self.metered = Some(metered);
         }
+        (passed.map_or(Output::Pass, Output::Replace), false)
     }
 
     /// The end, whatever came before.

@@ -11,7 +11,6 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::json::{self, Document, Kind, Value};
-use crate::reply::Reply;
 use crate::sse::{self, Block};
 
 /// The longest JSON response that is read; past it the usage is unknown. Chat responses are bounded by the output limit of
@@ -81,15 +80,14 @@ pub struct Metered {
 
 /// What to send on for a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum Fed {
     /// The chunk as it is.
-    Pass,
+    All,
     /// These bytes instead; possibly none.
-    Replace(Vec<u8>),
-    /// These bytes instead, and then nothing more: end the response here, and the upstream's with it.
-    Cut(Vec<u8>),
-    /// In place of the whole response, of which nothing has been sent yet; give the upstream's up.
-    Answer(Reply),
+    Instead(Vec<u8>),
+    /// These bytes instead, and nothing behind them: with the event that ends there the response has surely more output tokens than it may have.
+    /// However the bytes were cut, it is the same one.
+    Until(Vec<u8>),
 }
 
 /// Reads one response.
@@ -98,6 +96,7 @@ pub struct Meter {
     provider: Provider,
     body: Body,
     tally: Tally,
+    most_output_tokens: u64,
 }
 
 #[derive(Debug)]
@@ -129,12 +128,21 @@ impl Meter {
             provider,
             body,
             tally: Tally::default(),
+            most_output_tokens: u64::MAX,
+        }
+    }
+
+    /// Ends an event stream that has surely more output tokens than this.
+    pub fn at_most(self, output_tokens: u64) -> Meter {
+        Meter {
+            most_output_tokens: output_tokens,
+            ..self
         }
     }
 
     /// Reads the next bytes, cut anywhere, and says what to send on. Only when a frame is to be hidden are bytes held
     /// back: those of an event that is not whole yet.
-    pub fn feed(&mut self, chunk: &[u8]) -> Output {
+    pub fn feed(&mut self, chunk: &[u8]) -> Fed {
         match &mut self.body {
             Body::Json { buffer, length } => {
                 *length = length.saturating_add(chunk.len() as u64);
@@ -143,29 +151,34 @@ impl Meter {
                 } else {
                     *buffer = Vec::new();
                 }
-                Output::Pass
+                Fed::All
             }
             Body::Sse {
                 reader,
                 hide_usage_frame,
             } => {
+                let hide = *hide_usage_frame;
                 let held_back = !reader.pending().is_empty();
                 reader.push(chunk);
-                let read = read_blocks(reader, self.provider, &mut self.tally, *hide_usage_frame);
-                let holds_back = !reader.pending().is_empty();
-                if *hide_usage_frame && (held_back || holds_back || read.hid_one) {
-                    Output::Replace(read.forward)
+                let most = self.most_output_tokens;
+                let read = read_blocks(reader, self.provider, &mut self.tally, hide, most);
+                let rest = reader.pending().len();
+                if read.beyond {
+                    // What nobody gets is not counted either.
+                    *reader = sse::Reader::default();
+                    // Where nothing is held back, what the event began with has been sent.
+                    let sent = chunk.get(..chunk.len().saturating_sub(rest));
+                    Fed::Until(match hide {
+                        true => read.forward,
+                        false => sent.unwrap_or_default().to_vec(),
+                    })
+                } else if hide && (held_back || rest > 0 || read.hid_one) {
+                    Fed::Instead(read.forward)
                 } else {
-                    Output::Pass
+                    Fed::All
                 }
             }
         }
-    }
-
-    /// Tokens that the response surely has by now: as many as the provider has said, or as its text cannot be written with fewer.
-    pub fn least_output_tokens(&self) -> u64 {
-        let said = self.tally.usage(self.provider).output_tokens.unwrap_or(0);
-        said.max(self.tally.content_bytes / MAX_TOKEN_BYTES)
     }
 
     /// The response is over, whole or broken.
@@ -181,7 +194,13 @@ impl Meter {
                 hide_usage_frame,
             } => {
                 reader.end();
-                let read = read_blocks(reader, self.provider, &mut self.tally, *hide_usage_frame);
+                let read = read_blocks(
+                    reader,
+                    self.provider,
+                    &mut self.tally,
+                    *hide_usage_frame,
+                    u64::MAX,
+                );
                 self.tally.add_content(reader.pending().len());
                 if *hide_usage_frame {
                     rest = read.forward;
@@ -241,18 +260,22 @@ fn shape(doc: &Document<'_>) -> Option<Provider> {
 struct Read {
     forward: Vec<u8>,
     hid_one: bool,
+    /// With the last block that was read the response went beyond what it may have.
+    beyond: bool,
 }
 
-/// Reads the blocks that are whole; collects what to forward only when something may have to be hidden.
+/// Reads the blocks that are whole, up to the one that goes beyond `most_output_tokens`; collects what to forward only when something may have to be hidden.
 fn read_blocks(
     reader: &mut sse::Reader,
     provider: Provider,
     tally: &mut Tally,
     hide: bool,
+    most_output_tokens: u64,
 ) -> Read {
     let mut read = Read {
         forward: Vec::new(),
         hid_one: false,
+        beyond: false,
     };
     while let Some(block) = reader.next_block() {
         let (raw, is_usage_frame) = match block {
@@ -266,6 +289,10 @@ fn read_blocks(
             read.hid_one = true;
         } else if hide {
             read.forward.extend_from_slice(raw);
+        }
+        if !reader.is_in_oversize() && tally.least_output_tokens(provider) > most_output_tokens {
+            read.beyond = true;
+            break;
         }
     }
     read
@@ -324,6 +351,12 @@ struct Tally {
 }
 
 impl Tally {
+    /// Tokens that the response surely has by now: as many as the provider has said, or as its text cannot be written with fewer.
+    fn least_output_tokens(&self, provider: Provider) -> u64 {
+        let said = self.usage(provider).output_tokens.unwrap_or(0);
+        said.max(self.content_bytes / MAX_TOKEN_BYTES)
+    }
+
     /// Reads a whole JSON response.
     fn response(&mut self, provider: Provider, doc: &Document<'_>) {
         let root = doc.root();

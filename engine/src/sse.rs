@@ -169,6 +169,11 @@ impl Reader {
         self.buffer.get(self.taken..).unwrap_or_default()
     }
 
+    /// Whether the last block was a part of an event that goes on.
+    pub(crate) fn is_in_oversize(&self) -> bool {
+        self.oversize
+    }
+
     /// Moves `searched` to the end of the block or of the buffer; whether the block is whole.
     fn search(&mut self) -> bool {
         while let Some(&byte) = self.buffer.get(self.searched) {

@@ -5,11 +5,10 @@ mod issuer;
 use issuer::{LISTED_HOST, NOW, Towards, budgeted, claims, gate, token};
 use tollgate_engine::{
     bundle::Redaction,
-    exchange::{End, Exchange, Finished, Step},
+    exchange::{End, Exchange, Finished, Output, Step},
     facts::Headers,
     gate::Gate,
     json,
-    meter::Output,
     sse::{Block, Reader},
 };
 
@@ -239,10 +238,26 @@ fn a_stream_that_outruns_what_was_reserved_is_cut() {
     let fits = event(&"x".repeat(5_000 * 128));
     let (out, cut, _) = streamed(&mut gate, &fits, 10_000);
     assert_eq!((out.as_str(), cut), (fits.as_str(), false));
-    let stream = [fits.as_str(), &event(&"x".repeat(128)), &event("more")].concat();
-    let (out, cut, finished) = streamed(&mut gate, &stream, fits.len());
-    assert!(cut && !told(&out).contains("more"), "{out}");
-    assert!(out.contains("the 5000 tokens that were reserved"), "{out}");
-    let record = String::from_utf8(finished.record).unwrap();
-    assert!(record.contains("\"end\":\"cut\""), "{record}");
+    let beyond = event(&"x".repeat(128));
+    let stream = [fits.as_str(), &beyond, &event("more"), &usage(9_999)].concat();
+    let last = "the answer goes on beyond the 5000 tokens that were reserved";
+    // The same event is the last, however the bytes come, and nothing behind it is counted.
+    let whole = stream.len();
+    for size in [97, fits.len() - 3, fits.len(), fits.len() + 9, whole] {
+        let (out, cut, finished) = streamed(&mut gate, &stream, size);
+        assert!(cut, "in pieces of {size}");
+        let (before, after) = out.split_at(fits.len() + beyond.len());
+        assert!(before == [fits.as_str(), &beyond].concat(), "{size}");
+        assert!(after.contains(last) && !after.contains("more"), "{after}");
+        let record = String::from_utf8(finished.record).unwrap();
+        assert!(record.contains("\"end\":\"cut\""), "{record}");
+        assert!(record.contains("\"output_tokens\":null"), "{record}");
+    }
+}
+
+/// What a provider says at the end of a stream.
+fn usage(output: u64) -> String {
+    let usage =
+        format!(r#"{{"choices":[],"usage":{{"prompt_tokens":5,"completion_tokens":{output}}}}}"#);
+    format!("data: {usage}\n\n")
 }

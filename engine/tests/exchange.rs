@@ -14,13 +14,12 @@ use random::Random;
 use std::collections::BTreeMap;
 use tollgate_engine::{
     bundle::{Payload, Redaction},
-    exchange::{End, Exchange, Finished, Forward, Step},
+    exchange::{End, Exchange, Finished, Forward, Output, Step},
     facts::Headers,
     gate::Gate,
     identity::TOKEN_HEADER,
     journal::MAX_RECORD_BYTES,
     ledger::{Account, Cell, Op, Refusal},
-    meter::Output,
     reply::{REASON_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
 };
 

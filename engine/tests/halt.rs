@@ -5,12 +5,11 @@ mod issuer;
 use issuer::{AGENT, LISTED_HOST, NOW, Towards, budgeted, claims, gate, halt, token};
 use tollgate_engine::{
     bundle::Searched,
-    exchange::{End, Exchange, Finished, Step},
+    exchange::{End, Exchange, Finished, Output, Step},
     facts::Headers,
     gate::Gate,
     halt::{Halt, Kind},
     ledger::Op,
-    meter::Output,
     reply::REASON_HEADER,
     sse,
 };

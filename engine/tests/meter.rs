@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use tollgate_engine::meter::{Framing, MAX_JSON_BYTES, Meter, Metered, Output, Provider, Usage};
+use tollgate_engine::meter::{Fed, Framing, MAX_JSON_BYTES, Meter, Metered, Provider, Usage};
 use tollgate_engine::{price, sse};
 
 #[derive(Deserialize)]
@@ -101,9 +101,9 @@ fn meter<'a>(
     let mut sent = Vec::new();
     for chunk in chunks {
         match meter.feed(chunk) {
-            Output::Pass => sent.extend_from_slice(chunk),
-            Output::Replace(bytes) | Output::Cut(bytes) => sent.extend_from_slice(&bytes),
-            Output::Answer(_) => panic!("a meter answers nobody"),
+            Fed::All => sent.extend_from_slice(chunk),
+            Fed::Instead(bytes) => sent.extend_from_slice(&bytes),
+            Fed::Until(_) => panic!("it may go on"),
         }
     }
     let mut metered = meter.finish();
@@ -187,11 +187,11 @@ fn only_the_usage_frame_is_hidden() {
 fn whole_events_are_not_held_back_while_hiding() {
     let event: &[u8] = b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let mut meter = Meter::new(Provider::OpenAiChat, Framing::Sse, true);
-    assert_eq!(meter.feed(event), Output::Pass);
-    assert_eq!(meter.feed(b"data: {"), Output::Replace(vec![]));
+    assert_eq!(meter.feed(event), Fed::All);
+    assert_eq!(meter.feed(b"data: {"), Fed::Instead(vec![]));
     assert_eq!(
         meter.feed(b"}\n\nda"),
-        Output::Replace(b"data: {}\n\n".to_vec())
+        Fed::Instead(b"data: {}\n\n".to_vec())
     );
     assert_eq!(meter.finish().rest, b"da");
 }
@@ -199,7 +199,7 @@ fn whole_events_are_not_held_back_while_hiding() {
 #[test]
 fn nothing_is_held_back_without_hiding() {
     let mut meter = Meter::new(Provider::OpenAiChat, Framing::Sse, false);
-    assert_eq!(meter.feed(b"data: {"), Output::Pass);
+    assert_eq!(meter.feed(b"data: {"), Fed::All);
     assert_eq!(meter.finish().rest, b"");
 }
 

@@ -10,9 +10,8 @@ use proxy_wasm::{
 };
 use std::{cell::RefCell, rc::Rc};
 use tollgate_engine::{
-    exchange::{End, Exchange, Forward, Step, Want},
+    exchange::{End, Exchange, Forward, Output, Step, Want},
     facts::Headers,
-    meter::Output,
     reply::Reply,
     time::Time,
 };

@@ -9,7 +9,6 @@ use tollgate_engine::{
     gate::Config,
     identity::{Caller, GovernanceLevel},
     ledger::{self, Op, Refusal},
-    meter,
     reply::Reply,
     time::Time,
 };
@@ -222,12 +221,12 @@ impl wit::GuestExchange for Exchange {
     }
 }
 
-fn output(output: meter::Output) -> wit::Output {
+fn output(output: exchange::Output) -> wit::Output {
     match output {
-        meter::Output::Pass => wit::Output::Pass,
-        meter::Output::Replace(bytes) => wit::Output::Replace(bytes),
-        meter::Output::Cut(bytes) => wit::Output::Cut(bytes),
-        meter::Output::Answer(answer) => wit::Output::Answer(reply(answer, Vec::new())),
+        exchange::Output::Pass => wit::Output::Pass,
+        exchange::Output::Replace(bytes) => wit::Output::Replace(bytes),
+        exchange::Output::Cut(bytes) => wit::Output::Cut(bytes),
+        exchange::Output::Answer(answer) => wit::Output::Answer(reply(answer, Vec::new())),
     }
 }
 

@@ -8,11 +8,10 @@ use super::{
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use tollgate_engine::{
-    exchange::{CellOp, End, Exchange, Step, Want},
+    exchange::{CellOp, End, Exchange, Output, Step, Want},
     facts::Headers,
     gate::{Config, Gate},
     ledger::{Account, Cell, Op, Refusal},
-    meter::Output,
     reply::{DECISION_HEADER, REASON_HEADER, Reply},
     time::Time,
     upkeep::{self, Holder, Journal, Response, Upkeep},
