@@ -9,7 +9,7 @@ const bytes = (text) => new TextEncoder().encode(text);
 const now = BigInt(Date.now()) * 1000n;
 const gate = calls.Gate.open(readFileSync(settings), Object.entries(process.env));
 gate.install(readFileSync(bundle), now);
-const caller = { agent: "00000000-0000-4000-8000-00000000000a", team: "platform", level: "l1" };
+const caller = { agent: "00000000-0000-4000-8000-00000000000a", team: "platform", level: "l1", actsFor: [] };
 const head = { ":method": "POST", ":path": "/v1/chat/completions", ":authority": "api.openai.com", "content-type": "application/json" };
 const headers = Object.entries(head).map(([name, value]) => [bytes(name), bytes(value)]);
 const body = bytes(JSON.stringify({ model, max_tokens: 10, messages: [] }));

@@ -41,6 +41,7 @@ fn main() -> Result<()> {
         team: Some("platform".to_owned()),
         org: None,
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     };
     let headers = [
         (":method", "POST"),

@@ -165,6 +165,16 @@ impl Api {
         Api::read(self.send("GET", path, "", &[])?)
     }
 
+    /// The same control plane, with another key.
+    pub(crate) fn bearing(&self, key: &str) -> Api {
+        Api {
+            agent: self.agent.clone(),
+            url: self.url.clone(),
+            authorization: format!("Bearer {key}"),
+            workspace: self.workspace.clone(),
+        }
+    }
+
     /// `POST path` with JSON.
     pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         Api::read(self.send("POST", path, "application/json", &serde_json::to_vec(body)?)?)

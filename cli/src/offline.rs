@@ -65,6 +65,10 @@ pub(crate) struct Who {
     #[arg(long, default_value = "L0")]
     #[serde(default = "lowest")]
     level: String,
+    /// For whom it acts: first the one that began it.
+    #[arg(skip)]
+    #[serde(default)]
+    acts_for: Vec<Who>,
 }
 
 fn lowest() -> String {
@@ -86,6 +90,9 @@ impl Who {
 
     fn caller(&self) -> Result<Caller> {
         let somewhere = || self.is_anybody().then(|| "any".to_string());
+        if self.acts_for.iter().any(|who| !who.acts_for.is_empty()) {
+            bail!("`acts_for` is one list: those for whom the caller acts have none of their own");
+        }
         Ok(Caller {
             workspace: WORKSPACE.to_string(),
             agent: self.agent.clone().unwrap_or_else(|| NO_AGENT.to_string()),
@@ -93,6 +100,11 @@ impl Who {
             team: self.team.clone().or_else(somewhere),
             level: GovernanceLevel::parse(&self.level)
                 .ok_or_else(|| anyhow!("a governance level is L0, L1, L2 or L3"))?,
+            acts_for: self
+                .acts_for
+                .iter()
+                .map(Who::caller)
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -8,7 +8,12 @@ use crate::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 use tollgate_engine::{bytes::from_base64, ledger::Account};
 
 /// The answer as JSON, for programs.
@@ -182,6 +187,10 @@ enum AgentCommand {
     Token {
         /// Its id, or its name while it is in service.
         agent: String,
+        /// File with the token of the agent that sends this one: what it does is then decided on, and paid for, as done by both. `-` reads standard
+        /// input.
+        #[arg(long, value_name = "FILE")]
+        acts_for: Option<PathBuf>,
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
@@ -251,13 +260,20 @@ impl Agent {
             }
             AgentCommand::Token {
                 agent,
+                acts_for,
                 connection,
                 output,
             } => {
+                let subject = acts_for.as_deref().map(secret_in).transpose()?;
                 let api = connection.open()?;
                 let id = agent_id(&api, agent)?;
                 let path = api.at(&format!("/agents/{}/tokens", segment(&id)))?;
-                let token = api.post(&path, &Value::Null)?;
+                let mut token = api.post(&path, &Value::Null)?;
+                if let Some(subject) = subject {
+                    let path = api.at("/tokens/exchange")?;
+                    let asked = json!({ "subject_token": subject });
+                    token = api.bearing(&text(&token, "token")).post(&path, &asked)?;
+                }
                 show(&output, &token, || {
                     println!("{}", text(&token, "token"));
                     Ok(())
@@ -265,6 +281,16 @@ impl Agent {
             }
         }
     }
+}
+
+/// What a file holds, or standard input, without the line's end.
+fn secret_in(file: &Path) -> anyhow::Result<String> {
+    let read = match file.as_os_str() == "-" {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(file),
+    };
+    let text = read.with_context(|| format!("cannot read a token from `{}`", file.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Enrol gates and see what runs.

@@ -80,6 +80,8 @@ struct Record {
     team: Option<String>,
     org: Option<String>,
     level: Option<String>,
+    #[serde(default)]
+    acts_for: Vec<RecordedAgent>,
     run: Option<String>,
     method: Option<String>,
     host: Option<String>,
@@ -93,6 +95,28 @@ struct Record {
     reserved_nano_usd: Option<String>,
     #[serde(default)]
     uninspected: bool,
+}
+
+/// An agent for whom a recorded caller acted.
+#[derive(Deserialize)]
+struct RecordedAgent {
+    agent: String,
+    team: Option<String>,
+    org: Option<String>,
+    level: String,
+}
+
+impl RecordedAgent {
+    fn caller(&self) -> Option<Caller> {
+        Some(Caller {
+            workspace: String::new(),
+            agent: self.agent.clone(),
+            org: self.org.clone(),
+            team: self.team.clone(),
+            level: GovernanceLevel::parse(&self.level)?,
+            acts_for: Vec::new(),
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -293,6 +317,11 @@ impl Call {
                 org: record.org.clone(),
                 team: record.team.clone(),
                 level: GovernanceLevel::parse(record.level.as_deref()?)?,
+                acts_for: record
+                    .acts_for
+                    .iter()
+                    .map(RecordedAgent::caller)
+                    .collect::<Option<_>>()?,
             },
             at: Time::from_millis(record.at_ms),
             cost_nano_usd: match route {
@@ -501,16 +530,20 @@ fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
     let ask = |name: &str, tool: &str, condition: &'d Program| Asked {
         rule: format!("tools.{name}.requires_approval_if"),
         condition,
-        holds: condition
-            .holds(&condition::Call {
-                caller: &call.caller,
-                head: &call.head,
-                facts: &call.facts,
-                tool,
-                args: None,
-                cost_nano_usd: call.cost_nano_usd,
-                now: call.at,
+        holds: decide::concerned(&document.scope, &call.caller)
+            .map(|caller| {
+                condition.holds(&condition::Call {
+                    caller,
+                    head: &call.head,
+                    facts: &call.facts,
+                    tool,
+                    args: None,
+                    cost_nano_usd: call.cost_nano_usd,
+                    now: call.at,
+                })
             })
+            .find(|holds| !matches!(holds, Ok(false)))
+            .unwrap_or(Ok(false))
             .map_err(|_| ()),
     };
     let mut asked = Vec::new();

@@ -4,10 +4,10 @@
 //! database: a copy of the database opens nothing. Keys are random, so a slow hash would buy nothing.
 //!
 //! A key used on another workspace's path finds nothing there (404, as for a workspace that does not exist); the right workspace but
-//! the wrong kind of key is 403; no key, an unknown or a revoked one is 401.
+//! the wrong kind of key is 403; no key, an unknown or a revoked one is 401. What an agent asks for it asks for with its token.
 
 use crate::{
-    ControlPlane,
+    ControlPlane, agents,
     files::{self, DataDir},
     problem::{Kind, Problem},
     workspaces::WorkspaceId,
@@ -20,7 +20,11 @@ use axum::{
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use std::io;
-use tollgate_engine::bytes::{to_base64url, to_hex};
+use tollgate_engine::{
+    bytes::{to_base64url, to_hex},
+    identity::{Caller, IdentityError},
+    time::Time,
+};
 
 /// `last_used` is written at most this often, so that reading does not become writing.
 const LAST_USED_STEP_MS: i64 = 60_000;
@@ -169,6 +173,14 @@ pub(crate) struct Gate {
     pub(crate) seal_root: [u8; 32],
 }
 
+/// An agent of the workspace in the path.
+pub(crate) struct Agent {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) caller: Caller,
+    /// When its token expires.
+    pub(crate) expires: Time,
+}
+
 fn unauthenticated() -> Problem {
     // One answer for missing, unknown and revoked: the difference would tell a guesser that an id exists.
     Problem::new(
@@ -185,19 +197,26 @@ fn not_found() -> Problem {
     Problem::new(Kind::NotFound, "this key's workspace is another one")
 }
 
-async fn authenticate(parts: &Parts, state: &ControlPlane) -> Result<Principal, Problem> {
+/// What the one `authorization` header bears.
+fn bearer(parts: &Parts) -> Result<&str, Problem> {
     let mut values = parts.headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err(unauthenticated());
     };
-    let key = value
+    value
         .to_str()
         .ok()
-        .filter(|value| value.len() <= MAX_KEY_BYTES)
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key)
-        .ok_or_else(unauthenticated)?;
+        .ok_or_else(unauthenticated)
+}
+
+async fn authenticate(parts: &Parts, state: &ControlPlane) -> Result<Principal, Problem> {
+    let key = bearer(parts)?;
+    if key.len() > MAX_KEY_BYTES {
+        return Err(unauthenticated());
+    }
     let (kind, id) = [KeyKind::Operator, KeyKind::Gate]
         .into_iter()
         .find_map(|kind| Some((kind, kind.id_of(key)?)))
@@ -359,6 +378,44 @@ impl FromRequestParts<ControlPlane> for Gate {
             Principal::Root { .. } | Principal::Operator { .. } | Principal::Gate { .. } => {
                 Err(not_found())
             }
+        }
+    }
+}
+
+impl FromRequestParts<ControlPlane> for Agent {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &ControlPlane) -> Result<Self, Problem> {
+        let token = bearer(parts)?.to_owned();
+        let wanted = in_path(parts).await?;
+        if token.starts_with("tg") {
+            // No token begins so: its header is an object, in base64url.
+            return match authenticate(parts, state).await? {
+                Principal::Operator { workspace, .. } | Principal::Gate { workspace, .. }
+                    if workspace.as_str() != wanted =>
+                {
+                    Err(not_found())
+                }
+                Principal::Root { .. }
+                    if WorkspaceId::existing(state, &wanted).await?.is_none() =>
+                {
+                    Err(not_found())
+                }
+                _ => Err(forbidden("this takes an agent's token")),
+            };
+        }
+        // What is no workspace has no agents, and says so like a workspace of somebody else.
+        let workspace = WorkspaceId::existing(state, &wanted)
+            .await?
+            .ok_or_else(not_found)?;
+        match agents::verify(state, &workspace, &token).await? {
+            Ok((caller, expires)) => Ok(Agent {
+                workspace,
+                caller,
+                expires,
+            }),
+            Err(IdentityError::Foreign) => Err(not_found()),
+            Err(_) => Err(unauthenticated()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     ControlPlane,
-    access::Operator,
+    access::{self, Operator},
     bundles,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody, WorkspaceProblems},
     store::Write,
@@ -11,7 +11,10 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
-use tollgate_engine::identity::{Claims, GovernanceLevel, ISSUER, MAX_LIFE_SECS};
+use tollgate_engine::{
+    identity::{self, Caller, Claims, GovernanceLevel, IdentityError, MAX_CHAIN, MAX_LIFE_SECS},
+    time::Time,
+};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -20,6 +23,7 @@ pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
         .routes(routes!(list, create))
         .routes(routes!(revoke))
         .routes(routes!(issue_token))
+        .routes(routes!(exchange))
 }
 
 /// How closely an agent is watched.
@@ -102,6 +106,15 @@ struct IssuedToken {
     token: String,
     /// Seconds since the Unix epoch.
     expires_at: i64,
+}
+
+/// For whom an agent wants to act.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Exchange {
+    /// The token of the agent that sends it; that one may act for another itself.
+    #[schema(min_length = 1, max_length = 4096)]
+    subject_token: String,
 }
 
 /// Agents whose tokens no longer count. A token lives an hour, but one whose clock is off may be accepted for longer, and the list is
@@ -248,22 +261,99 @@ async fn issue_token(
     }
     let level = GovernanceLevel::parse(&agent.level)
         .ok_or_else(|| Problem::internal("agent", &"the stored level is none"))?;
-    let issued_at = state.now().secs();
-    let expires_at = issued_at.saturating_add(MAX_LIFE_SECS);
+    let caller = Caller {
+        workspace: operator.workspace.to_string(),
+        agent: agent.id,
+        org: agent.org,
+        team: agent.team,
+        level,
+        acts_for: Vec::new(),
+    };
+    let expires_at = state.now().secs().saturating_add(MAX_LIFE_SECS);
+    let issued = issue(&state, &caller, expires_at)?;
+    tracing::info!(agent = id, by = operator.key, "agent token issued");
+    Ok((StatusCode::CREATED, Json(issued)))
+}
+
+/// Exchanges the token of an agent for one with which it acts for another.
+///
+/// The token that comes back names both (RFC 8693 §4.1, `act`): its calls have to be allowed to each, count in the budgets of each, and end when
+/// either is stopped. It expires with the first of the two tokens it was made from.
+#[utoipa::path(post, path = "/v1/workspaces/{workspace}/tokens/exchange", tag = "agents", security(("agent" = [])),
+    params(("workspace" = String, Path, description = "`ws-<uuid>`")),
+    request_body = Exchange,
+    responses((status = 201, body = IssuedToken), BodyProblems))]
+async fn exchange(
+    actor: access::Agent,
+    State(state): State<ControlPlane>,
+    JsonBody(asked): JsonBody<Exchange>,
+) -> Result<(StatusCode, Json<IssuedToken>), Problem> {
+    let refused = |why: &str| Problem::new(Kind::Invalid, format!("`subject_token`: {why}"));
+    let (subject, expires) = verify(&state, &actor.workspace, &asked.subject_token)
+        .await?
+        .map_err(|why| refused(why.message()))?;
+    let access::Agent {
+        caller: mut agent,
+        expires: own,
+        ..
+    } = actor;
+    if !agent.acts_for.is_empty() {
+        return Err(Problem::new(
+            Kind::Invalid,
+            "the token in `authorization` acts for somebody already; send the agent's own",
+        ));
+    }
+    if subject.all().any(|one| one.agent == agent.agent) {
+        return Err(refused("an agent does not act for itself"));
+    }
+    if subject.all().count() >= MAX_CHAIN {
+        return Err(refused(&format!(
+            "no more than {MAX_CHAIN} agents act for one another"
+        )));
+    }
+    let mut last = subject;
+    let mut acts_for = std::mem::take(&mut last.acts_for);
+    acts_for.push(last);
+    agent.acts_for = acts_for;
+    let issued = issue(&state, &agent, own.min(expires).secs())?;
+    let sent_by = agent.acts_for.last().map(|one| one.agent.as_str());
+    tracing::info!(agent = agent.agent, sent_by, "agent token exchanged");
+    Ok((StatusCode::CREATED, Json(issued)))
+}
+
+/// Signs a token for `caller`.
+fn issue(state: &ControlPlane, caller: &Caller, expires_at: i64) -> Result<IssuedToken, Problem> {
+    let id = uuid::Uuid::new_v4().to_string();
     let token = state
         .signer()
-        .token(&Claims {
-            iss: ISSUER.into(),
-            aud: operator.workspace.to_string(),
-            sub: agent.id,
-            org: agent.org,
-            team: agent.team,
-            level,
-            iat: issued_at,
-            exp: expires_at,
-            jti: uuid::Uuid::new_v4().to_string(),
-        })
+        .token(&Claims::of(caller, state.now().secs(), expires_at, id))
         .ok_or_else(|| Problem::internal("token", &"the claims cannot be written as JSON"))?;
-    tracing::info!(agent = id, by = operator.key, "agent token issued");
-    Ok((StatusCode::CREATED, Json(IssuedToken { token, expires_at })))
+    Ok(IssuedToken { token, expires_at })
+}
+
+/// Whose token it is, and when it expires; as a gate of the workspace would say.
+pub(crate) async fn verify(
+    state: &ControlPlane,
+    workspace: &WorkspaceId,
+    token: &str,
+) -> Result<Result<(Caller, Time), IdentityError>, sqlx::Error> {
+    let keys = std::slice::from_ref(state.signer().public());
+    let verified = identity::verify(token.as_bytes(), keys, workspace.as_str(), state.now());
+    let (caller, expires) = match verified {
+        Ok(verified) => verified,
+        Err(why) => return Ok(Err(why)),
+    };
+    for one in caller.all() {
+        let in_service: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM agents WHERE workspace = $1 AND id = $2 AND revoked_ms IS NULL)",
+        )
+        .bind(workspace.as_str())
+        .bind(&one.agent)
+        .fetch_one(state.store().read())
+        .await?;
+        if !in_service {
+            return Ok(Err(IdentityError::Revoked));
+        }
+    }
+    Ok(Ok((caller, expires)))
 }

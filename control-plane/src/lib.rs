@@ -290,7 +290,7 @@ pub fn openapi() -> OpenApi {
     let mut api = router().into_openapi();
     api.info = Info::new("Tollgate control plane", env!("CARGO_PKG_VERSION"));
     api.info.description = Some(
-        "Every route but `/healthz` and `/readyz` needs a key: `authorization: Bearer tgo_…` for operators, `tge_…` for gates. \
+        "Every route but `/healthz` and `/readyz` needs a key: `authorization: Bearer tgo_…` for operators, `tge_…` for gates, its token for an agent. \
          No or an unknown key is 401, another workspace's 404, the wrong kind of key 403. Problems are `application/problem+json` (RFC 9457)."
             .to_owned(),
     );
@@ -313,6 +313,7 @@ pub fn openapi() -> OpenApi {
     for (name, description) in [
         ("operator", "An operator key, `tgo_…`"),
         ("gate", "A gate's enrolment key, `tge_…`"),
+        ("agent", "An agent's token, good for an hour"),
     ] {
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some(description.to_owned());

@@ -81,6 +81,7 @@ fn run(gate: &mut Gate) {
         org: Some("acme".to_string()),
         team: Some("platform".to_string()),
         level: GovernanceLevel::L3,
+        acts_for: Vec::new(),
     };
     let (mut exchange, mut step) =
         Exchange::begin_as(gate, caller, Headers(&headers), true, NOW, 1);

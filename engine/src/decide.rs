@@ -162,6 +162,8 @@ impl Reason {
 pub struct Charge {
     /// From which account.
     pub account: Account,
+    /// Whose account it is: the caller's, 0, or that of the first, second… for whom it acts.
+    pub principal: usize,
     /// In which window.
     pub span: Span,
     /// The worst case.
@@ -213,12 +215,16 @@ impl Charge {
         };
         let limit = self.account.unit.in_words(self.limit);
         let window = window_name(&self.account.window);
+        let level = self.account.level.name();
+        let whom = match self.principal {
+            0 => format!("this {level}"),
+            _ => on_behalf(level, &self.account.id),
+        };
         Reason {
             rule: self.rule.clone().into(),
             document: Some(self.document.clone()),
             message: format!(
-                "the {what} of this {level}{tool}{model}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
-                level = self.account.level.name(),
+                "the {what} of {whom}{tool}{model}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
                 tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for the tool `{}`", shown(tool))),
                 model = self.account.model.as_ref().map_or(String::new(), |model| match model.as_str() {
                     OTHER_MODELS => " for models without a known price".to_string(),
@@ -254,6 +260,11 @@ impl Charge {
             cause: Cause::Budget,
         }
     }
+}
+
+/// A principal's agent, team or organisation, in words.
+pub(crate) fn on_behalf(level: &str, id: &str) -> String {
+    format!("the {level} `{}` (for which this agent acts)", shown(id))
 }
 
 /// A window in words.
@@ -398,10 +409,8 @@ pub fn decide(
     now: Time,
 ) -> Decision {
     let met = met(&payload.documents, caller, facts);
-    if met
-        .first()
-        .is_none_or(|first| !covers(&first.scope, caller))
-    {
+    let governed = |one| met.iter().any(|document| covers_one(&document.scope, one));
+    if !caller.all().all(governed) {
         return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
             "policy.none",
@@ -614,8 +623,13 @@ fn tool_cost(met: &[&Document], facts: &Facts) -> u64 {
         .unwrap_or(0)
 }
 
-/// Whether a document of this scope applies to everything `caller` does.
+/// Whether a document of this scope applies to everything `caller` does, or one for whom it acts.
 pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
+    caller.all().any(|one| covers_one(scope, one))
+}
+
+/// Whether a document of this scope applies to everything this agent does, whoever it acts for.
+pub(crate) fn covers_one(scope: &Scope, caller: &Caller) -> bool {
     match scope {
         Scope::Global => true,
         Scope::Org(org) => caller.org.as_ref() == Some(org),
@@ -623,6 +637,14 @@ pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
         Scope::Agent(agent) => caller.agent == *agent,
         Scope::Tool(_) => false,
     }
+}
+
+/// Those of a caller and all it acts for whom a document of this scope is about. One of a tool is about all.
+pub fn concerned<'c>(scope: &Scope, caller: &'c Caller) -> impl Iterator<Item = &'c Caller> {
+    let of_tool = matches!(scope, Scope::Tool(_));
+    caller
+        .all()
+        .filter(move |one| of_tool || covers_one(scope, one))
 }
 
 /// One document against one call.
@@ -820,20 +842,22 @@ impl Check<'_> {
             let arguments = facts.said.mcp_arguments.as_ref().filter(|_| called);
             let parsed =
                 arguments.and_then(|arguments| json::parse(arguments.json().as_bytes()).ok());
-            let holds = condition.holds(&condition::Call {
-                caller,
-                head,
-                facts,
-                tool,
-                args: parsed.as_ref().map(json::Document::root),
-                cost_nano_usd,
-                now,
+            let asked = concerned(&document.scope, caller).map(|caller| {
+                condition.holds(&condition::Call {
+                    caller,
+                    head,
+                    facts,
+                    tool,
+                    args: parsed.as_ref().map(json::Document::root),
+                    cost_nano_usd,
+                    now,
+                })
             });
             let shown = shown(name);
-            let message = match holds {
-                Ok(false) => continue,
-                Ok(true) => format!("the use of the tool `{shown}` needs approval"),
-                Err(why) => format!(
+            let message = match asked.into_iter().find(|holds| !matches!(holds, Ok(false))) {
+                None | Some(Ok(false)) => continue,
+                Some(Ok(true)) => format!("the use of the tool `{shown}` needs approval"),
+                Some(Err(why)) => format!(
                     "whether the use of the tool `{shown}` needs approval cannot be known, so it does: {why}"
                 ),
             };
@@ -919,7 +943,7 @@ fn limits(
             }
             out.refused.push(Reason {
                 rule: rule.to_string().into(),
-                document: Some(document.to_string()),
+                document: Some(document.name.clone()),
                 message: message.into(),
                 cause: Cause::Policy,
             });
@@ -952,7 +976,10 @@ fn limits(
             );
             continue;
         }
-        let Some(account) = account_of(limit, caller, run, model) else {
+        let nowhere = |one| id_of(limit.per, one).is_none();
+        if limit.window == Window::Run && run.is_none()
+            || concerned(&document.scope, caller).any(nowhere)
+        {
             // A limit that could be escaped by belonging nowhere would be none.
             refuse(
                 &limit.rule,
@@ -967,7 +994,7 @@ fn limits(
                 },
             );
             continue;
-        };
+        }
         let Some(span) = span_of(&limit.window, calendars, now) else {
             refuse(
                 "budget.calendar",
@@ -1014,37 +1041,48 @@ fn limits(
         if amount == 0 && limit.unit == Unit::NanoUsd && !limit.suspend {
             continue;
         }
-        let charge = Charge {
-            account,
-            span,
-            amount,
-            limit: limit.amount,
-            suspend: limit.suspend,
-            alert: limit.alert,
-            lowers: limit.lowers && generates,
-            rule: limit.rule.clone(),
-            document: document.to_string(),
-        };
-        if limit.alert {
-            out.alerts.push(Alert {
-                account: charge.account.clone(),
-                limit: charge.limit,
-                rule: charge.rule.clone(),
-                document: charge.document.clone(),
-            });
-        }
-        match out
-            .charges
-            .iter_mut()
-            .find(|other| other.account == charge.account)
-        {
-            // What is counted for another anyway is counted once.
-            Some(_) if charge.alert => {}
-            Some(other) if other.alert => *other = charge,
-            // Of two that are alike, the one that suspends.
-            Some(other) if (other.limit, !other.suspend) <= (charge.limit, !charge.suspend) => {}
-            Some(other) => *other = charge,
-            None => out.charges.push(charge),
+        let of_tool = matches!(document.scope, Scope::Tool(_));
+        for (principal, one) in caller.all().enumerate() {
+            if !of_tool && !covers_one(&document.scope, one) {
+                continue;
+            }
+            let Some(account) = account_of(limit, one, run, model) else {
+                continue;
+            };
+            let charge = Charge {
+                account,
+                principal,
+                span: span.clone(),
+                amount,
+                limit: limit.amount,
+                suspend: limit.suspend,
+                alert: limit.alert,
+                lowers: limit.lowers && generates,
+                rule: limit.rule.clone(),
+                document: document.name.clone(),
+            };
+            if limit.alert {
+                out.alerts.push(Alert {
+                    account: charge.account.clone(),
+                    limit: charge.limit,
+                    rule: charge.rule.clone(),
+                    document: charge.document.clone(),
+                });
+            }
+            match out
+                .charges
+                .iter_mut()
+                .find(|other| other.account == charge.account)
+            {
+                // What is counted for another anyway is counted once.
+                Some(_) if charge.alert => {}
+                Some(other) if other.alert => *other = charge,
+                // Of two that are alike, the one that suspends.
+                Some(other) if (other.limit, !other.suspend) <= (charge.limit, !charge.suspend) => {
+                }
+                Some(other) => *other = charge,
+                None => out.charges.push(charge),
+            }
         }
     }
     // A fixed order, so that two calls never hold what the other needs: rates before budgets, broad before narrow.
@@ -1070,14 +1108,11 @@ fn limits(
     out
 }
 
-/// Every limit of these documents, with the document's name.
+/// Every limit of these documents, with its document.
 fn in_force<'p>(
     met: impl Iterator<Item = &'p Document>,
-) -> impl Iterator<Item = (&'p Limit, &'p str)> {
-    met.flat_map(|document| {
-        let limits = document.limits.iter();
-        limits.map(|limit| (limit, document.name.as_str()))
-    })
+) -> impl Iterator<Item = (&'p Limit, &'p Document)> {
+    met.flat_map(|document| document.limits.iter().map(move |limit| (limit, document)))
 }
 
 /// What a call is counted as where each model is counted by itself: as the price table names the model, so that there are no more accounts than it
@@ -1093,19 +1128,25 @@ fn counted_as<'m>(facts: &Facts, known_as: Option<&'m str>) -> Option<&'m str> {
     }
 }
 
-/// The account a limit counts `caller` in; `None` when the caller has no such entity (no team, say), or the call belongs to no run.
+/// What of `caller` an account of this level belongs to, if it has such a thing.
+fn id_of(level: Level, caller: &Caller) -> Option<&String> {
+    match level {
+        Level::Workspace => Some(&caller.workspace),
+        Level::Org => caller.org.as_ref(),
+        Level::Team => caller.team.as_ref(),
+        Level::Agent => Some(&caller.agent),
+    }
+}
+
+/// The account a limit counts `caller` in, whoever it acts for; `None` when the caller has no such entity (no team, say), or the call belongs to
+/// no run.
 fn account_of(
     limit: &Limit,
     caller: &Caller,
     run: Option<&str>,
     model: Option<&str>,
 ) -> Option<Account> {
-    let id = match limit.per {
-        Level::Workspace => Some(&caller.workspace),
-        Level::Org => caller.org.as_ref(),
-        Level::Team => caller.team.as_ref(),
-        Level::Agent => Some(&caller.agent),
-    }?;
+    let id = id_of(limit.per, caller)?;
     let run = match limit.window {
         Window::Run => Some(run?.to_string()),
         _ => None,
@@ -1172,11 +1213,13 @@ pub fn limits_on<'p>(
     let documents = &payload.documents;
     let about = documents.about(account.tool.as_deref().into_iter());
     in_force(documents.covering(caller).chain(about))
-        .map(|(limit, _)| limit)
-        .filter(move |limit| {
-            let counted_in = account_of(limit, caller, account.run.as_deref(), model);
-            counted_in.as_ref() == Some(account)
+        .filter(move |(limit, document)| {
+            concerned(&document.scope, caller).any(|one| {
+                let counted_in = account_of(limit, one, account.run.as_deref(), model);
+                counted_in.as_ref() == Some(account)
+            })
         })
+        .map(|(limit, _)| limit)
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.

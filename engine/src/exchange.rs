@@ -17,7 +17,7 @@ use crate::{
     decide::{self, Alert, Cause, Charge, Decision, LEAST_OUTPUT_TOKENS, Outcome, Reason},
     facts::{self, BodyKind, Dialect, Facts, Head, Headers, RUN_HEADER, Route, Said},
     gate::{Found, Gate, Search, Watches},
-    halt::{self, Halt, Kind},
+    halt,
     identity::{self, Caller, TOKEN_HEADER},
     json,
     ledger::{Account, Op, Refusal, Span, Unit, Window},
@@ -446,8 +446,8 @@ impl Exchange {
                 }
             }
         }
-        if let Some(halt) = self.halt(gate) {
-            return self.deny(vec_of(halt.refusal()), None, now);
+        if let Some((_, refusal)) = self.halt(gate) {
+            return self.deny(vec_of(refusal), None, now);
         }
         let Some(head) = &self.head else {
             return self.deny(Vec::new(), None, now);
@@ -513,8 +513,11 @@ impl Exchange {
     }
 
     /// What an operator has stopped the caller with, as of the newest bundle.
-    fn halt<'g>(&self, gate: &'g Gate) -> Option<&'g Halt> {
-        halt::on(gate.bundle().payload()?, self.caller.as_deref()?)
+    /// The halt that stops this call, and what its caller is told.
+    fn halt(&self, gate: &Gate) -> Option<(halt::Kind, Reason)> {
+        let caller = self.caller.as_deref()?;
+        let halt = halt::on(gate.bundle().payload()?, caller)?;
+        Some((halt.kind, halt.refusal(caller)))
     }
 
     fn evaluate(
@@ -531,8 +534,8 @@ impl Exchange {
         // The bundle may have changed while the body came in; the one that runs now decides.
         self.revision = gate.bundle().revision();
         // Who is stopped need not be judged, and without a usable bundle nobody is.
-        if let (Ok(_), Some(halt)) = (gate.payload(now), self.halt(gate)) {
-            return self.deny(vec_of(halt.refusal()), None, now);
+        if let (Ok(_), Some((_, refusal))) = (gate.payload(now), self.halt(gate)) {
+            return self.deny(vec_of(refusal), None, now);
         }
         let mut decision = match judge(gate, caller, head, &facts, &found, now) {
             Ok((decision, shadow)) => {
@@ -1132,8 +1135,8 @@ impl Exchange {
 
     /// Why the response must not go on.
     fn killed(&self, gate: &Gate) -> Option<Reason> {
-        let halt = self.halt(gate)?;
-        (halt.kind == Kind::Killed).then(|| halt.refusal())
+        let (kind, refusal) = self.halt(gate)?;
+        (kind == halt::Kind::Killed).then_some(refusal)
     }
 
     /// The charge that a response takes from as it is written, and the output tokens that were reserved for it.
@@ -1365,6 +1368,16 @@ impl Exchange {
             team: caller.and_then(|caller| caller.team.as_deref()),
             org: caller.and_then(|caller| caller.org.as_deref()),
             level: caller.map(|caller| caller.level),
+            acts_for: caller
+                .into_iter()
+                .flat_map(|caller| &caller.acts_for)
+                .map(|one| RecordedAgent {
+                    agent: &one.agent,
+                    team: one.team.as_deref(),
+                    org: one.org.as_deref(),
+                    level: one.level,
+                })
+                .collect(),
             run: head.and_then(|head| head.run.as_deref()),
             method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
@@ -1914,6 +1927,8 @@ struct Record<'r> {
     team: Option<&'r str>,
     org: Option<&'r str>,
     level: Option<identity::GovernanceLevel>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    acts_for: Vec<RecordedAgent<'r>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'r str>,
     method: Option<&'r str>,
@@ -1947,6 +1962,15 @@ struct Record<'r> {
     decide_us: i64,
     latency_ms: i64,
     end: &'static str,
+}
+
+/// An agent for whom the caller acts.
+#[derive(Serialize)]
+struct RecordedAgent<'r> {
+    agent: &'r str,
+    team: Option<&'r str>,
+    org: Option<&'r str>,
+    level: identity::GovernanceLevel,
 }
 
 #[derive(Serialize)]

@@ -392,10 +392,11 @@ impl Gate {
         let caller = self
             .tokens
             .verify(token, &payload.token_keys, &self.config.workspace, now)?;
-        match payload.revoked_agents.binary_search(&caller.agent) {
-            Ok(_) => Err(IdentityError::Revoked),
-            Err(_) => Ok(caller),
+        let revoked = |agent| payload.revoked_agents.binary_search(agent).is_ok();
+        if caller.all().any(|caller| revoked(&caller.agent)) {
+            return Err(IdentityError::Revoked);
         }
+        Ok(caller)
     }
 
     /// What takes out what a pattern matches.

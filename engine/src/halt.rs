@@ -5,7 +5,7 @@
 
 use crate::{
     bundle::{Payload, Scope},
-    decide::{Cause, Reason, covers},
+    decide::{Cause, Reason, covers, covers_one, on_behalf},
     identity::Caller,
 };
 use alloc::{format, string::String};
@@ -47,33 +47,38 @@ pub struct Halt {
 }
 
 impl Halt {
-    /// What the caller is told.
-    pub fn refusal(&self) -> Reason {
+    /// What `caller` is told.
+    pub fn refusal(&self, caller: &Caller) -> Reason {
         let rule = match self.kind {
             Kind::Paused => "halt.paused",
             Kind::Killed => "halt.killed",
         };
+        let (level, id) = whom(&self.scope);
+        let whom = match covers_one(&self.scope, caller) {
+            true => format!("this {level}"),
+            false => on_behalf(level, id),
+        };
         let message = format!(
-            "an operator has {} this {}: {}",
+            "an operator has {} {whom}: {}",
             self.kind.name(),
-            whom(&self.scope),
             self.reason
         );
         Reason::of_gate(Cause::Halted, rule, message)
     }
 }
 
-const fn whom(scope: &Scope) -> &'static str {
+/// The level of a scope and whom of it, in words.
+fn whom(scope: &Scope) -> (&'static str, &str) {
     match scope {
-        Scope::Global => "workspace",
-        Scope::Org(_) => "organisation",
-        Scope::Team(_) => "team",
-        Scope::Agent(_) => "agent",
-        Scope::Tool(_) => "tool",
+        Scope::Global => ("workspace", ""),
+        Scope::Org(id) => ("organisation", id),
+        Scope::Team(id) => ("team", id),
+        Scope::Agent(id) => ("agent", id),
+        Scope::Tool(id) => ("tool", id),
     }
 }
 
-/// The halt that stops this caller: a kill before a pause, the broadest of each.
+/// The halt that stops this caller, or one for whom it acts: a kill before a pause, the broadest of each.
 pub fn on<'p>(payload: &'p Payload, caller: &Caller) -> Option<&'p Halt> {
     let mut found: Option<&Halt> = None;
     for halt in &payload.halts {

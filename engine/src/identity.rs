@@ -14,6 +14,7 @@ use crate::{
     time::Time,
 };
 use alloc::{
+    boxed::Box,
     rc::Rc,
     string::{String, ToString},
     vec::Vec,
@@ -29,7 +30,9 @@ pub const TOKEN_HEADER: &str = "x-tollgate-token";
 pub const MAX_LIFE_SECS: i64 = 3_600;
 /// Clocks may differ this much at `iat`. `exp` has no leeway: the issuer's hour is long enough.
 const SKEW_SECS: i64 = 60;
-/// Longest token looked at. Ours are about 600 bytes.
+/// Most agents of a token: the principal, and those that act for it.
+pub const MAX_CHAIN: usize = 8;
+/// Longest token looked at. Ours are about 600 bytes, and 200 more for each agent that acts for another.
 const MAX_TOKEN_BYTES: usize = 4_096;
 /// Verified tokens kept; the oldest half goes when full. 4,096 entries of about 900 bytes are 3.7 MB per worker.
 const MAX_CACHED: usize = 4_096;
@@ -74,6 +77,28 @@ pub struct Claims {
     pub exp: i64,
     /// Unique per token.
     pub jti: String,
+    /// Who acts for `sub`, if somebody does (RFC 8693 §4.1). What stands above is then the principal's; the caller is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<Box<Actor>>,
+}
+
+/// An agent that acts for another one: the outermost is the caller, those within acted before it and for it (RFC 8693 §4.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Actor {
+    /// The agent, a UUID.
+    pub sub: String,
+    /// Organisation, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub org: Option<String>,
+    /// Team, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// Governance level.
+    pub level: GovernanceLevel,
+    /// For whom it was called upon, if not by the principal itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<Box<Actor>>,
 }
 
 /// How closely an agent is watched, L0 (least) to L3.
@@ -104,6 +129,9 @@ impl GovernanceLevel {
 }
 
 /// A verified caller.
+///
+/// One that acts for others is decided on as each of them as well, and what it spends counts for each: it can do what all of them may do, and
+/// none of them gains a budget by sending it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The workspace, `ws-<uuid>`.
@@ -116,6 +144,15 @@ pub struct Caller {
     pub team: Option<String>,
     /// Governance level.
     pub level: GovernanceLevel,
+    /// For whom it acts: first the one that began it, last the one that sent this agent. These act for nobody.
+    pub acts_for: Vec<Caller>,
+}
+
+impl Caller {
+    /// The caller, and all for whom it acts.
+    pub fn all(&self) -> impl Iterator<Item = &Caller> {
+        core::iter::once(self).chain(&self.acts_for)
+    }
 }
 
 /// Why a call has no caller.
@@ -247,14 +284,69 @@ pub fn verify(
     {
         return Err(IdentityError::Lifetime);
     }
-    let caller = Caller {
-        workspace: claims.aud,
-        agent: claims.sub,
-        org: claims.org,
-        team: claims.team,
-        level: claims.level,
+    let expires = Time::from_secs(claims.exp);
+    Ok((caller(claims)?, expires))
+}
+
+impl Claims {
+    /// What a token of `caller` says: the inverse of verifying it. Times are seconds since the Unix epoch.
+    pub fn of(caller: &Caller, issued_at: i64, expires_at: i64, id: String) -> Claims {
+        let principal = caller.acts_for.first().unwrap_or(caller);
+        // Who was sent by the principal is innermost, the caller outermost.
+        let sent = caller.acts_for.iter().skip(1).chain([caller]);
+        let act = sent
+            .filter(|_| !caller.acts_for.is_empty())
+            .fold(None, |act, one| {
+                Some(Box::new(Actor {
+                    sub: one.agent.clone(),
+                    org: one.org.clone(),
+                    team: one.team.clone(),
+                    level: one.level,
+                    act,
+                }))
+            });
+        Claims {
+            iss: ISSUER.to_string(),
+            aud: caller.workspace.clone(),
+            sub: principal.agent.clone(),
+            org: principal.org.clone(),
+            team: principal.team.clone(),
+            level: principal.level,
+            iat: issued_at,
+            exp: expires_at,
+            jti: id,
+            act,
+        }
+    }
+}
+
+/// The caller that claims name.
+fn caller(claims: Claims) -> Result<Caller, IdentityError> {
+    let one = |agent, org, team, level| Caller {
+        workspace: claims.aud.clone(),
+        agent,
+        org,
+        team,
+        level,
+        acts_for: Vec::new(),
     };
-    Ok((caller, Time::from_secs(claims.exp)))
+    // The principal, then its actors from the last to the first.
+    let mut chain = Vec::from([one(claims.sub, claims.org, claims.team, claims.level)]);
+    let mut actor = claims.act;
+    while let Some(this) = actor {
+        if chain.len() == MAX_CHAIN {
+            return Err(IdentityError::Malformed);
+        }
+        chain.push(one(this.sub, this.org, this.team, this.level));
+        actor = this.act;
+    }
+    let mut actors = chain.split_off(1).into_iter();
+    let Some(caller) = actors.next() else {
+        return chain.pop().ok_or(IdentityError::Malformed);
+    };
+    let mut acts_for = chain;
+    acts_for.extend(actors.rev());
+    Ok(Caller { acts_for, ..caller })
 }
 
 /// Tokens verified before. Emptied when a new bundle is installed, since its keys or revocations may differ.

@@ -1,8 +1,9 @@
 //! What a caller is told of its limits, in the fields that clients know: `ratelimit-policy` and `ratelimit`
 //! (draft-ietf-httpapi-ratelimit-headers-10, both lists of RFC 9651).
 //!
-//! A policy is named by the field that sets it and whose calls it counts, such as `"rate.requests_per_minute/agent"`. What is left is what is
-//! known here to be left: other gates may have used some of it within the last second.
+//! A policy is named by the field that sets it and whose calls it counts, such as `"rate.requests_per_minute/agent"`; with `/acts_for/1` behind it where
+//! that is the first for whom the caller acts, and so on. What is left is what is known here to be left: other gates may have used some of it within
+//! the last second.
 
 use crate::{
     decide::{Alert, Charge},
@@ -67,7 +68,11 @@ pub(crate) fn warning<'a>(alerts: impl Iterator<Item = &'a Alert>) -> Option<Str
 
 /// A string of RFC 9651 §3.3.3: printable ASCII. A rule may contain a tool's name as its author wrote it.
 fn name(charge: &Charge) -> String {
-    quoted(&format!("{}/{}", charge.rule, charge.account.level.name()))
+    let level = charge.account.level.name();
+    quoted(&match charge.principal {
+        0 => format!("{}/{level}", charge.rule),
+        number => format!("{}/{level}/acts_for/{number}", charge.rule),
+    })
 }
 
 fn quoted(text: &str) -> String {

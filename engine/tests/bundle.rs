@@ -56,6 +56,7 @@ fn decisions(gate: &mut Gate, now: Time) -> Vec<String> {
             org: None,
             team: None,
             level: GovernanceLevel::L1,
+            acts_for: Vec::new(),
         };
         match Exchange::begin_as(gate, caller, Headers(&headers), false, now, 1).1 {
             Step::Forward(_) => "allow".to_string(),

@@ -16,6 +16,7 @@ fn caller(org: Option<&str>, team: Option<&str>, agent: &str) -> Caller {
         org: org.map(String::from),
         team: team.map(String::from),
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     }
 }
 

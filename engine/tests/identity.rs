@@ -21,7 +21,8 @@ use tollgate_engine::{
     facts::Headers,
     gate::Gate,
     identity::{
-        Claims, GovernanceLevel, IdentityError, TOKEN_HEADER, TokenCache, find_token, verify,
+        Caller, Claims, GovernanceLevel, IdentityError, MAX_CHAIN, TOKEN_HEADER, TokenCache,
+        find_token, verify,
     },
     reply::REASON_HEADER,
     time::Time,
@@ -60,6 +61,79 @@ fn a_good_token_names_its_caller() {
     // An agent need not belong anywhere.
     let alone = with(|claims| (claims.org, claims.team) = (None, None));
     assert_eq!(check(alone), Ok(()));
+}
+
+/// RFC 8693 §4.1: the principal at the top, the last to act outermost.
+#[test]
+fn a_token_names_for_whom_its_caller_acts() {
+    let one = |agent: &str, team: &str, level| Caller {
+        workspace: WORKSPACE.to_string(),
+        agent: agent.to_string(),
+        org: None,
+        team: Some(team.to_string()),
+        level,
+        acts_for: Vec::new(),
+    };
+    let claims = Claims {
+        act: serde_json::from_str(
+            r#"{"sub":"c","team":"3","level":"L3","act":{"sub":"b","team":"2","level":"L2"}}"#,
+        )
+        .unwrap(),
+        org: None,
+        sub: "a".to_string(),
+        team: Some("1".to_string()),
+        ..claims()
+    };
+    let (caller, _) = verify(token(&claims).as_bytes(), &keys(), WORKSPACE, NOW).unwrap();
+    let expected = Caller {
+        acts_for: vec![
+            one("a", "1", GovernanceLevel::L1),
+            one("b", "2", GovernanceLevel::L2),
+        ],
+        ..one("c", "3", GovernanceLevel::L3)
+    };
+    assert_eq!(caller, expected);
+    let again = Claims::of(&caller, claims.iat, claims.exp, claims.jti.clone());
+    assert_eq!(again, claims);
+    // What is not known of an actor is not passed over.
+    let unknown = r#"{"sub":"b","level":"L2","exp":1}"#;
+    let json = String::from_utf8(json(&claims)).unwrap();
+    let inner = r#"{"sub":"b","team":"2","level":"L2"}"#;
+    assert!(json.contains(inner));
+    let odd = signed_parts(
+        &serde_json::to_vec(&token_header()).unwrap(),
+        json.replace(inner, unknown).as_bytes(),
+    );
+    assert_eq!(check(odd), Err(Malformed));
+}
+
+#[test]
+fn a_chain_has_an_end() {
+    let of = |agents: usize| {
+        let mut callers = (0..agents).map(|number| Caller {
+            workspace: WORKSPACE.to_string(),
+            agent: format!("agent-{number}"),
+            org: None,
+            team: None,
+            level: GovernanceLevel::L0,
+            acts_for: Vec::new(),
+        });
+        let caller = callers.next().unwrap();
+        let caller = Caller {
+            acts_for: callers.collect(),
+            ..caller
+        };
+        let claims = Claims::of(&caller, NOW.secs(), NOW.secs() + 60, "t".to_string());
+        (
+            caller,
+            verify(token(&claims).as_bytes(), &keys(), WORKSPACE, NOW),
+        )
+    };
+    for agents in [1, 2, MAX_CHAIN] {
+        let (caller, verified) = of(agents);
+        assert_eq!(verified.map(|(caller, _)| caller), Ok(caller));
+    }
+    assert_eq!(of(MAX_CHAIN + 1).1, Err(Malformed));
 }
 
 /// Google's collection of what has fooled verifiers.

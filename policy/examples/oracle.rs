@@ -105,6 +105,7 @@ fn ask(asked: &Value) -> Option<Value> {
         org: None,
         team: Some("platform".to_string()),
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     };
     let arguments = asked["args"].to_string();
     let arguments = engine_json::parse(arguments.as_bytes()).ok()?;

@@ -36,6 +36,7 @@ fn says(condition: &str) -> Result<bool, &'static str> {
         org: None,
         team: Some("platform".to_string()),
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     };
     let program = compile(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
     let args = doc
@@ -261,6 +262,7 @@ fn arguments_of_an_offered_tool_are_unknown() {
         org: None,
         team: None,
         level: GovernanceLevel::L0,
+        acts_for: Vec::new(),
     };
     let call = Call {
         caller: &caller,

@@ -1,7 +1,7 @@
 //! A slow, obvious evaluator beside the engine: random policies and calls, decided by both. It shares no code with the engine; policies go to
 //! the engine as the text a person would write.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 use tollgate_engine::{
     bundle::{FORMAT, Payload},
     decide::Decision,
@@ -110,7 +110,11 @@ struct Call {
     secret: bool,
     /// Whether it names the run it belongs to.
     run: bool,
+    /// For whom the caller acts: agent, team and level.
+    acts_for: Vec<Who>,
 }
+
+type Who = (&'static str, Option<&'static str>, u64);
 
 #[derive(Clone, Debug)]
 enum What {
@@ -186,11 +190,20 @@ fn random_policy(dice: &mut Dice) -> Policy {
     policy
 }
 
+fn random_who(dice: &mut Dice) -> Who {
+    (
+        dice.pick(&AGENTS),
+        dice.pick(&[None, Some("red"), Some("blue")]),
+        dice.roll(4),
+    )
+}
+
 fn random_call(dice: &mut Dice) -> Call {
+    let (agent, team, level) = random_who(dice);
     Call {
-        agent: dice.pick(&AGENTS),
-        team: dice.pick(&[None, Some("red"), Some("blue")]),
-        level: dice.roll(4),
+        agent,
+        team,
+        level,
         host: dice.pick(&HOSTS),
         hour: dice.roll(24),
         what: match dice.roll(4) {
@@ -203,6 +216,10 @@ fn random_call(dice: &mut Dice) -> Call {
         },
         secret: dice.one_in(2),
         run: !dice.one_in(3),
+        acts_for: match dice.roll(8) {
+            0 => (0..1 + dice.roll(3)).map(|_| random_who(dice)).collect(),
+            _ => Vec::new(),
+        },
     }
 }
 
@@ -318,20 +335,80 @@ const STOPS: &str = "budget.daily_limit_tokens";
 type Verdict = (&'static str, Vec<String>);
 
 /// What the reference says: outcome and reasons as `rule @ document`, in any order.
+/// What the caller and everybody for whom it acts would be told, each for itself: the hardest of the outcomes, and of every reason as many as one of
+/// them is given.
 fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
+    let (mut outcome, mut reasons) = reference_for_one(policies, call);
+    let mut stopped = stopped(policies, call);
+    for (agent, team, level) in &call.acts_for {
+        let theirs = Call {
+            agent,
+            team: *team,
+            level: *level,
+            ..call.clone()
+        };
+        stopped.extend(self::stopped(policies, &theirs));
+        let (other, more) = reference_for_one(policies, &theirs);
+        outcome = harder(outcome, other);
+        for reason in &more {
+            let count = |among: &[String]| among.iter().filter(|one| *one == reason).count();
+            while count(&reasons) < count(&more) {
+                reasons.push(reason.clone());
+            }
+        }
+    }
+    // Whom no policy covers nothing else is said to.
+    if let Some(none) = reasons.iter().find(|reason| *reason == "policy.none") {
+        return ("deny", vec![none.clone()]);
+    }
+    if !stopped.is_empty() {
+        outcome = "deny";
+    }
+    reasons.extend(stopped.iter().map(|_| STOPS.to_string()));
+    reasons.sort_unstable();
+    (outcome, reasons)
+}
+
+/// The accounts with nothing in them that the caller's call would be counted in. Of limits that count the same, one is asked: any of those that let
+/// nothing through. Each tool is counted by itself.
+fn stopped(policies: &[(String, Policy)], call: &Call) -> BTreeSet<(&'static str, &'static str)> {
+    let What::Chat { tools, .. } = &call.what else {
+        return BTreeSet::new();
+    };
+    let counted = |policy: &Policy| match policy.scope.strip_prefix("tool:") {
+        Some(tool) => tools.iter().copied().find(|used| *used == tool),
+        None if policy.each_model => is_for(policy, call).then_some("of this model"),
+        None => is_for(policy, call).then_some("all"),
+    };
+    policies
+        .iter()
+        .filter(|(_, policy)| policy.stopped)
+        .filter_map(|(_, policy)| Some((call.agent, counted(policy)?)))
+        .collect()
+}
+
+fn is_for(policy: &Policy, call: &Call) -> bool {
+    policy.scope == "global"
+        || policy.scope == "org:acme"
+        || policy.scope == format!("agent:{}", call.agent)
+        || call
+            .team
+            .is_some_and(|team| policy.scope == format!("team:{team}"))
+}
+
+fn harder(one: &'static str, other: &'static str) -> &'static str {
+    let order = ["deny", "hold", "redact", "allow"];
+    let hardest = order.into_iter().find(|o| *o == one || *o == other);
+    hardest.unwrap()
+}
+
+fn reference_for_one(policies: &[(String, Policy)], call: &Call) -> Verdict {
     let (model, mcp, used) = match &call.what {
         What::Chat { model, tools } => (Some(*model), None, tools.clone()),
         What::Mcp(tool) => (None, Some(*tool), vec![*tool]),
         What::Get => (None, None, Vec::new()),
     };
-    let is_for_caller = |policy: &Policy| {
-        policy.scope == "global"
-            || policy.scope == "org:acme"
-            || policy.scope == format!("agent:{}", call.agent)
-            || call
-                .team
-                .is_some_and(|team| policy.scope == format!("team:{team}"))
-    };
+    let is_for_caller = |policy: &Policy| is_for(policy, call);
     if !policies.iter().any(|(_, policy)| is_for_caller(policy)) {
         return ("deny", vec!["policy.none".to_string()]);
     }
@@ -427,21 +504,6 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
             denials.push(format!("agent.termination.error_threshold @ {name}"));
         }
     }
-    // Of limits that count the same, one is asked: any of those that let nothing through. Each tool is counted by itself.
-    if let What::Chat { .. } = call.what {
-        let stops = |policy: &&(String, Policy)| policy.1.stopped;
-        let stopping = policies.iter().filter(stops);
-        let mut counted: Vec<&str> = stopping
-            .filter_map(|(_, policy)| match policy.scope.strip_prefix("tool:") {
-                Some(tool) => used.contains(&tool).then_some(tool),
-                None if policy.each_model => is_for_caller(policy).then_some("of this model"),
-                None => is_for_caller(policy).then_some("all"),
-            })
-            .collect();
-        counted.sort_unstable();
-        counted.dedup();
-        denials.extend(counted.iter().map(|_| STOPS.to_string()));
-    }
     let outcome = match (denials.is_empty(), holds.is_empty(), cuts.is_empty()) {
         (false, _, _) => "deny",
         (true, false, _) => "hold",
@@ -527,12 +589,20 @@ fn both(gate: &mut Gate, call: &Call) -> (Verdict, Verdict) {
     if call.run {
         pairs.push((b"x-tollgate-run", b"task-1"));
     }
-    let caller = Caller {
+    let one = |agent: &str, team: Option<&str>, level: u64| Caller {
         workspace: "ws".to_string(),
-        agent: call.agent.to_string(),
+        agent: agent.to_string(),
         org: Some("acme".to_string()),
-        team: call.team.map(str::to_string),
-        level: GovernanceLevel::parse(&format!("L{}", call.level)).unwrap(),
+        team: team.map(str::to_string),
+        level: GovernanceLevel::parse(&format!("L{level}")).unwrap(),
+        acts_for: Vec::new(),
+    };
+    let acts_for = call.acts_for.iter();
+    let caller = Caller {
+        acts_for: acts_for
+            .map(|(agent, team, level)| one(agent, *team, *level))
+            .collect(),
+        ..one(call.agent, call.team, call.level)
     };
     let now = Time::from_secs(MIDNIGHT + i64::try_from(call.hour).unwrap() * 3_600 + 1_800);
     let (mut exchange, mut step) =

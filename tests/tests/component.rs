@@ -396,6 +396,7 @@ fn decide_says_what_the_bundle_says_and_reserves_nothing() {
         team: None,
         org: None,
         level: GovernanceLevel::L0,
+        acts_for: Vec::new(),
     };
     let mut decide = |model: &str| {
         let body = CHAT.replace("gpt-4o-mini", model);

@@ -509,6 +509,7 @@ async fn limits(
             org,
             team,
             level: GovernanceLevel::default(),
+            acts_for: Vec::new(),
         };
         for limit in limits_on(payload, &caller, account) {
             if !limit.alert {

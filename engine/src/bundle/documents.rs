@@ -1,7 +1,7 @@
 //! The documents of a bundle, found by scope: a call meets a handful of them, however many there are.
 
 use super::{Document, Scope};
-use crate::{identity::Caller, sorted::sort_by_key};
+use crate::{decide::covers_one, identity::Caller, sorted::sort_by_key};
 use alloc::{vec, vec::Vec};
 use core::{fmt, iter, ops::Deref};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,8 +20,21 @@ pub struct Documents {
 const NONE: usize = usize::MAX;
 
 impl Documents {
-    /// The documents that apply to everything `caller` does, broadest scope first.
-    pub fn covering<'d>(&'d self, caller: &Caller) -> impl Iterator<Item = &'d Document> + Clone {
+    /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
+    pub fn covering<'d, 'c>(
+        &'d self,
+        caller: &'c Caller,
+    ) -> impl Iterator<Item = &'d Document> + use<'d, 'c> {
+        let others = caller.acts_for.iter().enumerate();
+        let theirs = others.flat_map(move |(at, one)| {
+            let before = move || caller.all().take(at + 1);
+            self.covering_one(one)
+                .filter(move |document| !before().any(|other| covers_one(&document.scope, other)))
+        });
+        self.covering_one(caller).chain(theirs)
+    }
+
+    fn covering_one<'d>(&'d self, caller: &Caller) -> impl Iterator<Item = &'d Document> + use<'d> {
         [
             self.first(Key(Kind::Global, "")),
             caller

@@ -277,6 +277,7 @@ pub(crate) fn claims() -> Claims {
         iat: NOW.secs(),
         exp: NOW.secs() + 3_600,
         jti: "t-1".to_string(),
+        act: None,
     }
 }
 

@@ -46,18 +46,31 @@ impl wit::Guest for Component {
     ) -> wit::Decision {
         let mut gate = gate.get::<Gate>().0.borrow_mut();
         let now = time(now);
-        let caller = Caller {
-            workspace: gate.config.workspace.clone(),
-            agent: caller.agent,
-            org: caller.org,
-            team: caller.team,
-            level: match caller.level {
+        let workspace = &gate.config.workspace;
+        let one = |agent, org, team, level, acts_for| Caller {
+            workspace: workspace.clone(),
+            agent,
+            org,
+            team,
+            level: match level {
                 wit::GovernanceLevel::L0 => GovernanceLevel::L0,
                 wit::GovernanceLevel::L1 => GovernanceLevel::L1,
                 wit::GovernanceLevel::L2 => GovernanceLevel::L2,
                 wit::GovernanceLevel::L3 => GovernanceLevel::L3,
             },
+            acts_for,
         };
+        let principals = caller.acts_for.into_iter();
+        let acts_for = principals
+            .map(|of| one(of.agent, of.org, of.team, of.level, Vec::new()))
+            .collect();
+        let caller = one(
+            caller.agent,
+            caller.org,
+            caller.team,
+            caller.level,
+            acts_for,
+        );
         let headers = borrowed(&headers);
         let (mut exchange, step) = exchange::Exchange::begin_as(
             &mut gate,

@@ -103,6 +103,7 @@ fn caller(call: &Call, number: usize) -> Caller {
         org: Some("acme".to_owned()),
         team: call.team.map(str::to_owned),
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     }
 }
 

@@ -81,6 +81,7 @@ fn main() -> Result<()> {
         team: Some("platform".to_owned()),
         org: Some("acme".to_owned()),
         level: GovernanceLevel::L1,
+        acts_for: Vec::new(),
     };
 
     let call_ns = best(20_000, || {

@@ -60,6 +60,8 @@ pub struct Agent {
     pub level: String,
     /// The bundle revokes it.
     pub revoked: bool,
+    /// For whom it acts, the agents `…00b`, `…00c` and so on: first the one that began it.
+    pub acts_for: Vec<Agent>,
 }
 
 impl Default for Agent {
@@ -69,6 +71,7 @@ impl Default for Agent {
             org: Some("acme".to_string()),
             level: "L1".to_string(),
             revoked: false,
+            acts_for: Vec::new(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! gate, end to end.
 
 use super::{
-    case::{AGENT, BundleState, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE},
+    case::{AGENT, Agent, BundleState, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE},
     wire::{self, Message, Server},
 };
 use anyhow::{Context as _, Result, bail};
@@ -104,6 +104,11 @@ pub fn response(answer: Result<Vec<u8>>) -> Vec<u8> {
     answer.unwrap_or_else(|error| wire::response(500, &[], format!("{error:#}").as_bytes()))
 }
 
+/// The UUID of the first, second… agent for whom the caller acts: `…00b`, `…00c`….
+fn principal(number: usize) -> String {
+    format!("00000000-0000-4000-8000-{:012x}", 0xb + number)
+}
+
 impl ControlPlane {
     /// Compiles the case's policies.
     pub fn new(case: &Case) -> Result<ControlPlane> {
@@ -122,14 +127,29 @@ impl ControlPlane {
         }
         let compiled = tollgate_policy::compile(&documents, issued_at, expires_at)
             .map_err(|error| anyhow::anyhow!("the policy does not compile: {error}"))?;
-        let level = GovernanceLevel::parse(&case.agent.level).context("level must be L0 to L3")?;
-        let caller = Caller {
-            workspace: WORKSPACE.to_string(),
-            agent: AGENT.to_string(),
-            org: case.agent.org.clone(),
-            team: case.agent.team.clone(),
-            level,
+        let caller = |agent: &str, of: &Agent, acts_for| {
+            let level = GovernanceLevel::parse(&of.level).context("level must be L0 to L3")?;
+            Ok::<_, anyhow::Error>(Caller {
+                workspace: WORKSPACE.to_string(),
+                agent: agent.to_string(),
+                org: of.org.clone(),
+                team: of.team.clone(),
+                level,
+                acts_for,
+            })
         };
+        let numbered = || case.agent.acts_for.iter().enumerate();
+        let mut revoked = vec![AGENT.to_string()];
+        revoked.retain(|_| case.agent.revoked);
+        revoked.extend(
+            numbered()
+                .filter(|(_, of)| of.revoked)
+                .map(|(number, _)| principal(number)),
+        );
+        let acts_for = numbered()
+            .map(|(number, of)| caller(&principal(number), of, Vec::new()))
+            .collect::<Result<Vec<_>>>()?;
+        let caller = caller(AGENT, &case.agent, acts_for)?;
         Ok(ControlPlane {
             key: signing_key(),
             payload: Payload {
@@ -145,11 +165,7 @@ impl ControlPlane {
                 calendars: compiled.calendars,
                 prices: compiled.prices,
                 token_keys: vec![trusted()],
-                revoked_agents: if case.agent.revoked {
-                    vec![AGENT.to_string()]
-                } else {
-                    Vec::new()
-                },
+                revoked_agents: revoked,
                 halts: case.halts.clone(),
             },
             caller,
@@ -199,24 +215,16 @@ impl ControlPlane {
             TokenKind::Future => self.start.secs() + 3_600,
             _ => self.start.secs(),
         };
+        let life = match kind {
+            TokenKind::Long => 86_400,
+            _ => 3_600,
+        };
         let claims = Claims {
-            iss: identity::ISSUER.to_string(),
             aud: match kind {
                 TokenKind::Foreign => WORKSPACE.replace("0001", "0002"),
                 _ => WORKSPACE.to_string(),
             },
-            sub: self.caller.agent.clone(),
-            org: self.caller.org.clone(),
-            team: self.caller.team.clone(),
-            level: self.caller.level,
-            iat: issued,
-            exp: issued
-                + if kind == TokenKind::Long {
-                    86_400
-                } else {
-                    3_600
-                },
-            jti: "t-1".to_string(),
+            ..Claims::of(&self.caller, issued, issued + life, "t-1".to_string())
         };
         let header = TokenHeader {
             alg: match kind {
@@ -389,7 +397,7 @@ impl ControlPlane {
         std::mem::take(&mut self.records)
     }
 
-    /// What was reported as used, by account without the entity's id, where it is anything; and whether nothing is reserved any more.
+    /// What was reported as used, by account, where it is anything, without the entity's id where it is the caller's; and whether nothing is reserved any more.
     pub fn spent(&self) -> (BTreeMap<String, u64>, bool) {
         let mut spent: BTreeMap<&Account, u64> = BTreeMap::new();
         // In the latest window; of a run, in all of them. One before may be told of later: what is left of it is given back.
@@ -404,10 +412,18 @@ impl ControlPlane {
             .into_iter()
             .filter(|(_, used)| *used > 0)
             .map(|(account, used)| {
-                let entity = format!("{}:{}", account.level.name(), account.id);
-                let name = account
-                    .to_string()
-                    .replacen(&entity, account.level.name(), 1);
+                let level = account.level.name();
+                let caller = &self.caller;
+                let own = [&caller.agent, &caller.workspace]
+                    .into_iter()
+                    .chain(&caller.team)
+                    .chain(&caller.org)
+                    .any(|id| *id == account.id);
+                let name = account.to_string();
+                let name = match own {
+                    true => name.replacen(&format!("{level}:{}", account.id), level, 1),
+                    false => name,
+                };
                 (name, used)
             })
             .collect();

@@ -108,10 +108,11 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
         about: "Drawn by dice.".to_string(),
         policies: policies(dice, open),
         agent: Agent {
-            team: dice.chance(850).then(|| dice.pick(&TEAMS).to_string()),
-            org: dice.chance(850).then(|| "acme".to_string()),
-            level: format!("L{}", dice.below(4)),
-            revoked: dice.chance(10),
+            acts_for: match dice.chance(250) {
+                true => (0..1 + dice.below(2)).map(|_| somebody(dice)).collect(),
+                false => Vec::new(),
+            },
+            ..somebody(dice)
         },
         now: format!(
             "2026-{:02}-{:02}T{:02}:{:02}:{:02}Z",
@@ -131,6 +132,17 @@ fn case(seed: u64, index: usize, calls: usize) -> Case {
                 step
             })
             .collect(),
+    }
+}
+
+/// A caller, or one for whom it acts.
+fn somebody(dice: &mut Dice) -> Agent {
+    Agent {
+        team: dice.chance(850).then(|| dice.pick(&TEAMS).to_string()),
+        org: dice.chance(850).then(|| "acme".to_string()),
+        level: format!("L{}", dice.below(4)),
+        revoked: dice.chance(10),
+        acts_for: Vec::new(),
     }
 }
 

@@ -162,6 +162,7 @@ impl Memory {
                     org: None,
                     team: Some((*team).to_owned()),
                     level: GovernanceLevel::default(),
+                    acts_for: Vec::new(),
                 };
                 limit_on(&self.payload, &caller, account)
             })
@@ -372,18 +373,17 @@ impl Plane for Memory {
             typ: identity::TOKEN_TYPE.to_owned(),
             kid: KEY_ID.to_owned(),
         };
-        let claims = Claims {
-            iss: identity::ISSUER.to_owned(),
-            aud: WORKSPACE.to_owned(),
-            sub: agent.to_owned(),
+        let caller = Caller {
+            workspace: WORKSPACE.to_owned(),
+            agent: agent.to_owned(),
             org: None,
             team: Some(team.to_owned()),
             level: GovernanceLevel::default(),
-            // Gates' clocks may be far off; whether they know their callers is not what is asked here.
-            iat: now.secs() - 1_500,
-            exp: now.secs() + 2_000,
-            jti: "t-1".to_owned(),
+            acts_for: Vec::new(),
         };
+        // Gates' clocks may be far off; whether they know their callers is not what is asked here.
+        let (issued_at, expires_at) = (now.secs() - 1_500, now.secs() + 2_000);
+        let claims = Claims::of(&caller, issued_at, expires_at, "t-1".to_owned());
         let signed = identity::signing_input(&header, &claims).unwrap_or_default();
         let signature = self.key.sign(signed.as_bytes()).to_bytes();
         format!("{signed}.{}", to_base64url(&signature))

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Plane, Workspace, text};
+use crate::{
+    agents::token,
+    harness::{Plane, Workspace, text},
+};
 
 /// Whom a route lets in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +24,8 @@ enum For {
     Operators,
     /// The workspace's gates.
     Gates,
+    /// The workspace's agents, by their tokens.
+    Agents,
 }
 
 const ROUTES: &[(&str, &str, For)] = &[
@@ -57,6 +62,11 @@ const ROUTES: &[(&str, &str, For)] = &[
         "POST",
         "/v1/workspaces/{workspace}/agents/{id}/tokens",
         For::Operators,
+    ),
+    (
+        "POST",
+        "/v1/workspaces/{workspace}/tokens/exchange",
+        For::Agents,
     ),
     ("GET", "/v1/workspaces/{workspace}/halts", For::Operators),
     (
@@ -142,19 +152,25 @@ enum Who {
     RevokedGate,
     OtherOperator,
     OtherGate,
+    RevokedAgent,
+    OtherAgent,
+    Agent,
     Gate,
     Operator,
     Root,
 }
 
 // Those who are let in come last, so that what is deleted was still there when the others tried.
-const EVERYBODY: [Who; 9] = [
+const EVERYBODY: [Who; 12] = [
     Who::Nobody,
     Who::Guesser,
     Who::RevokedOperator,
     Who::RevokedGate,
     Who::OtherOperator,
     Who::OtherGate,
+    Who::RevokedAgent,
+    Who::OtherAgent,
+    Who::Agent,
     Who::Gate,
     Who::Operator,
     Who::Root,
@@ -162,10 +178,11 @@ const EVERYBODY: [Who; 9] = [
 
 /// The status of a refusal; `None` for whoever is let in.
 fn refusal(route: For, who: Who) -> Option<u16> {
+    let of_agent = matches!(who, Who::Agent | Who::OtherAgent);
     let strangers = matches!(
         who,
-        Who::Nobody | Who::Guesser | Who::RevokedOperator | Who::RevokedGate
-    );
+        Who::Nobody | Who::Guesser | Who::RevokedOperator | Who::RevokedGate | Who::RevokedAgent
+    ) || of_agent && route != For::Agents;
     let allowed: &[Who] = match route {
         For::Anybody => return None,
         For::Root => &[Who::Root],
@@ -173,12 +190,13 @@ fn refusal(route: For, who: Who) -> Option<u16> {
         For::KeyKeepers => &[Who::Root, Who::Operator],
         For::Operators => &[Who::Operator],
         For::Gates => &[Who::Gate],
+        For::Agents => &[Who::Agent],
     };
     let in_a_workspace = !matches!(route, For::Root | For::AnyOperator);
     match who {
         _ if strangers => Some(401),
         who if allowed.contains(&who) => None,
-        Who::OtherOperator | Who::OtherGate if in_a_workspace => Some(404),
+        Who::OtherOperator | Who::OtherGate | Who::OtherAgent if in_a_workspace => Some(404),
         _ => Some(403),
     }
 }
@@ -225,9 +243,20 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         .post("/operators", json!({"name": "gone"}))
         .await
         .json();
+    let (agent, other_agent, revoked_agent) = (
+        ours.agent("here").await,
+        theirs.agent("there").await,
+        ours.agent("gone").await,
+    );
+    let tokens = [
+        token(&ours, &agent).await,
+        token(&theirs, &other_agent).await,
+        token(&ours, &revoked_agent).await,
+    ];
     for path in [
         format!("/operators/{}", text(&revoked["id"])),
         format!("/gates/{}", revoked_gate.id),
+        format!("/agents/{revoked_agent}"),
     ] {
         let reply = plane
             .call(&ours.operator, "DELETE", &ours.path(&path), Value::Null)
@@ -245,6 +274,9 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else() {
         Who::RevokedGate => &revoked_gate.key,
         Who::OtherOperator => &theirs.operator,
         Who::OtherGate => &other_gate.key,
+        Who::Agent => &tokens[0],
+        Who::OtherAgent => &tokens[1],
+        Who::RevokedAgent => &tokens[2],
         Who::Gate => &gate.key,
         Who::Operator => &ours.operator,
         Who::Root => &root,
@@ -307,10 +339,10 @@ fn every_route_is_in_the_table() {
                 *route == For::Anybody,
                 "{method} {path} documents its security"
             );
-            let scheme = if *route == For::Gates {
-                "gate"
-            } else {
-                "operator"
+            let scheme = match route {
+                For::Gates => "gate",
+                For::Agents => "agent",
+                _ => "operator",
             };
             assert!(
                 open || operation["security"] == json!([{scheme: []}]),

@@ -27,7 +27,7 @@ async fn poll(gate: &Gate<'_>, query: &str, etag: Option<&str>) -> Reply {
 }
 
 /// The bundle as a gate that runs `before` takes it.
-async fn installed(gate: &Gate<'_>, before: &Bundle) -> Bundle {
+pub(crate) async fn installed(gate: &Gate<'_>, before: &Bundle) -> Bundle {
     let reply = poll(gate, "", None).await;
     assert_eq!(reply.status, 200);
     let workspace = gate.workspace;
@@ -47,7 +47,7 @@ async fn installed(gate: &Gate<'_>, before: &Bundle) -> Bundle {
     bundle
 }
 
-fn payload(bundle: &Bundle) -> &Payload {
+pub(crate) fn payload(bundle: &Bundle) -> &Payload {
     bundle.payload().unwrap()
 }
 

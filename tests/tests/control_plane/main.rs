@@ -1,6 +1,7 @@
 //! The control plane from outside: its HTTP API without a socket, with a clock that the test holds; and, in `process`, the real program.
 
 mod access;
+mod agents;
 mod audit;
 mod budgets;
 mod bundles;
