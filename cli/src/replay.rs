@@ -83,6 +83,8 @@ struct Record {
     #[serde(default)]
     acts_for: Vec<RecordedAgent>,
     run: Option<String>,
+    #[serde(default)]
+    done: bool,
     method: Option<String>,
     host: Option<String>,
     path: Option<String>,
@@ -295,6 +297,7 @@ impl Call {
             mcp_method: None,
             mcp_name: None,
             run: record.run.clone(),
+            done: record.done,
         };
         let mut facts = Facts::of_head(&head, record.uninspected);
         facts.said.model = record.model.clone();
@@ -485,7 +488,7 @@ impl Set {
             for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));
                 let counts = match limit.unit {
-                    Unit::Calls | Unit::Errors | Unit::Seconds => true,
+                    Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => true,
                     Unit::NanoUsd if priced => true,
                     Unit::Tokens | Unit::NanoUsd => generates || limit.suspend,
                 };

@@ -88,7 +88,9 @@ pub(crate) fn usd(row: &Value, field: &str) -> String {
 pub(crate) fn amount(row: &Value, field: &str, unit: Option<Unit>) -> String {
     match unit {
         Some(Unit::NanoUsd) => usd(row, field),
-        Some(Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds) | None => text(row, field),
+        Some(Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds | Unit::Goals) | None => {
+            text(row, field)
+        }
     }
 }
 

@@ -488,6 +488,8 @@ impl Limit {
     /// The parts of it, in percent, whose use is put on record. Of one that only warns, the whole among them.
     pub fn warnings(&self) -> impl Iterator<Item = u8> {
         let parts = match self.warn_at.is_empty() {
+            // There is nothing between a goal and half of it.
+            _ if self.unit == Unit::Goals => &[],
             true => &WARN_AT[..],
             false => &self.warn_at,
         };

@@ -209,7 +209,7 @@ impl Charge {
             return self.run_over();
         }
         let (cause, what) = match self.account.unit {
-            Unit::Calls | Unit::Errors | Unit::Seconds => (Cause::Rate, "call rate"),
+            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => (Cause::Rate, "call rate"),
             Unit::Tokens => (Cause::Budget, "token budget"),
             Unit::NanoUsd => (Cause::Budget, "budget"),
         };
@@ -252,6 +252,7 @@ impl Charge {
             }
             Unit::Errors => format!("too many calls of the run have failed: {limit} are the most"),
             Unit::Seconds => format!("the run has lasted the {limit} that it may last"),
+            Unit::Goals => "the run is done: its agent has said so".to_string(),
         };
         Reason {
             rule: self.rule.clone().into(),
@@ -326,7 +327,8 @@ pub(crate) fn covered(unit: Unit, left: u64, said: &Said, price: Option<&Price>)
         let needed = match (unit, price) {
             (Unit::Tokens, _) => Some(output.saturating_add(prompt)),
             (Unit::NanoUsd, Some(price)) => Some(price::worst_case(prompt, output, price)),
-            (Unit::NanoUsd, None) | (Unit::Calls | Unit::Errors | Unit::Seconds, _) => None,
+            (Unit::NanoUsd, None)
+            | (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals, _) => None,
         };
         needed.is_some_and(|needed| needed <= left)
     };
@@ -955,7 +957,7 @@ fn limits(
             {
                 continue;
             }
-            (Unit::Calls | Unit::Errors | Unit::Seconds, _) => false,
+            (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals, _) => false,
             (_, Route::Llm(_)) => true,
             (_, Route::LlmUnknown) => {
                 refuse(
@@ -1005,7 +1007,7 @@ fn limits(
         // What is not bounded is more than any limit.
         let unbounded = (limit.lowers && generates && output.is_none()).then_some(u64::MAX);
         let amount = match limit.unit {
-            Unit::Calls | Unit::Errors | Unit::Seconds => Some(1),
+            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => Some(1),
             Unit::NanoUsd if of_tool > 0 => Some(of_tool),
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),

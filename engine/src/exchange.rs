@@ -15,7 +15,7 @@
 use crate::{
     bundle::Unusable,
     decide::{self, Alert, Cause, Charge, Decision, LEAST_OUTPUT_TOKENS, Outcome, Reason},
-    facts::{self, BodyKind, Dialect, Facts, Head, Headers, RUN_HEADER, Route, Said},
+    facts::{self, BodyKind, Dialect, Facts, GOAL_HEADER, Head, Headers, RUN_HEADER, Route, Said},
     gate::{Found, Gate, Search, Watches},
     halt,
     identity::{self, Caller, TOKEN_HEADER},
@@ -47,9 +47,10 @@ pub const LEASE_WAIT_MS: i64 = 1_000;
 const RUN_WAIT_SECS: i64 = 60;
 
 /// Headers that may not reach the upstream.
-const REMOVABLE: [&str; 5] = [
+const REMOVABLE: [&str; 6] = [
     TOKEN_HEADER,
     RUN_HEADER,
+    GOAL_HEADER,
     "authorization",
     "x-api-key",
     "accept-encoding",
@@ -801,7 +802,7 @@ impl Exchange {
             forward.set.push(("content-length", length));
         }
         let mut unwanted = core::mem::take(&mut self.token_in);
-        unwanted.extend([TOKEN_HEADER, RUN_HEADER]);
+        unwanted.extend([TOKEN_HEADER, RUN_HEADER, GOAL_HEADER]);
         let route = self.facts.as_ref().map(|facts| facts.route);
         if matches!(route, Some(Route::Llm(_))) || self.watches.enforced.is_some() {
             // What must be read must not come compressed.
@@ -1245,6 +1246,7 @@ impl Exchange {
         let said_so = self.rpc.take().is_some_and(rpc::Answer::failed);
         let mut settlement = self.settle(end);
         settlement.failed |= said_so;
+        settlement.done = self.head.as_ref().is_some_and(|head| head.done);
         let mut ops: Vec<CellOp> = if self.reserved {
             self.decision
                 .charges
@@ -1379,6 +1381,7 @@ impl Exchange {
                 })
                 .collect(),
             run: head.and_then(|head| head.run.as_deref()),
+            done: head.is_some_and(|head| head.done),
             method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
             path: head.map(|head| bounded(&head.path, MAX_PATH_BYTES)),
@@ -1895,6 +1898,8 @@ struct Settlement {
     generated: bool,
     /// It was answered with an error, or not to its end.
     failed: bool,
+    /// Its agent said that with it the run is done.
+    done: bool,
     usage: Usage,
     tokens: Option<u64>,
     nano_usd: Option<u64>,
@@ -1907,6 +1912,7 @@ impl Settlement {
         match charge.account.unit {
             Unit::Calls => charge.amount,
             Unit::Errors => u64::from(self.failed),
+            Unit::Goals => u64::from(self.done),
             Unit::Seconds => 0,
             Unit::Tokens if !self.generated => 0,
             Unit::NanoUsd if !self.generated => self.nano_usd.unwrap_or(0),
@@ -1931,6 +1937,8 @@ struct Record<'r> {
     acts_for: Vec<RecordedAgent<'r>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'r str>,
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    done: bool,
     method: Option<&'r str>,
     host: Option<&'r str>,
     path: Option<&'r str>,

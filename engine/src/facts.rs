@@ -145,10 +145,18 @@ pub struct Head {
     pub mcp_name: Option<String>,
     /// The agent's run that the call belongs to.
     pub run: Option<String>,
+    /// The agent says that its run is done, and that this is the last call of it.
+    pub done: bool,
 }
 
 /// The header in which an agent names its run.
 pub const RUN_HEADER: &str = "x-tollgate-run";
+
+/// The header in which an agent says, with [`ACHIEVED`], that its run has done what it was for.
+pub const GOAL_HEADER: &str = "x-tollgate-goal";
+
+/// The only thing that [`GOAL_HEADER`] says.
+pub const ACHIEVED: &str = "achieved";
 
 /// Bytes of a run's name. A UUID has 36, a trace and a span together 49.
 pub const MAX_RUN_BYTES: usize = 128;
@@ -173,6 +181,21 @@ fn run_of(named: Option<&[u8]>, session: Option<&[u8]>) -> Result<Option<String>
             "request.run",
             "`x-tollgate-run` must be 1 to 128 letters, digits, `-`, `_`, `.` and `:`, and must not begin with `mcp:`",
         )),
+    }
+}
+
+/// Whether a call says that its run is done.
+fn is_done(goal: Option<&[u8]>, run: Option<&[u8]>) -> Result<bool, Unreadable> {
+    let refused = |message| Err(Unreadable::new("request.goal", message));
+    match (goal, run) {
+        (None, _) => Ok(false),
+        (Some(said), _) if said != ACHIEVED.as_bytes() => {
+            refused("`x-tollgate-goal` says `achieved` or is not there")
+        }
+        (Some(_), None) => {
+            refused("`x-tollgate-goal` is of a run, and the call names none; send `x-tollgate-run`")
+        }
+        (Some(_), Some(_)) => Ok(true),
     }
 }
 
@@ -214,7 +237,7 @@ pub struct Upstream {
 }
 
 /// Headers that decide and therefore must be single.
-const SINGLE: [&str; 11] = [
+const SINGLE: [&str; 12] = [
     ":method",
     ":path",
     ":authority",
@@ -226,6 +249,7 @@ const SINGLE: [&str; 11] = [
     "mcp-name",
     "mcp-session-id",
     RUN_HEADER,
+    GOAL_HEADER,
 ];
 
 impl Head {
@@ -258,6 +282,7 @@ impl Head {
             mcp_name,
             session,
             run,
+            goal,
         ] = single;
         // Two lines in one: whoever passed the call on may join them (RFC 9110 §5.3), and no content type read here has a comma, nor has a run's
         // name. A session's id may have one, but no space behind it.
@@ -310,6 +335,7 @@ impl Head {
             body,
             mcp_method: mcp_method.and_then(text),
             mcp_name: mcp_name.and_then(text),
+            done: is_done(goal, run.or(session))?,
             run: run_of(run, session)?,
         })
     }

@@ -43,6 +43,8 @@ pub enum Unit {
     Errors,
     /// Time since the first call. Only of a run; passes by itself, so that a call takes none.
     Seconds,
+    /// Calls whose agent said that with them the run is done. Only of a run; a call takes none but by saying so.
+    Goals,
 }
 
 impl Unit {
@@ -54,6 +56,7 @@ impl Unit {
             Unit::NanoUsd => "nano_usd",
             Unit::Errors => "errors",
             Unit::Seconds => "seconds",
+            Unit::Goals => "goals",
         }
     }
 
@@ -61,7 +64,7 @@ impl Unit {
     pub fn in_words(self, amount: u64) -> String {
         match self {
             Unit::NanoUsd => price::usd(amount),
-            Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds => {
+            Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds | Unit::Goals => {
                 format!("{amount} {}", self.name())
             }
         }
@@ -69,7 +72,7 @@ impl Unit {
 
     /// Whether a call must find something left, and takes nothing before it is over.
     pub const fn is_looked_at(self) -> bool {
-        matches!(self, Unit::Errors | Unit::Seconds)
+        matches!(self, Unit::Errors | Unit::Seconds | Unit::Goals)
     }
 }
 
@@ -199,6 +202,7 @@ impl Account {
             "nano_usd" => Unit::NanoUsd,
             "errors" => Unit::Errors,
             "seconds" => Unit::Seconds,
+            "goals" => Unit::Goals,
             _ => return None,
         };
         let (window, run) = match window.strip_prefix("run:") {

@@ -34,7 +34,7 @@ pub(crate) fn headers<'c>(
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::NanoUsd => ";qu=\"nano-usd\"",
             // Nothing that a caller could pace itself by.
-            Unit::Errors | Unit::Seconds => continue,
+            Unit::Errors | Unit::Seconds | Unit::Goals => continue,
         };
         let rest = charge.limit.saturating_sub(taken).min(MAX_INTEGER);
         // A run has no length that is known here, and does not start afresh.

@@ -36,7 +36,7 @@ impl Agent {
     ) {
         let most = match unit {
             Unit::Seconds => MAX_RUN_SECS.unsigned_abs(),
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors => MAX_COUNT,
+            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => MAX_COUNT,
         };
         if let Some(field) = table.take(key)
             && let Some(amount) = findings.integer(&field, 1, most)
@@ -195,10 +195,9 @@ fn termination(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
         return;
     };
     if let Some(goal) = table.take("on_goal_achieved")
-        && findings.boolean(&goal).is_some()
+        && findings.boolean(&goal) == Some(true)
     {
-        let message = "a gate does not see that a goal is achieved: the agent itself has to stop";
-        findings.warn(goal.key_at, &goal.path, codes::NOT_VISIBLE, message);
+        agent.run.limit(&goal, Unit::Goals, 1);
     }
     if let Some(exceeded) = table.take("on_budget_exceeded") {
         agent.run.stops = findings.boolean(&exceeded).unwrap_or(false);

@@ -1000,7 +1000,7 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         };
         let amount = match unit {
             Unit::NanoUsd => money_above_zero(&limit, findings, money::nano_usd),
-            Unit::Tokens | Unit::Calls | Unit::Errors | Unit::Seconds => {
+            Unit::Tokens | Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => {
                 findings.integer(&limit, 1, MAX_COUNT)
             }
         };

@@ -302,7 +302,7 @@ agent:
     retention_days: 90
     include_message_content: true
 "#;
-    for (text, limits) in [(first, 0), (second, 4), (whole, 4)] {
+    for (text, limits) in [(first, 0), (second, 5), (whole, 4)] {
         let parsed = parse("agent.yaml", text.as_bytes(), false);
         let errors: Vec<_> = parsed.diagnostics.iter().filter(|d| d.is_error()).collect();
         assert!(errors.is_empty(), "{errors:?}");

@@ -579,7 +579,7 @@ struct LeaseRequest {
 struct LeaseAsk {
     /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted, or `|model:<name>` where each model is; the window of a run is `run:<name>`
     #[schema(
-        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+|\|model:[^|]+)?$"
+        pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds|goals)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+|\|model:[^|]+)?$"
     )]
     account: String,
     /// Seconds since the Unix epoch.

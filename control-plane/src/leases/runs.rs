@@ -27,7 +27,7 @@ impl Run {
             Unit::Seconds => {
                 i64::try_from(limit).map_or(MAX_RUN_SECS, |secs| secs.min(MAX_RUN_SECS))
             }
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors => MAX_RUN_SECS,
+            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => MAX_RUN_SECS,
         };
         Span {
             start,
@@ -40,7 +40,7 @@ impl Run {
         match account.unit {
             _ if span.end <= now.secs() => 0,
             Unit::Seconds => TIME,
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors => limit,
+            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => limit,
         }
     }
 }
@@ -103,6 +103,7 @@ pub(super) async fn accounts(
     sqlx::query_as(
         "SELECT l.account, r.began_ms / 1000, MAX(l.window_end) FROM runs AS r JOIN leases AS l ON l.workspace = r.workspace
            AND l.account IN ('agent:' || r.agent || '|calls|run:' || r.run, 'agent:' || r.agent || '|errors|run:' || r.run,
+             'agent:' || r.agent || '|goals|run:' || r.run,
              'agent:' || r.agent || '|nano_usd|run:' || r.run, 'agent:' || r.agent || '|seconds|run:' || r.run,
              'agent:' || r.agent || '|tokens|run:' || r.run)
          WHERE r.workspace = $1 AND r.run = $2 AND l.window_end > $3 GROUP BY l.account ORDER BY l.account",

@@ -318,6 +318,7 @@ fn agent(dice: &mut Dice, with_tools: bool) -> Value {
     part("budget", &budget, dice);
     let termination = [
         ("on_budget_exceeded", json!(dice.chance(700))),
+        ("on_goal_achieved", json!(dice.chance(500))),
         ("on_timeout", json!(dice.pick(&TIMEOUTS_SECS))),
         ("max_iterations", json!(1 + dice.below(4))),
         ("error_threshold", json!(1 + dice.below(3))),
@@ -473,6 +474,14 @@ fn run(dice: &mut Dice, call: &mut Call, open: bool) {
         let named = open || dice.chance(960);
         let name = *dice.pick(if named { &RUNS[..] } else { &BAD_RUNS });
         add("x-tollgate-run", name);
+        if dice.chance(100) {
+            let said = if dice.chance(900) {
+                "achieved"
+            } else {
+                "maybe"
+            };
+            add("x-tollgate-goal", said);
+        }
         if !open && dice.chance(10) {
             let again: &&str = dice.pick(&RUNS);
             add("x-tollgate-run", again);
@@ -878,6 +887,8 @@ mod tests {
             "reasons: agent.budget.max_iterations",
             "reasons: agent.termination.max_iterations",
             "reasons: agent.termination.on_timeout",
+            "reasons: agent.termination.on_goal_achieved",
+            "reasons: request.goal",
             "reasons: agent.execution.timeout_seconds",
             "reasons: agent.termination.error_threshold",
             "reasons: request.run",
