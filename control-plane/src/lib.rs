@@ -210,6 +210,11 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Ends its work with the database. What was committed is there for the next.
+    pub async fn close(self) {
+        self.store().close().await;
+    }
+
     fn now(&self) -> Time {
         (self.0.settings.clock)()
     }
@@ -426,6 +431,6 @@ pub async fn run(
         })
         .await;
     upkeep.abort();
-    state.store().close().await;
+    state.close().await;
     served
 }

@@ -85,6 +85,62 @@ fn a_seed_is_one_history() {
     }
 }
 
+/// The rules that five hundred installations ran on stand in the service among SQL, transactions and files. It keeps every promise too…
+#[test]
+fn the_service_on_its_database_keeps_every_promise() {
+    let options = Options {
+        database: true,
+        ..Options::default()
+    };
+    let outcomes = run_seeds(1..=24, options, |_| false);
+    let mut summary = Summary::default();
+    for (seed, outcome) in &outcomes {
+        summary.add(outcome);
+        for violation in &outcome.violations {
+            println!("seed {seed}: {violation}");
+        }
+    }
+    println!("{summary}");
+    assert_eq!((summary.seeds, summary.violations), (24, 0));
+    let busy = [
+        summary.allowed,
+        summary.denied,
+        summary.grants,
+        summary.faults,
+    ];
+    assert!(busy.iter().all(|count| *count > 500), "{summary:?}");
+}
+
+/// …and does what they do, step for step. A restored database is noticed by marks in files that the rules know nothing of, so that is left out,
+/// as are clocks by which they are written.
+#[test]
+fn the_service_and_the_rules_write_one_history() {
+    let mut grants = 0;
+    for seed in 1..=16 {
+        let mut scenario = Scenario::of(seed);
+        for fault in [Fault::Restore, Fault::Clock] {
+            scenario.faults.remove(&fault);
+        }
+        let [rules, service] = [false, true].map(|database| {
+            let options = Options {
+                trace: true,
+                database,
+                ..Options::default()
+            };
+            simulate::run(&scenario, &options)
+        });
+        let mut lines = rules.trace.iter().zip(&service.trace);
+        if let Some((one, other)) = lines.find(|(one, other)| one != other) {
+            panic!("seed {seed}, by the rules and by the service:\n{one}\n{other}");
+        }
+        assert_eq!(rules.trace.len(), service.trace.len(), "seed {seed}");
+        let sums = |of: &Outcome| (of.steps, of.faults, of.grants, of.allowed, of.denied);
+        assert_eq!(sums(&rules), sums(&service), "seed {seed}");
+        grants += service.grants;
+    }
+    assert!(grants > 500, "{grants}");
+}
+
 /// Takes a safeguard out, and gives the first seed by which the auditor names one of `promises`.
 #[track_caller]
 fn noticed_by(mutation: Mutation, seeds: RangeInclusive<u64>, promises: &[Promise]) -> u64 {

@@ -20,10 +20,10 @@ fn main() -> ExitCode {
 
 /// Lines of the history that are shown of a small version.
 const SHOWN_LINES: usize = 40;
-const USAGE: &str = "usage: simulate [--seeds N] [--from SEED] [--trace]";
+const USAGE: &str = "usage: simulate [--seeds N] [--from SEED] [--trace] [--database]";
 
 fn run() -> Result<u64> {
-    let (mut seeds, mut from, mut trace) = (500, 1, false);
+    let (mut seeds, mut from, mut trace, mut database) = (500, 1, false, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64> {
@@ -36,11 +36,13 @@ fn run() -> Result<u64> {
             "--seeds" => seeds = number()?,
             "--from" => from = number()?,
             "--trace" => trace = true,
+            "--database" => database = true,
             _ => bail!(USAGE),
         }
     }
     let options = Options {
         trace,
+        database,
         ..Options::default()
     };
     let mut summary = Summary::default();

@@ -8,6 +8,7 @@ mod auditor;
 mod dice;
 mod plane;
 mod process;
+mod real;
 mod scenario;
 mod world;
 
@@ -51,6 +52,8 @@ pub struct Options {
     pub mutation: Option<Mutation>,
     /// Keep the last lines of what happened.
     pub trace: bool,
+    /// The real service on its database stands for the control plane. It knows no mutations of its own.
+    pub database: bool,
 }
 
 /// What came of a run.

@@ -1,5 +1,5 @@
 //! The control plane of a run: its rules are the product's ([`tollgate_control_plane::leases::rules`]), its store a map that can be put
-//! back to an earlier state. The same histories run on the real service and its database too (`real.rs`), and must come out the same.
+//! back to an earlier state. Histories run on the real service and its database too (`real`), and must come out the same.
 
 use super::{Mutation, scenario::Limits};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -368,30 +368,36 @@ impl Plane for Memory {
     fn restart(&mut self, _: Time) {}
 
     fn token(&self, agent: &str, team: &str, now: Time) -> String {
-        let header = TokenHeader {
-            alg: "EdDSA".to_owned(),
-            typ: identity::TOKEN_TYPE.to_owned(),
-            kid: KEY_ID.to_owned(),
-        };
-        let caller = Caller {
-            workspace: WORKSPACE.to_owned(),
-            agent: agent.to_owned(),
-            org: None,
-            team: Some(team.to_owned()),
-            level: GovernanceLevel::default(),
-            acts_for: Vec::new(),
-        };
-        // Gates' clocks may be far off; whether they know their callers is not what is asked here.
-        let (issued_at, expires_at) = (now.secs() - 1_500, now.secs() + 2_000);
-        let claims = Claims::of(&caller, issued_at, expires_at, "t-1".to_owned());
-        let signed = identity::signing_input(&header, &claims).unwrap_or_default();
-        let signature = self.key.sign(signed.as_bytes()).to_bytes();
-        format!("{signed}.{}", to_base64url(&signature))
+        token(&self.key, KEY_ID.to_owned(), (agent, team), now)
     }
 
     fn trust(&self) -> Vec<PublicKey> {
         vec![public(&self.key)]
     }
+}
+
+/// The token of an agent, signed with `key` of this name.
+pub(super) fn token(key: &SigningKey, kid: String, whose: (&str, &str), now: Time) -> String {
+    let header = TokenHeader {
+        alg: "EdDSA".to_owned(),
+        typ: identity::TOKEN_TYPE.to_owned(),
+        kid,
+    };
+    let (agent, team) = whose;
+    let caller = Caller {
+        workspace: WORKSPACE.to_owned(),
+        agent: agent.to_owned(),
+        org: None,
+        team: Some(team.to_owned()),
+        level: GovernanceLevel::default(),
+        acts_for: Vec::new(),
+    };
+    // Gates' clocks may be far off; whether they know their callers is not what is asked here.
+    let (issued_at, expires_at) = (now.secs() - 1_500, now.secs() + 2_000);
+    let claims = Claims::of(&caller, issued_at, expires_at, "t-1".to_owned());
+    let signed = identity::signing_input(&header, &claims).unwrap_or_default();
+    let signature = key.sign(signed.as_bytes()).to_bytes();
+    format!("{signed}.{}", to_base64url(&signature))
 }
 
 /// What a signed answer to a lease request says.

@@ -5,6 +5,7 @@ use super::{
     auditor::{Auditor, Promise},
     dice::Dice,
     plane::{AGENTS, ENROLMENT_KEY, MODEL, Memory, Plane, WORKSPACE},
+    real::Real,
     process::{Answered, CallSpec, Process, Worker},
     scenario::{Fault, Limits, Scenario},
 };
@@ -98,7 +99,10 @@ impl World {
 
     fn new(scenario: &Scenario, options: &Options) -> Rc<World> {
         let start = Time::from_secs(scenario.start_secs);
-        let mut plane: Box<dyn Plane> = Box::new(Memory::new(scenario.term_secs, options.mutation));
+        let mut plane: Box<dyn Plane> = match options.database {
+            true => Box::new(Real::new(scenario.term_secs, start)),
+            false => Box::new(Memory::new(scenario.term_secs, options.mutation)),
+        };
         plane.publish(&scenario.limits, start);
         let settings = serde_json::json!({
             "workspace": WORKSPACE,
