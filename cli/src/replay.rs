@@ -534,7 +534,7 @@ fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
         rule: format!("tools.{name}.requires_approval_if"),
         condition,
         holds: decide::concerned(&document.scope, &call.caller)
-            .map(|caller| {
+            .map(|(_, caller)| {
                 condition.holds(&condition::Call {
                     caller,
                     head: &call.head,

@@ -641,12 +641,14 @@ pub(crate) fn covers_one(scope: &Scope, caller: &Caller) -> bool {
     }
 }
 
-/// Those of a caller and all it acts for whom a document of this scope is about. One of a tool is about all.
-pub fn concerned<'c>(scope: &Scope, caller: &'c Caller) -> impl Iterator<Item = &'c Caller> {
+/// Those of a caller (0) and all it acts for (1, 2…) whom a document of this scope is about. One of a tool is about all.
+pub fn concerned<'c>(
+    scope: &Scope,
+    caller: &'c Caller,
+) -> impl Iterator<Item = (usize, &'c Caller)> {
     let of_tool = matches!(scope, Scope::Tool(_));
-    caller
-        .all()
-        .filter(move |one| of_tool || covers_one(scope, one))
+    let all = caller.all().enumerate();
+    all.filter(move |(_, one)| of_tool || covers_one(scope, one))
 }
 
 /// One document against one call.
@@ -844,7 +846,7 @@ impl Check<'_> {
             let arguments = facts.said.mcp_arguments.as_ref().filter(|_| called);
             let parsed =
                 arguments.and_then(|arguments| json::parse(arguments.json().as_bytes()).ok());
-            let asked = concerned(&document.scope, caller).map(|caller| {
+            let asked = concerned(&document.scope, caller).map(|(_, caller)| {
                 condition.holds(&condition::Call {
                     caller,
                     head,
@@ -978,7 +980,7 @@ fn limits(
             );
             continue;
         }
-        let nowhere = |one| id_of(limit.per, one).is_none();
+        let nowhere = |(_, one)| id_of(limit.per, one).is_none();
         if limit.window == Window::Run && run.is_none()
             || concerned(&document.scope, caller).any(nowhere)
         {
@@ -1043,18 +1045,14 @@ fn limits(
         if amount == 0 && limit.unit == Unit::NanoUsd && !limit.suspend {
             continue;
         }
-        let of_tool = matches!(document.scope, Scope::Tool(_));
-        for (principal, one) in caller.all().enumerate() {
-            if !of_tool && !covers_one(&document.scope, one) {
-                continue;
-            }
+        for (principal, one) in concerned(&document.scope, caller) {
             let Some(account) = account_of(limit, one, run, model) else {
                 continue;
             };
             let charge = Charge {
                 account,
                 principal,
-                span: span.clone(),
+                span,
                 amount,
                 limit: limit.amount,
                 suspend: limit.suspend,
@@ -1216,7 +1214,7 @@ pub fn limits_on<'p>(
     let about = documents.about(account.tool.as_deref().into_iter());
     in_force(documents.covering(caller).chain(about))
         .filter(move |(limit, document)| {
-            concerned(&document.scope, caller).any(|one| {
+            concerned(&document.scope, caller).any(|(_, one)| {
                 let counted_in = account_of(limit, one, account.run.as_deref(), model);
                 counted_in.as_ref() == Some(account)
             })

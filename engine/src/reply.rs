@@ -154,10 +154,17 @@ pub fn cause_of(reasons: &[Reason]) -> Cause {
 
 fn message_of(reasons: &[Reason]) -> String {
     let mut out = String::from("tollgate: ");
-    for (index, reason) in reasons.iter().enumerate() {
-        if index > 0 {
+    let mut said: Vec<(&str, &Option<String>)> = Vec::new();
+    for reason in reasons {
+        // Two rules of a document may have the same to say.
+        let this = (&*reason.message, &reason.document);
+        if said.contains(&this) {
+            continue;
+        }
+        if !said.is_empty() {
             out.push_str("; ");
         }
+        said.push(this);
         out.push_str(&reason.message);
         if let Some(document) = &reason.document {
             out.push_str(" (policy `");

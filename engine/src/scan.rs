@@ -16,7 +16,7 @@ use regex_automata::{
 };
 
 /// Memory of the lazy DFA's states per worker. 1 MiB holds the warm set of dozens of patterns; when it is full it is emptied and filled again.
-pub(crate) const CACHE_BYTES: usize = 1 << 20;
+const CACHE_BYTES: usize = 1 << 20;
 
 /// A search that has emptied the cache this often…
 pub(crate) const CACHE_FILLS: usize = 3;

@@ -92,7 +92,7 @@ fn the_service_on_its_database_keeps_every_promise() {
         database: true,
         ..Options::default()
     };
-    let outcomes = run_seeds(1..=24, options, |_| false);
+    let outcomes = run_seeds(1..=8, options, |_| false);
     let mut summary = Summary::default();
     for (seed, outcome) in &outcomes {
         summary.add(outcome);
@@ -101,14 +101,14 @@ fn the_service_on_its_database_keeps_every_promise() {
         }
     }
     println!("{summary}");
-    assert_eq!((summary.seeds, summary.violations), (24, 0));
+    assert_eq!((summary.seeds, summary.violations), (8, 0));
     let busy = [
         summary.allowed,
         summary.denied,
         summary.grants,
         summary.faults,
     ];
-    assert!(busy.iter().all(|count| *count > 500), "{summary:?}");
+    assert!(busy.iter().all(|count| *count > 300), "{summary:?}");
 }
 
 /// …and does what they do, step for step. A restored database is noticed by marks in files that the rules know nothing of, so that is left out,
@@ -116,7 +116,7 @@ fn the_service_on_its_database_keeps_every_promise() {
 #[test]
 fn the_service_and_the_rules_write_one_history() {
     let mut grants = 0;
-    for seed in 1..=16 {
+    for seed in 1..=5 {
         let mut scenario = Scenario::of(seed);
         for fault in [Fault::Restore, Fault::Clock] {
             scenario.faults.remove(&fault);

@@ -10,16 +10,13 @@ use crate::{
     built,
     component::{
         Component, Instance,
-        calls::{CellOp, End, Output, Refusal, Refused, Reply, Span, Step, Want},
+        calls::{CellOp, End, Output, Refusal, Refused, Span, Step, Want},
         upkeep::{Ask, Response},
     },
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
-use tollgate_engine::{
-    reply::{DECISION_HEADER, REASON_HEADER},
-    time::Time,
-};
+use tollgate_engine::time::Time;
 use wasmtime::component::ResourceAny;
 
 /// The component host.
@@ -166,7 +163,10 @@ impl Node {
                 }
                 Step::Reply(reply) => {
                     self.apply_all(&reply.undo, time)?;
-                    answered(&mut seen, reply)?;
+                    native::answered(
+                        &mut seen,
+                        (reply.status, &reply.headers, String::from_utf8(reply.body)?),
+                    )?;
                     break;
                 }
             };
@@ -226,7 +226,10 @@ impl Node {
             let Output::Answer(reply) = output else {
                 bail!("an answer over the cap is not replaced");
             };
-            return answered(seen, reply);
+            return native::answered(
+                seen,
+                (reply.status, &reply.headers, String::from_utf8(reply.body)?),
+            );
         }
         let mut chunks: Vec<(&[u8], bool)> = chunks.iter().map(|chunk| (&**chunk, false)).collect();
         if answer.end == AnswerEnd::Whole {
@@ -246,7 +249,12 @@ impl Node {
                     body.extend(bytes);
                     break;
                 }
-                Output::Answer(reply) => return answered(seen, reply),
+                Output::Answer(reply) => {
+                    return native::answered(
+                        seen,
+                        (reply.status, &reply.headers, String::from_utf8(reply.body)?),
+                    );
+                }
             }
         }
         seen.status = answer.status;
@@ -401,23 +409,4 @@ impl Node {
         let (status, body) = self.control_plane.answer(path, body, now)?;
         Ok(Response { status, body })
     }
-}
-
-/// Notes an answer of the gate's own.
-fn answered(seen: &mut Seen, reply: Reply) -> Result<()> {
-    let header = |wanted: &str| {
-        let mut headers = reply.headers.iter();
-        headers
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value.clone())
-    };
-    header(DECISION_HEADER).context("a reply without its decision")?;
-    seen.status = reply.status;
-    seen.reason = header(REASON_HEADER);
-    seen.retry_after = header("retry-after");
-    seen.limits = header("ratelimit-policy");
-    seen.left = header("ratelimit");
-    seen.content_type = header("content-type");
-    seen.body = String::from_utf8(reply.body)?;
-    Ok(())
 }

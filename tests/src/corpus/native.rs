@@ -12,7 +12,7 @@ use tollgate_engine::{
     facts::Headers,
     gate::{Config, Gate},
     ledger::{Account, Cell, Op, Refusal},
-    reply::{DECISION_HEADER, REASON_HEADER, Reply},
+    reply::{DECISION_HEADER, REASON_HEADER},
     time::Time,
     upkeep::{self, Holder, Journal, Response, Upkeep},
 };
@@ -130,7 +130,7 @@ impl Node {
                 }
                 Step::Reply { reply, undo } => {
                     self.undo(&undo, time);
-                    answered(&mut seen, reply)?;
+                    answered(&mut seen, (reply.status, &reply.headers, reply.body))?;
                     break;
                 }
             };
@@ -181,7 +181,7 @@ impl Node {
             let Output::Answer(reply) = exchange.response_over_cap() else {
                 bail!("an answer over the cap is not replaced");
             };
-            return answered(seen, reply);
+            return answered(seen, (reply.status, &reply.headers, reply.body));
         }
         let mut chunks: Vec<(&[u8], bool)> = chunks.iter().map(|chunk| (&**chunk, false)).collect();
         if answer.end == AnswerEnd::Whole {
@@ -195,7 +195,9 @@ impl Node {
                     body.extend(bytes);
                     break;
                 }
-                Output::Answer(reply) => return answered(seen, reply),
+                Output::Answer(reply) => {
+                    return answered(seen, (reply.status, &reply.headers, reply.body));
+                }
             }
         }
         seen.status = answer.status;
@@ -319,21 +321,24 @@ impl Node {
 }
 
 /// Notes an answer of the gate's own.
-fn answered(seen: &mut Seen, reply: Reply) -> Result<()> {
+pub(super) fn answered<N: AsRef<str>>(
+    seen: &mut Seen,
+    (status, headers, body): (u16, &[(N, String)], String),
+) -> Result<()> {
     let header = |wanted: &str| {
-        let mut headers = reply.headers.iter();
         headers
-            .find(|(name, _)| *name == wanted)
+            .iter()
+            .find(|(name, _)| name.as_ref() == wanted)
             .map(|(_, value)| value.clone())
     };
     header(DECISION_HEADER).context("a reply without its decision")?;
-    seen.status = reply.status;
+    seen.status = status;
     seen.reason = header(REASON_HEADER);
     seen.retry_after = header("retry-after");
     seen.limits = header("ratelimit-policy");
     seen.left = header("ratelimit");
     seen.content_type = header("content-type");
-    seen.body = reply.body;
+    seen.body = body;
     Ok(())
 }
 

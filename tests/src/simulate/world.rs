@@ -5,8 +5,8 @@ use super::{
     auditor::{Auditor, Promise},
     dice::Dice,
     plane::{AGENTS, ENROLMENT_KEY, MODEL, Memory, Plane, WORKSPACE},
-    real::Real,
     process::{Answered, CallSpec, Process, Worker},
+    real::Real,
     scenario::{Fault, Limits, Scenario},
 };
 use std::{
