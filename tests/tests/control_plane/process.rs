@@ -7,7 +7,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tollgate_engine::bytes::from_base64url;
 use tollgate_engine::envelope::PublicKey;
+use tollgate_engine::identity::Claims;
 use tollgate_engine::journal::{self, Position, SealKey};
 use tollgate_engine::time::Time;
 use tollgate_tests::{Scratch, built, http};
@@ -247,7 +249,27 @@ fn an_operator_gets_along_with_the_command_alone() {
 
     let agent = run(&["agent", "create", "bot", "--team", "blue", "--level", "L2"]);
     let agent = agent.trim();
-    assert_eq!(run(&["agent", "token", "bot"]).matches('.').count(), 2);
+    let token = run(&["agent", "token", "bot"]);
+    assert_eq!(token.matches('.').count(), 2);
+    // One that the bot sends. The bot's token is read from a file: what a command line says everybody on the machine may read.
+    let helper = run(&["agent", "create", "helper"]);
+    let sender = file("bot.token", &token);
+    let sent = run(&["agent", "token", "helper", "--acts-for", &sender]);
+    let claims = from_base64url(sent.split('.').nth(1).unwrap()).unwrap();
+    let claims: Claims = serde_json::from_slice(&claims).unwrap();
+    assert_eq!(claims.sub, agent);
+    assert_eq!(claims.act.unwrap().sub, helper.trim());
+    let none = file("none.token", "not-a-token");
+    let refused = tollgate(
+        &plane,
+        &workspace,
+        &["agent", "token", "helper", "--acts-for", &none],
+    );
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        why.contains("the credential is not an agent token"),
+        "{why}"
+    );
     let record = format!(
         r#"{{"id":"r1","at_ms":0,"agent":"{agent}","model":"evil\u001b[2J","outcome":"deny","reasons":[{{"rule":"tools.deny"}}],"cost_nano_usd":"2500000"}}"#
     );
