@@ -21,7 +21,7 @@ if isinstance(gate, str):  # in place of a gate: what is wrong with the settings
     sys.exit(gate)
 if refused := call("[method]gate.install", gate, open(bundle, "rb").read(), now):
     sys.exit(refused.message)
-caller = SimpleNamespace(agent="00000000-0000-4000-8000-00000000000a", team="platform", org=None, level="l1", acts_for=[])
+caller = SimpleNamespace(agent="00000000-0000-4000-8000-00000000000a", team="platform", org=None, level="l1", **{"acts-for": []})
 head = {":method": "POST", ":path": "/v1/chat/completions", ":authority": "api.openai.com", "content-type": "application/json"}
 headers = [(name.encode(), value.encode()) for name, value in head.items()]
 body = json.dumps({"model": model, "max_tokens": 10, "messages": []}).encode()

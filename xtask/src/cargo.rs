@@ -28,16 +28,30 @@ pub fn build(
     arguments: &[&str],
 ) -> Result<PathBuf> {
     let mut command = cargo("build");
-    command
-        .args([
-            "--quiet",
-            "--package",
-            package,
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .args(arguments);
+    command.args(["--package", package]).args(arguments);
+    artifact(command, package, target_name, extension)
+}
+
+/// The program `name` of the `tests` crate, as `cargo test` has built it: asked for by itself, cargo would build most of the house again, with
+/// fewer features.
+///
+/// # Errors
+/// When the build fails or makes no such program.
+pub fn program_of_tests(name: &str) -> Result<PathBuf> {
+    let mut command = cargo("test");
+    command.args(["--workspace", "--no-run", "--test", name]);
+    artifact(command, "tollgate-tests", name, "")
+}
+
+/// What `command` builds of this name.
+fn artifact(
+    mut command: Command,
+    package: &str,
+    target_name: &str,
+    extension: &str,
+) -> Result<PathBuf> {
     let output = command
+        .args(["--quiet", "--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -57,6 +71,7 @@ pub fn build(
     #[derive(Deserialize)]
     struct Target {
         name: String,
+        kind: Vec<String>,
     }
 
     String::from_utf8(output.stdout)?
@@ -68,6 +83,11 @@ pub fn build(
                 .target
                 .as_ref()
                 .is_some_and(|target| target.name == target_name)
+        })
+        // A test may have the name of a program.
+        .filter(|message| {
+            let is_test = |target: &Target| target.kind.iter().any(|kind| kind == "test");
+            !message.target.as_ref().is_some_and(is_test)
         })
         .find_map(|message| match extension {
             "" => message.executable,

@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result, bail};
 use std::process::ExitCode;
-use tollgate_tests::simulate::{self, Options, Scenario, Summary};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use tollgate_tests::simulate::{self, Options, Outcome, Scenario, Summary};
 
 /// Failing seeds that are made small and shown; the others are named.
 const MAX_SHOWN: u64 = 1;
@@ -16,6 +19,29 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// What comes of `seeds` seeds from `from` on, as they come to their ends: on all processors.
+fn outcomes(from: u64, seeds: u64, options: Options) -> impl Iterator<Item = (u64, Outcome)> {
+    let next = Arc::new(AtomicU64::new(from));
+    let end = from.saturating_add(seeds);
+    let (tell, told) = mpsc::channel();
+    for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+        let (next, tell) = (Arc::clone(&next), tell.clone());
+        thread::spawn(move || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::SeqCst);
+                if seed >= end {
+                    break;
+                }
+                let outcome = simulate::run(&Scenario::of(seed), &options);
+                if tell.send((seed, outcome)).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    told.into_iter()
 }
 
 /// Lines of the history that are shown of a small version.
@@ -47,9 +73,8 @@ fn run() -> Result<u64> {
     };
     let mut summary = Summary::default();
     let mut shown = 0;
-    for seed in from..from.saturating_add(seeds) {
+    for (seed, outcome) in outcomes(from, seeds, options) {
         let scenario = Scenario::of(seed);
-        let outcome = simulate::run(&scenario, &options);
         summary.add(&outcome);
         for line in &outcome.trace {
             println!("{line}");
