@@ -4,7 +4,10 @@
 use crate::offline::{self, Decided, Request, Who};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use std::{io::Read as _, path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 use tollgate_engine::{
     decide::{Met, Outcome, Reason, Verdict},
     time::Time,
@@ -124,14 +127,8 @@ pub(crate) fn explain(args: Explain) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn request(file: &PathBuf) -> Result<Request> {
-    let mut text = String::new();
-    if file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text)?;
-    } else {
-        text = std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
-    }
+fn request(file: &Path) -> Result<Request> {
+    let text = offline::read_text(file)?;
     serde_json::from_str(&text).with_context(|| {
         format!(
             "{}: a request is {{\"method\", \"url\", \"headers\", \"body\"}} as JSON",

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 use tollgate_engine::{
@@ -107,6 +107,15 @@ impl Who {
                 .collect::<Result<_>>()?,
         })
     }
+}
+
+/// What a file holds; `-` is standard input.
+pub(crate) fn read_text(file: &Path) -> Result<String> {
+    match file.as_os_str() == "-" {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(file),
+    }
+    .with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Reads an instant.

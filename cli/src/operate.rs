@@ -3,17 +3,13 @@
 use crate::{
     api::{self, Connection, query, segment},
     halt,
+    offline::read_text,
     table::{self, amount, printable, text, usd, when_ms, when_secs},
 };
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 use tollgate_engine::{bytes::from_base64, ledger::Account};
 
 /// The answer as JSON, for programs.
@@ -264,14 +260,14 @@ impl Agent {
                 connection,
                 output,
             } => {
-                let subject = acts_for.as_deref().map(secret_in).transpose()?;
+                let subject = acts_for.as_deref().map(read_text).transpose()?;
                 let api = connection.open()?;
                 let id = agent_id(&api, agent)?;
                 let path = api.at(&format!("/agents/{}/tokens", segment(&id)))?;
                 let mut token = api.post(&path, &Value::Null)?;
                 if let Some(subject) = subject {
                     let path = api.at("/tokens/exchange")?;
-                    let asked = json!({ "subject_token": subject });
+                    let asked = json!({ "subject_token": subject.trim() });
                     token = api.bearing(&text(&token, "token")).post(&path, &asked)?;
                 }
                 show(&output, &token, || {
@@ -281,16 +277,6 @@ impl Agent {
             }
         }
     }
-}
-
-/// What a file holds, or standard input, without the line's end.
-fn secret_in(file: &Path) -> anyhow::Result<String> {
-    let read = match file.as_os_str() == "-" {
-        true => io::read_to_string(io::stdin()),
-        false => fs::read_to_string(file),
-    };
-    let text = read.with_context(|| format!("cannot read a token from `{}`", file.display()))?;
-    Ok(text.trim().to_owned())
 }
 
 /// Enrol gates and see what runs.

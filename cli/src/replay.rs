@@ -533,21 +533,20 @@ fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
     let ask = |name: &str, tool: &str, condition: &'d Program| Asked {
         rule: format!("tools.{name}.requires_approval_if"),
         condition,
-        holds: decide::concerned(&document.scope, &call.caller)
-            .map(|(_, caller)| {
-                condition.holds(&condition::Call {
-                    caller,
-                    head: &call.head,
-                    facts: &call.facts,
-                    tool,
-                    args: None,
-                    cost_nano_usd: call.cost_nano_usd,
-                    now: call.at,
-                })
-            })
-            .find(|holds| !matches!(holds, Ok(false)))
-            .unwrap_or(Ok(false))
-            .map_err(|_| ()),
+        holds: decide::holds(
+            condition,
+            &document.scope,
+            &condition::Call {
+                caller: &call.caller,
+                head: &call.head,
+                facts: &call.facts,
+                tool,
+                args: None,
+                cost_nano_usd: call.cost_nano_usd,
+                now: call.at,
+            },
+        )
+        .map_err(|_| ()),
     };
     let mut asked = Vec::new();
     for approval in &document.approvals {

@@ -642,13 +642,22 @@ pub(crate) fn covers_one(scope: &Scope, caller: &Caller) -> bool {
 }
 
 /// Those of a caller (0) and all it acts for (1, 2…) whom a document of this scope is about. One of a tool is about all.
-pub fn concerned<'c>(
-    scope: &Scope,
-    caller: &'c Caller,
-) -> impl Iterator<Item = (usize, &'c Caller)> {
+fn concerned<'c>(scope: &Scope, caller: &'c Caller) -> impl Iterator<Item = (usize, &'c Caller)> {
     let of_tool = matches!(scope, Scope::Tool(_));
     let all = caller.all().enumerate();
     all.filter(move |(_, one)| of_tool || covers_one(scope, one))
+}
+
+/// Whether a condition of a document of this scope holds for one of those it is about; the error says why that cannot be known.
+pub fn holds(
+    condition: &condition::Program,
+    scope: &Scope,
+    call: &condition::Call<'_>,
+) -> Result<bool, &'static str> {
+    concerned(scope, call.caller)
+        .map(|(_, caller)| condition.holds(&condition::Call { caller, ..*call }))
+        .find(|holds| *holds != Ok(false))
+        .unwrap_or(Ok(false))
 }
 
 /// One document against one call.
@@ -846,22 +855,20 @@ impl Check<'_> {
             let arguments = facts.said.mcp_arguments.as_ref().filter(|_| called);
             let parsed =
                 arguments.and_then(|arguments| json::parse(arguments.json().as_bytes()).ok());
-            let asked = concerned(&document.scope, caller).map(|(_, caller)| {
-                condition.holds(&condition::Call {
-                    caller,
-                    head,
-                    facts,
-                    tool,
-                    args: parsed.as_ref().map(json::Document::root),
-                    cost_nano_usd,
-                    now,
-                })
-            });
+            let call = condition::Call {
+                caller,
+                head,
+                facts,
+                tool,
+                args: parsed.as_ref().map(json::Document::root),
+                cost_nano_usd,
+                now,
+            };
             let shown = shown(name);
-            let message = match asked.into_iter().find(|holds| !matches!(holds, Ok(false))) {
-                None | Some(Ok(false)) => continue,
-                Some(Ok(true)) => format!("the use of the tool `{shown}` needs approval"),
-                Some(Err(why)) => format!(
+            let message = match holds(condition, &document.scope, &call) {
+                Ok(false) => continue,
+                Ok(true) => format!("the use of the tool `{shown}` needs approval"),
+                Err(why) => format!(
                     "whether the use of the tool `{shown}` needs approval cannot be known, so it does: {why}"
                 ),
             };

@@ -1043,12 +1043,10 @@ impl Exchange {
         self.decision.outcome = Outcome::Deny;
         (self.sift, self.observer) = (None, None);
         if self.stream.is_some() {
-            self.cut = true;
             if let Some(reason) = reasons.first() {
                 sent.extend_from_slice(self.final_event(reason).as_bytes());
             }
-            self.decision.reasons.extend(reasons);
-            return Output::Cut(sent);
+            return self.cut_off(sent, reasons);
         }
         let facts = self.facts.as_ref();
         let mcp_id = facts.and_then(|facts| facts.said.mcp_id.as_deref());
@@ -1107,9 +1105,7 @@ impl Exchange {
                 Output::Answer(_) => return output,
             };
             last.extend_from_slice(self.final_event(&why).as_bytes());
-            self.cut = true;
-            self.decision.reasons.push(why);
-            return Output::Cut(last);
+            return self.cut_off(last, [why]);
         }
         let Some(mut stream) = self.stream.filter(|_| !end) else {
             return output;
@@ -1123,15 +1119,20 @@ impl Exchange {
             && let Some(why) = self.killed(gate)
             && let Some(last) = self.last_bytes(stream, sent, &why)
         {
-            self.cut = true;
-            self.decision.reasons.push(why);
-            return Output::Cut(last);
+            return self.cut_off(last, [why]);
         }
         if let Stream::Events(place) = &mut stream {
             place.pass(sent);
             self.stream = Some(stream);
         }
         output
+    }
+
+    /// Ends the response with these bytes.
+    fn cut_off(&mut self, last: Vec<u8>, why: impl IntoIterator<Item = Reason>) -> Output {
+        self.cut = true;
+        self.decision.reasons.extend(why);
+        Output::Cut(last)
     }
 
     /// Why the response must not go on.

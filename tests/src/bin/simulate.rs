@@ -1,10 +1,8 @@
 //! `cargo xtask simulate`: runs seeds, and shows a small version of the first that fails.
 
 use anyhow::{Context as _, Result, bail};
+use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
 use tollgate_tests::simulate::{self, Options, Outcome, Scenario, Summary};
 
 /// Failing seeds that are made small and shown; the others are named.
@@ -19,29 +17,6 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// What comes of `seeds` seeds from `from` on, as they come to their ends: on all processors.
-fn outcomes(from: u64, seeds: u64, options: Options) -> impl Iterator<Item = (u64, Outcome)> {
-    let next = Arc::new(AtomicU64::new(from));
-    let end = from.saturating_add(seeds);
-    let (tell, told) = mpsc::channel();
-    for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-        let (next, tell) = (Arc::clone(&next), tell.clone());
-        thread::spawn(move || {
-            loop {
-                let seed = next.fetch_add(1, Ordering::SeqCst);
-                if seed >= end {
-                    break;
-                }
-                let outcome = simulate::run(&Scenario::of(seed), &options);
-                if tell.send((seed, outcome)).is_err() {
-                    break;
-                }
-            }
-        });
-    }
-    told.into_iter()
 }
 
 /// Lines of the history that are shown of a small version.
@@ -73,14 +48,14 @@ fn run() -> Result<u64> {
     };
     let mut summary = Summary::default();
     let mut shown = 0;
-    for (seed, outcome) in outcomes(from, seeds, options) {
+    let tell = |seed: u64, outcome: Outcome| {
         let scenario = Scenario::of(seed);
         summary.add(&outcome);
         for line in &outcome.trace {
             println!("{line}");
         }
         let Some(violation) = outcome.violations.first() else {
-            continue;
+            return ControlFlow::Continue(());
         };
         println!("seed {seed}: {violation}");
         if shown < MAX_SHOWN && !trace {
@@ -95,7 +70,12 @@ fn run() -> Result<u64> {
                 println!("{violation}");
             }
         }
-        println!("again: cargo xtask simulate --seeds 1 --from {seed} [--trace]");
+        let on = if database { " --database" } else { "" };
+        println!("again: cargo xtask simulate --seeds 1 --from {seed}{on} [--trace]");
+        ControlFlow::Continue(())
+    };
+    if let Some(more) = seeds.checked_sub(1) {
+        simulate::run_all(from..=from.saturating_add(more), &options, tell);
     }
     println!(
         "{} calls let through, {} refused",

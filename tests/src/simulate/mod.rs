@@ -16,7 +16,15 @@ pub use auditor::{Promise, Violation};
 pub use dice::Dice;
 pub use scenario::{Fault, Limits, Scenario};
 
-use std::fmt;
+use std::{
+    fmt,
+    ops::{ControlFlow, RangeInclusive},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+};
 
 /// A safeguard taken out, to see that the auditor notices. None of these is a switch in the product: they are made where the simulator
 /// drives it.
@@ -86,6 +94,41 @@ pub struct Outcome {
 /// Runs a scenario.
 pub fn run(scenario: &Scenario, options: &Options) -> Outcome {
     world::World::run(scenario, options)
+}
+
+/// Runs seeds on all processors, and tells `each` what came of them as they come to their ends, until it has heard enough.
+///
+/// # Panics
+/// When a run does.
+pub fn run_all(
+    seeds: RangeInclusive<u64>,
+    options: &Options,
+    mut each: impl FnMut(u64, Outcome) -> ControlFlow<()>,
+) {
+    let next = AtomicU64::new(*seeds.start());
+    let (tell, told) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let (next, seeds, tell) = (&next, &seeds, tell.clone());
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if !seeds.contains(&seed)
+                        || tell
+                            .send((seed, run(&Scenario::of(seed), options)))
+                            .is_err()
+                    {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(tell);
+        // Who hears no more drops its end, and then nobody begins another.
+        let _ = told
+            .into_iter()
+            .try_for_each(|(seed, outcome)| each(seed, outcome));
+    });
 }
 
 /// A failing run made small: the fewest faults and gates with which it still breaks the same promise.

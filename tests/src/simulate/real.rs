@@ -25,7 +25,11 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 use tollgate_control_plane::{ControlPlane, Settings, leases::rules};
 use tollgate_engine::{
-    bytes::from_base64, envelope::PublicKey, journal::SealKey, time::Time, upkeep::Errand,
+    bytes::{from_base64, to_hex},
+    envelope::PublicKey,
+    journal::SealKey,
+    time::Time,
+    upkeep::Errand,
 };
 use tower::ServiceExt as _;
 
@@ -104,10 +108,7 @@ impl Real {
         let gate = post(self, &self.operator, &format!("{workspace}/gates"));
         self.gate = text(&gate["key"]);
         self.trust = must(serde_json::from_value(gate["trust"].clone()));
-        let seal_root: String = SealKey::root(ENROLMENT_KEY)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let seal_root = to_hex(&SealKey::root(ENROLMENT_KEY));
         self.execute(&format!("UPDATE gates SET seal_root = x'{seal_root}'"));
     }
 
