@@ -14,6 +14,7 @@ use random::Random;
 use std::collections::BTreeMap;
 use tollgate_engine::{
     bundle::{Payload, Redaction},
+    decide::{Decision, Outcome},
     exchange::{End, Exchange, Finished, Forward, Output, Step},
     facts::Headers,
     gate::Gate,
@@ -33,6 +34,11 @@ fn try_calls<T>(seed: u64, calls: usize, drive: fn(&[u8]) -> T) -> Vec<T> {
             outcome.unwrap_or_else(|_| panic!("call {number}: {input:?}"))
         })
         .collect()
+}
+
+#[test]
+fn a_call_that_does_not_pass_is_denied_without_a_reason_too() {
+    assert_eq!(Decision::against(Vec::new()).outcome, Outcome::Deny);
 }
 
 #[test]

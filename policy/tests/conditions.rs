@@ -81,6 +81,7 @@ fn true_conditions_hold_and_their_opposites_do_not() {
         "args.force",
         "args.force == true",
         "args.force <= args.force && !(args.force < args.force)",
+        "args.command < 'rn' && args.command > 'rm' && 'a' <= 'a' && !('b' <= 'a')",
         "args.none == args.none",
         "args.paths[0] == '/etc/passwd'",
         "'/tmp' in args.paths",
@@ -138,6 +139,8 @@ fn what_cannot_be_known_is_an_error_unless_the_other_side_decides() {
     ] {
         assert!(says(condition).is_err(), "{condition}");
     }
+    let wrong_type = "a value in the call has another type than the condition needs";
+    assert_eq!(says("args.count"), Err(wrong_type));
     for (condition, expected) in [
         ("args.missing == 1 || true", true),
         ("true || args.missing == 1", true),
@@ -230,6 +233,9 @@ fn long_and_deep_conditions_are_refused_and_not_followed() {
     // 128 constants and 127 operators are 255 steps.
     let chain = |count: usize| vec!["true"; count].join(" && ");
     assert!(compile(&chain(128)).is_ok());
+    // With a `!` they are 256, and a gate runs them.
+    assert_eq!(says(&chain(128).replacen("true", "!false", 1)), Ok(true));
+    assert!(compile(&chain(128).replacen("true", "!!true", 1)).is_err());
     assert!(
         compile(&chain(129))
             .unwrap_err()

@@ -1,7 +1,6 @@
-//! How fast the control plane leases, how much of a budget is used before the first refusal, and what four accounts cost a call.
+//! How fast the control plane leases, how much of a budget is used before the first refusal, and what four accounts cost a call, native and in Envoy.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::run_folder::RunFolder;
 use xtask::stack::LOOPBACK;
+use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress};
 
 const TITLE: &str = "## Budgets";
@@ -21,7 +21,23 @@ const HOLDERS: usize = 8;
 const ACCOUNTS: usize = 64;
 const DURATION: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(output: Option<&Path>) -> Result<()> {
+/// Two teams with the same rules; one has four accounts, never used up.
+const POLICY: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata: {name: rules}
+spec: {capabilities: {allow: ['model:gpt-5-mini*']}}
+---
+apiVersion: tollgate/v1
+kind: Policy
+metadata: {name: accounts}
+spec:
+  scope: team:four
+  budget: {per: team, daily_limit_usd: 1000000, daily_limit_tokens: 1000000000000, monthly_limit_usd: 1000000}
+  rate: {per: team, requests_per_minute: 1000000000}
+";
+
+pub(crate) fn run(options: &super::Options) -> Result<()> {
     progress::say("Building", "the control plane and the simulator");
     let tollgate = cargo::build("tollgate", "tollgate", "", &["--release"])?;
     let budgets = cargo::build("tollgate-tests", "budgets", "", &["--release"])?;
@@ -52,8 +68,41 @@ pub(crate) fn run(output: Option<&Path>) -> Result<()> {
                 Kept is what one gate had and no call under way could use, once it had reported; at risk is the same just before it reported, \
                 with what the calls of the last second had reserved and not used: the most that is forfeited if it dies. Goals: 95 % and 2 %.\n\n";
     section += &simulated;
+    section += &in_envoy(options)?;
     print!("{section}");
-    output.map_or(Ok(()), |report| super::write_section(report, &section))
+    match &options.output {
+        Some(report) => super::write_section(report, &section),
+        None => Ok(()),
+    }
+}
+
+/// What four accounts add to a call of an agent that has none, on the same Envoy.
+fn in_envoy(options: &super::Options) -> Result<String> {
+    let run_folder = RunFolder::new("bench-accounts")?;
+    let folder = run_folder.path();
+    let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
+    let programs = super::programs()?;
+    let (stack, tokens) = super::gate(folder, &programs, &stand_in, POLICY, &["none", "four"])?;
+    let variants = ["none", "four"].into_iter().zip(tokens);
+    let variants = variants.map(|(name, credential)| super::Variant {
+        name,
+        envoy: &stack.envoy,
+        credential,
+    });
+    let [_, chat] = super::workloads();
+    let samples = super::measure(&variants.collect::<Vec<_>>(), &chat, options)?;
+    let [none, four] = &samples[..] else {
+        return Err(anyhow!("two variants have two samples"));
+    };
+    let section = format!(
+        "\nThe same on a real Envoy, as processor time of a chat of 2 KB with them, beside one of an agent without accounts on the same Envoy, turn by turn: \
+         {:+.1} µs at the median of {} rounds (goal: 5 µs).\n",
+        super::added(four, none),
+        options.rounds,
+    );
+    drop((stack, stand_in));
+    run_folder.remove()?;
+    Ok(section)
 }
 
 /// Has several gates lease and report as fast as they are answered; gives how many requests were answered, and in what time.

@@ -99,9 +99,9 @@ pub(crate) struct Options {
 }
 
 /// One Envoy under test.
-struct Variant {
+struct Variant<'e> {
     name: &'static str,
-    envoy: Envoy,
+    envoy: &'e Envoy,
     /// The credential that gets a request through.
     credential: String,
 }
@@ -126,37 +126,55 @@ struct Sample {
 pub(crate) fn run(options: &Options) -> Result<()> {
     match options.only {
         Some(Section::Policy) => policy::run(options.output.as_deref()),
-        Some(Section::Budgets) => budgets::run(options.output.as_deref()),
+        Some(Section::Budgets) => budgets::run(options),
         Some(Section::Edge) => edge::run(options),
         Some(Section::Worker) => edge::worker(options),
         None => envoy(options),
     }
 }
 
-fn envoy(options: &Options) -> Result<()> {
-    let run_folder = RunFolder::new("bench")?;
-    let folder = run_folder.path();
+fn programs() -> Result<Programs> {
     progress::say("Building", "the control plane");
-    let programs = Programs {
+    Ok(Programs {
         envoy: tools::envoy(None)?,
         filter: wasm::filter()?,
         tollgate: cargo::build("tollgate", "tollgate", "", &["--release"])?,
-    };
-    let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
-    let mut token = String::new();
+    })
+}
+
+/// A gate with its control plane, and the token of an agent of each of these teams.
+fn gate(
+    folder: &Path,
+    programs: &Programs,
+    stand_in: &StandIn,
+    policy: &str,
+    teams: &[&str],
+) -> Result<(Stack, Vec<String>)> {
+    let mut tokens = Vec::new();
     let stack = Stack::start(
         Plan::new(folder.join("gate"), programs.clone(), stand_in.upstream()),
         |control_plane| {
             let workspace = control_plane.create_workspace("bench")?;
-            control_plane.apply_policy(&workspace, POLICY)?;
-            let agent = control_plane.create_agent(&workspace, "bench", "bench")?;
-            token = control_plane.issue_token(&workspace, &agent)?;
+            control_plane.apply_policy(&workspace, policy)?;
+            for team in teams {
+                let agent = control_plane.create_agent(&workspace, team, team)?;
+                tokens.push(control_plane.issue_token(&workspace, &agent)?);
+            }
             Ok(workspace)
         },
     )?;
+    Ok((stack, tokens))
+}
+
+fn envoy(options: &Options) -> Result<()> {
+    let run_folder = RunFolder::new("bench")?;
+    let folder = run_folder.path();
+    let programs = programs()?;
+    let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
+    let (stack, mut tokens) = gate(folder, &programs, &stand_in, POLICY, &["bench"])?;
     let provider_key = stand_in.upstream().openai_key.unwrap_or_default();
     let rendered = fs::read_to_string(folder.join("gate/envoy.yaml"))?;
-    let plain = |name: &'static str, filters: &str| -> Result<Variant> {
+    let plain = |name: &str, filters: &str| -> Result<Envoy> {
         let folder = folder.join(name);
         fs::create_dir_all(&folder)?;
         let run = Run {
@@ -165,20 +183,18 @@ fn envoy(options: &Options) -> Result<()> {
             concurrency: CONCURRENCY,
             environment: Vec::new(),
         };
-        Ok(Variant {
-            name,
-            envoy: Envoy::start(&run, &with_filters(&rendered, filters)?)?,
-            credential: provider_key.clone(),
-        })
+        Envoy::start(&run, &with_filters(&rendered, filters)?)
+    };
+    let (bare, native) = (plain("bare", "")?, plain("native", NATIVE_FILTERS)?);
+    let variant = |name: &'static str, envoy, credential| Variant {
+        name,
+        envoy,
+        credential,
     };
     let variants = [
-        plain("bare", "")?,
-        plain("native", NATIVE_FILTERS)?,
-        Variant {
-            name: "tollgate",
-            envoy: stack.envoy,
-            credential: token,
-        },
+        variant("bare", &bare, provider_key.clone()),
+        variant("native", &native, provider_key),
+        variant("tollgate", &stack.envoy, tokens.remove(0)),
     ];
     let idle_memory = variants
         .iter()
@@ -200,7 +216,7 @@ fn envoy(options: &Options) -> Result<()> {
     }
     write_memory(&mut report, &variants, &idle_memory)?;
     println!("{report}");
-    drop((variants, stack.control_plane, stand_in));
+    drop((bare, native, stack, stand_in));
     run_folder.remove()?;
     if let Some(output) = &options.output {
         let former = fs::read_to_string(output).unwrap_or_default();
@@ -251,7 +267,7 @@ fn with_filters(rendered: &str, filters: &str) -> Result<String> {
 }
 
 fn measure(
-    variants: &[Variant],
+    variants: &[Variant<'_>],
     workload: &Workload,
     options: &Options,
 ) -> Result<Vec<Vec<Sample>>> {
@@ -298,7 +314,7 @@ fn measure(
 
 /// p50 and p99 at a fixed rate, the best of the rounds: what the gate does, not what the machine did besides.
 fn measure_latencies(
-    variants: &[Variant],
+    variants: &[Variant<'_>],
     workload: &Workload,
     options: &Options,
 ) -> Result<Vec<(Duration, Duration)>> {
@@ -368,7 +384,7 @@ fn header(programs: &Programs) -> Result<String> {
 
 fn write_table(
     report: &mut String,
-    variants: &[Variant],
+    variants: &[Variant<'_>],
     workload: &Workload,
     samples: &[Vec<Sample>],
     latencies: &[(Duration, Duration)],
@@ -385,12 +401,7 @@ fn write_table(
     )?;
     for ((variant, samples_of), (p50, p99)) in variants.iter().zip(samples).zip(latencies) {
         let cpu = sorted(samples_of.iter().map(|sample| sample.cpu_micros));
-        let added = sorted(
-            samples_of
-                .iter()
-                .zip(&samples[0])
-                .map(|(sample, bare)| sample.cpu_micros - bare.cpu_micros),
-        );
+        let added = added(samples_of, &samples[0]);
         let rates = sorted(samples_of.iter().map(|sample| sample.requests_per_s));
         writeln!(
             report,
@@ -399,7 +410,7 @@ fn write_table(
             middle(&cpu),
             cpu[0],
             cpu[cpu.len() - 1],
-            middle(&added),
+            added,
             middle(&rates),
             p50.as_micros(),
             p99.as_micros(),
@@ -409,7 +420,15 @@ fn write_table(
     Ok(())
 }
 
-fn write_memory(report: &mut String, variants: &[Variant], idle: &[u64]) -> Result<()> {
+/// By how much more processor time the one took than the other: the median over the rounds, in microseconds.
+fn added(samples: &[Sample], to: &[Sample]) -> f64 {
+    let pairs = samples.iter().zip(to);
+    middle(&sorted(
+        pairs.map(|(sample, other)| sample.cpu_micros - other.cpu_micros),
+    ))
+}
+
+fn write_memory(report: &mut String, variants: &[Variant<'_>], idle: &[u64]) -> Result<()> {
     writeln!(
         report,
         "\n## Memory\n\n| variant | resident at the start | after the load |\n|---|---|---|"
