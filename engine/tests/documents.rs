@@ -57,6 +57,37 @@ fn a_caller_meets_the_documents_of_its_scopes_broadest_first() {
 }
 
 #[test]
+fn of_those_for_whom_a_caller_acts_it_meets_what_it_has_not_met() {
+    let documents = named(&[
+        ("g", "global"),
+        ("o", "org:x"),
+        ("tx", "team:x"),
+        ("ty", "team:y"),
+        ("a", "agent:a"),
+        ("b", "agent:b"),
+        ("c", "agent:c"),
+    ]);
+    let child = Caller {
+        acts_for: vec![
+            caller(Some("x"), Some("y"), "b"),
+            caller(None, Some("y"), "c"),
+            caller(Some("x"), Some("x"), "a"),
+        ],
+        ..caller(Some("x"), Some("x"), "a")
+    };
+    assert_eq!(
+        names(documents.covering(&child)),
+        ["g", "o", "tx", "a", "ty", "b", "c"]
+    );
+    // Of the others alone: an organisation that only one of them has.
+    let child = Caller {
+        acts_for: vec![caller(None, None, "b"), caller(Some("x"), None, "c")],
+        ..caller(None, None, "a")
+    };
+    assert_eq!(names(documents.covering(&child)), ["g", "a", "b", "o", "c"]);
+}
+
+#[test]
 fn tools_are_the_same_in_any_case_and_their_documents_come_once() {
     let documents = named(&[("b", "tool:Bash"), ("g", "tool:git"), ("c", "tool:BASH")]);
     let about = |tools: &[&str]| names(documents.about(tools.iter().copied()));
