@@ -225,10 +225,11 @@ fn spec(dice: &mut Dice, open: bool) -> Value {
     }
     if !of_tool && dice.chance(350) {
         let calls = *dice.pick(&[0, 1, 1, 2, 3, 50]);
-        add(
-            "rate",
-            json!({"requests_per_minute": calls, "per": per(dice)}),
-        );
+        let mut rate = json!({"requests_per_minute": calls, "per": per(dice)});
+        if dice.chance(300) {
+            rate["each"] = "model".into();
+        }
+        add("rate", rate);
     }
     Value::Object(spec)
 }
@@ -360,8 +361,15 @@ fn budget(dice: &mut Dice) -> Value {
     budget.insert("per".to_string(), per(dice).into());
     budget.insert("timezone".to_string(), (*dice.pick(&ZONES)).into());
     if dice.chance(500) {
-        let price = json!({"input_usd_per_million": 5, "output_usd_per_million": 25});
+        let (input, output) = *dice.pick(&[(5, 25), (5, 25), (0, 0)]);
+        let price = json!({"input_usd_per_million": input, "output_usd_per_million": output});
         budget.insert("unknown_model".to_string(), price);
+    }
+    if dice.chance(300) {
+        budget.insert("each".to_string(), "model".into());
+    }
+    if action != Some("alert") && dice.chance(300) {
+        budget.insert("lower_max_tokens".to_string(), true.into());
     }
     if let Some(action) = action {
         budget.insert("action_on_exceed".to_string(), action.into());
