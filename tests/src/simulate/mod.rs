@@ -17,7 +17,7 @@ pub use dice::Dice;
 pub use scenario::{Fault, Limits, Scenario};
 
 use std::{
-    fmt,
+    fmt, iter,
     ops::{ControlFlow, RangeInclusive},
     sync::{
         atomic::{AtomicU64, Ordering},
@@ -111,13 +111,10 @@ pub fn run_all(
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             let (next, seeds, tell) = (&next, &seeds, tell.clone());
             scope.spawn(move || {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if !seeds.contains(&seed)
-                        || tell
-                            .send((seed, run(&Scenario::of(seed), options)))
-                            .is_err()
-                    {
+                let taken = iter::repeat_with(|| next.fetch_add(1, Ordering::SeqCst));
+                for seed in taken.take_while(|seed| seeds.contains(seed)) {
+                    let outcome = run(&Scenario::of(seed), options);
+                    if tell.send((seed, outcome)).is_err() {
                         break;
                     }
                 }

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use xtask::control_plane::{ControlPlane, Workspace};
 use xtask::run_folder::RunFolder;
-use xtask::stack::LOOPBACK;
+use xtask::stack::{LOOPBACK, Programs};
 use xtask::stand_in::StandIn;
 use xtask::{cargo, process, progress};
 
@@ -38,11 +38,11 @@ spec:
 ";
 
 pub(crate) fn run(options: &super::Options) -> Result<()> {
-    progress::say("Building", "the control plane and the simulator");
-    let tollgate = cargo::build("tollgate", "tollgate", "", &["--release"])?;
+    let programs = super::programs()?;
+    progress::say("Building", "the simulator");
     let budgets = cargo::build("tollgate-tests", "budgets", "", &["--release"])?;
     let folder = RunFolder::new("bench-budgets")?;
-    let mut serve = Command::new(&tollgate);
+    let mut serve = Command::new(&programs.tollgate);
     serve.arg("serve");
     let log = folder.path().join("control-plane.log");
     let control_plane = ControlPlane::start(serve, &folder.path().join("data"), LOOPBACK, &log)?;
@@ -68,7 +68,7 @@ pub(crate) fn run(options: &super::Options) -> Result<()> {
                 Kept is what one gate had and no call under way could use, once it had reported; at risk is the same just before it reported, \
                 with what the calls of the last second had reserved and not used: the most that is forfeited if it dies. Goals: 95 % and 2 %.\n\n";
     section += &simulated;
-    section += &in_envoy(options)?;
+    section += &in_envoy(&programs, options)?;
     print!("{section}");
     match &options.output {
         Some(report) => super::write_section(report, &section),
@@ -77,12 +77,11 @@ pub(crate) fn run(options: &super::Options) -> Result<()> {
 }
 
 /// What four accounts add to a call of an agent that has none, on the same Envoy.
-fn in_envoy(options: &super::Options) -> Result<String> {
+fn in_envoy(programs: &Programs, options: &super::Options) -> Result<String> {
     let run_folder = RunFolder::new("bench-accounts")?;
     let folder = run_folder.path();
     let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
-    let programs = super::programs()?;
-    let (stack, tokens) = super::gate(folder, &programs, &stand_in, POLICY, &["none", "four"])?;
+    let (stack, tokens) = super::gate(folder, programs, &stand_in, POLICY, &["none", "four"])?;
     let variants = ["none", "four"].into_iter().zip(tokens);
     let variants = variants.map(|(name, credential)| super::Variant {
         name,

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use xtask::run_folder::RunFolder;
-use xtask::stack::{Plan, Programs, Stack};
+use xtask::stack::{Plan, Stack};
 use xtask::stand_in::StandIn;
-use xtask::{cargo, process, progress, root, tools, wasm};
+use xtask::{cargo, process, progress, root};
 
 const TITLE: &str = "## Policy decisions";
 
@@ -45,11 +45,7 @@ pub(crate) fn run(output: Option<&Path>) -> Result<()> {
 fn in_envoy() -> Result<String> {
     let run_folder = RunFolder::new("bench-policy")?;
     let folder = run_folder.path();
-    let programs = Programs {
-        envoy: tools::envoy(None)?,
-        filter: wasm::filter()?,
-        tollgate: cargo::build("tollgate", "tollgate", "", &["--release"])?,
-    };
+    let programs = super::programs()?;
     let stand_in = StandIn::start(&folder.join("stand-in.log"), &["--release"])?;
     let plan = Plan::new(folder.join("gate"), programs, stand_in.upstream());
     let stack = Stack::start(plan, |control_plane| {
