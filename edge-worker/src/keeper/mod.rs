@@ -1,6 +1,8 @@
 //! The holder: what a gate may spend, what it has decided, and who it is towards the control plane.
 
 mod rounds;
+#[cfg(test)]
+mod tests;
 
 pub use rounds::GATHER_MS;
 

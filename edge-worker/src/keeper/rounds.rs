@@ -7,7 +7,11 @@ use crate::{
     store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, cell_key, update},
 };
 use futures_channel::oneshot;
-use futures_util::{StreamExt as _, future::select, join};
+use futures_util::{
+    StreamExt as _,
+    future::{Either, select},
+    join,
+};
 use std::{cell::Cell, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
@@ -29,6 +33,8 @@ const LEASE_PAUSE_MS: u32 = 50;
 pub const GATHER_MS: i64 = 200;
 /// Time between two rounds while there is something to do; also how often spending is reported while calls keep asking for leases.
 const ROUND_MS: i64 = 1_000;
+/// …and between two looks while a round lasts.
+const ROUND_PAUSE_MS: u32 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
 const AWAKE_MS: i64 = 10_000;
 /// A bundle confirmed longer ago is asked for again before anybody is told to run it. A few rounds.
@@ -42,12 +48,26 @@ const KEEP_CELL_MS: i64 = OPEN_LIMIT_MS + 60 * 60 * 1_000;
 
 impl<P: Platform, S: Store> Keeper<P, S> {
     /// Does what is due, once, and says when to come again; `None` when nothing is left to do until the next message.
+    ///
+    /// Nobody may have the next round begin before this one has ended. So what takes its time, the delivery, does not hold up the rest: meanwhile
+    /// there is another look for bundles and leases every [`ROUND_MS`], and nothing more is delivered than is begun in that time.
     pub async fn round(&self) -> Option<Time> {
-        join!(
-            self.check_bundle(i64::MAX),
-            self.ask_for_leases(false),
-            self.deliver()
-        );
+        let begun = self.platform.now();
+        let (delivers, mut delivered) = oneshot::channel::<()>();
+        let deliver = async {
+            self.deliver(begun).await;
+            drop(delivers);
+        };
+        let look = async {
+            loop {
+                join!(self.check_bundle(i64::MAX), self.ask_for_leases(false));
+                let pause = self.platform.pause(ROUND_PAUSE_MS);
+                if let Either::Left(_) = select(&mut delivered, pin!(pause)).await {
+                    break;
+                }
+            }
+        };
+        join!(deliver, look);
         let now = self.platform.now();
         let oldest = self.count_lost(now).await;
         let heard_within = |limit_ms| {
@@ -64,7 +84,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             self.platform.log("cannot make durable what is not yet");
         }
         if awake || self.owes().await {
-            return Some(now.plus_millis(ROUND_MS));
+            return Some(now.max(begun.plus_millis(ROUND_MS)));
         }
         oldest
     }
@@ -439,13 +459,17 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             .collect()
     }
 
-    /// Delivers batches until none is left, or one is not taken.
-    async fn deliver(&self) {
+    /// Delivers batches until none is left, one is not taken, or the time of the round that has `begun` is up.
+    async fn deliver(&self, begun: Time) {
         if self.delivering.get() {
             return;
         }
         let _delivering = Busy::new(&self.delivering);
-        while self.deliver_one().await {}
+        while self.deliver_one().await {
+            if self.platform.now().millis_since(begun).saturating_abs() >= ROUND_MS {
+                break;
+            }
+        }
     }
 
     /// Whether a batch was delivered.
