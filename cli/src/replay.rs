@@ -434,6 +434,7 @@ impl Set {
         documents
             .covering(&call.caller)
             .chain(documents.about(call.facts.tools()))
+            .map(|found| found.document)
     }
 
     /// The rules over a call that ask for more than is known of it.

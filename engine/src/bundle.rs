@@ -5,7 +5,7 @@
 
 mod documents;
 
-pub use documents::Documents;
+pub use documents::{Documents, Found, Says};
 
 use crate::{
     address::Range,

@@ -15,7 +15,7 @@ use tollgate_engine::{
     address::Range,
     bundle::{
         ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, OtherTools,
-        Payload, Scope, Searched,
+        Payload, Redaction, Scope, Searched, ToolCost,
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
@@ -145,6 +145,15 @@ fn full_payload() -> Payload {
             denied: true,
             approval: Some(Program(vec![Instruction::Bool(true)])),
         }),
+        redactions: vec![Redaction {
+            rule: "data.sensitive_patterns[0]".to_string(),
+            patterns: vec!["[0-9]{16}".to_string()],
+        }],
+        tool_costs: vec![ToolCost {
+            tool: "calc".to_string(),
+            nano_usd: 2_000_000,
+        }],
+        tool_output_is_data: true,
         denied_hosts: vec![HostPattern("*.internal".to_string())],
         denied_addresses: ["169.254.169.254", "10.0.0.0/8", "fe80::/10"]
             .iter()

@@ -75,16 +75,17 @@ impl Engine for Cedar {
         Ok(answer.decision() == Decision::Allow)
     }
 
-    fn prepare(&mut self, agents: usize) -> Result<()> {
-        self.requests = (0..agents)
-            .map(|number| request(&MEASURED, number))
+    fn prepare(&mut self, agents: &[usize]) -> Result<()> {
+        self.requests = agents
+            .iter()
+            .map(|number| request(&MEASURED, *number))
             .collect::<Result<_>>()?;
         Ok(())
     }
 
-    fn decide(&mut self, number: usize) -> bool {
+    fn decide(&mut self, place: usize) -> bool {
         let answer = self.authorizer.is_authorized(
-            &self.requests[number],
+            &self.requests[place],
             &self.policies,
             &self.entities[0],
         );

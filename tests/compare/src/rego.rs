@@ -68,15 +68,16 @@ impl Engine for Rego {
         self.run(input(call, number)?)
     }
 
-    fn prepare(&mut self, agents: usize) -> Result<()> {
-        self.inputs = (0..agents)
-            .map(|number| input(&MEASURED, number))
+    fn prepare(&mut self, agents: &[usize]) -> Result<()> {
+        self.inputs = agents
+            .iter()
+            .map(|number| input(&MEASURED, *number))
             .collect::<Result<_>>()?;
         Ok(())
     }
 
-    fn decide(&mut self, number: usize) -> bool {
-        let input = self.inputs[number].clone();
+    fn decide(&mut self, place: usize) -> bool {
+        let input = self.inputs[place].clone();
         self.run(input).unwrap_or(false)
     }
 }

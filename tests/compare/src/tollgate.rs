@@ -18,8 +18,7 @@ struct Tollgate {
     payload: Payload,
     facts: Facts,
     head: Head,
-    caller: Caller,
-    agents: Vec<String>,
+    callers: Vec<Caller>,
 }
 
 /// The policy, with a document for each of `agents` agents.
@@ -54,8 +53,7 @@ pub(crate) fn load(agents: usize) -> Result<Box<dyn Engine>> {
         payload: payload(agents)?,
         facts: facts(&MEASURED)?,
         head: head(&MEASURED)?,
-        caller: caller(&MEASURED, 0),
-        agents: Vec::new(),
+        callers: Vec::new(),
     }))
 }
 
@@ -121,19 +119,16 @@ impl Engine for Tollgate {
         Ok(decision.outcome == Outcome::Allow)
     }
 
-    fn prepare(&mut self, agents: usize) -> Result<()> {
-        self.agents = (0..agents).map(agent).collect();
+    fn prepare(&mut self, agents: &[usize]) -> Result<()> {
+        self.callers = agents.iter().map(|number| caller(&MEASURED, *number)).collect();
         Ok(())
     }
 
-    fn decide(&mut self, number: usize) -> bool {
-        // Who calls has just been read from a token, like all other facts.
-        self.caller.agent.clear();
-        self.caller.agent.push_str(&self.agents[number]);
+    fn decide(&mut self, place: usize) -> bool {
         let decision = decide(
             &self.payload,
             &[],
-            &self.caller,
+            &self.callers[place],
             &self.head,
             &self.facts,
             &Hits::default(),
