@@ -633,7 +633,7 @@ impl World {
     fn apply(&mut self, op: &CellOp) -> Result<u64, Refusal> {
         let old = self.cells.get(&op.account).map(Vec::as_slice);
         let new = op.op.apply(old, self.now)?;
-        let taken = op.op.taken(&new);
+        let taken = op.op.taken(&Cell::decode(&new));
         self.cells.insert(op.account.clone(), new);
         Ok(taken)
     }

@@ -1248,22 +1248,19 @@ impl Exchange {
         let mut settlement = self.settle(end);
         settlement.failed |= said_so;
         settlement.done = self.head.as_ref().is_some_and(|head| head.done);
-        let mut ops: Vec<CellOp> = if self.reserved {
-            self.decision
-                .charges
-                .iter()
-                .map(|charge| CellOp {
-                    account: charge.account.clone(),
-                    op: Op::Settle {
-                        start: charge.span.start,
-                        reserved: charge.reserved(),
-                        used: settlement.used(charge),
-                    },
-                })
-                .collect()
-        } else {
-            Vec::new()
-        };
+        let record = self.record(&settlement, end, now);
+        let charges = core::mem::take(&mut self.decision.charges);
+        let settled = charges.into_iter().filter(|_| self.reserved);
+        let mut ops: Vec<CellOp> = settled
+            .map(|charge| CellOp {
+                op: Op::Settle {
+                    start: charge.span.start,
+                    reserved: charge.reserved(),
+                    used: settlement.used(&charge),
+                },
+                account: charge.account,
+            })
+            .collect();
         ops.extend(self.suspend.take());
         let cause = match self.decision.outcome {
             Outcome::Allow | Outcome::Redact => None,
@@ -1278,7 +1275,7 @@ impl Exchange {
         };
         Finished {
             ops,
-            record: self.record(&settlement, end, now),
+            record,
             observed,
         }
     }

@@ -240,6 +240,36 @@ impl Account {
         key
     }
 
+    /// What it counts, without unit and window: the same for all accounts that count the spending of the same agents on the same tools or models.
+    pub fn subject(&self) -> String {
+        let [level, colon, id, _, _, _, _, _, _, _, rest @ ..] = self.pieces();
+        [level, colon, id].iter().chain(&rest).copied().collect()
+    }
+
+    /// Whether two accounts count the same but for unit and window.
+    pub fn has_subject_of(&self, other: &Account) -> bool {
+        let Account {
+            level,
+            id,
+            unit: _,
+            window: _,
+            tool,
+            model,
+            run,
+        } = self;
+        (level, id, tool) == (&other.level, &other.id, &other.tool)
+            && (model, run) == (&other.model, &other.run)
+    }
+
+    /// Whether this is its text form.
+    pub fn is_called(&self, text: &str) -> bool {
+        let rest = self
+            .pieces()
+            .into_iter()
+            .try_fold(text, |rest, piece| rest.strip_prefix(piece));
+        rest == Some("")
+    }
+
     /// The pieces of its text form.
     fn pieces(&self) -> [&str; 14] {
         let [window, zone] = self.window.pieces();
@@ -390,6 +420,11 @@ impl Slot {
         }
     }
 
+    /// Whether so much should go back that others should not wait for it until the next report: a quarter more than may stay.
+    pub fn is_overfull(&self) -> bool {
+        self.available().saturating_sub(self.keep) > self.keep / OVERFULL_PARTS
+    }
+
     fn idle_ms(&self) -> i64 {
         if self.chunk == 0 {
             return SCARCE_IDLE_MS;
@@ -445,6 +480,9 @@ const MIN_IDLE_MS: i64 = 5_000;
 /// And not later than this; milliseconds. Half of the usual lease term: what nobody needs is back before it would run out.
 const MAX_IDLE_MS: i64 = 30_000;
 
+/// What may stay is exceeded by this part of it before anybody is told at once.
+const OVERFULL_PARTS: u64 = 4;
+
 /// What is left of a lease is reserved ahead in so many parts. One is a few calls of a lease that is for many, and none where a few calls are left.
 const AHEAD_PARTS: u64 = 16;
 
@@ -480,13 +518,11 @@ impl Cell {
         if rest.len() > MAX_SLOTS * SLOT_BYTES || !rest.len().is_multiple_of(SLOT_BYTES) {
             return Cell::default();
         }
-        let words: Vec<u64> = rest
-            .chunks_exact(8)
-            .filter_map(|word| word.try_into().ok().map(u64::from_le_bytes))
-            .collect();
-        let slots = words
-            .chunks_exact(SLOT_FIELDS)
-            .filter_map(|words| {
+        let (words, _) = rest.as_chunks::<8>();
+        let (slots, _) = words.as_chunks::<SLOT_FIELDS>();
+        let slots = slots
+            .iter()
+            .map(|words| {
                 let [
                     start,
                     end,
@@ -506,8 +542,8 @@ impl Cell {
                     told,
                     used,
                     epoch,
-                ] = *<&[u64; SLOT_FIELDS]>::try_from(words).ok()?;
-                Some(Slot {
+                ] = words.map(u64::from_le_bytes);
+                Slot {
                     start: start.cast_signed(),
                     end: end.cast_signed(),
                     granted,
@@ -526,7 +562,7 @@ impl Cell {
                     told,
                     used_ms: used.cast_signed(),
                     epoch,
-                })
+                }
             })
             .collect();
         Cell { slots }
@@ -763,7 +799,7 @@ impl Op {
 
     /// What is known to be taken of the limit once this has made `cell`: what all holders have used, and the worst case of the calls under way
     /// here. In the window that it changes.
-    pub fn taken(&self, cell: &[u8]) -> u64 {
+    pub fn taken(&self, cell: &Cell) -> u64 {
         let start = match self {
             Op::Reserve { span, .. }
             | Op::Look { span }
@@ -772,7 +808,6 @@ impl Op {
             Op::Void { start, .. } | Op::Settle { start, .. } | Op::Suspend { start, .. } => *start,
             Op::Refill { grant, .. } => grant.window_start,
         };
-        let cell = Cell::decode(cell);
         cell.slot(start)
             .map_or(0, |slot| slot.used_by_all().saturating_add(slot.reserved))
     }
@@ -780,6 +815,12 @@ impl Op {
     /// The cell after this change, in byte form. `old` is what the store holds now, `None` when nothing.
     pub fn apply(&self, old: Option<&[u8]>, now: Time) -> Result<Vec<u8>, Refusal> {
         let mut cell = old.map(Cell::decode).unwrap_or_default();
+        self.change(&mut cell, now)?;
+        Ok(cell.encode())
+    }
+
+    /// Changes a cell, or leaves it as it is.
+    pub fn change(&self, cell: &mut Cell, now: Time) -> Result<(), Refusal> {
         match self {
             Op::Reserve { span, amount } => {
                 let slot = cell.slot_mut(span.start).ok_or(Refusal::NoLease)?;
@@ -911,6 +952,6 @@ impl Op {
                 }
             }
         }
-        Ok(cell.encode())
+        Ok(())
     }
 }

@@ -41,6 +41,8 @@ const MIN_BACKOFF_MS: i64 = 200;
 const MAX_BACKOFF_MS: i64 = 5_000;
 /// How often spending is reported and leases are renewed while anything is spent.
 const REPORT_EVERY_MS: i64 = 1_000;
+/// How often it is told of what calls have left over beyond what may stay, so that others can have it: at most.
+const GIVE_BACK_EVERY_MS: i64 = 200;
 /// A lease with less than this left is renewed even when nothing was spent under it since the last report.
 const RENEW_BEFORE_MS: i64 = 15_000;
 
@@ -312,6 +314,9 @@ pub struct Upkeep {
     /// The control plane wants to be told of every account.
     recounts: bool,
     leases: Lane,
+    /// Windows in which too much is left over.
+    overfull: Vec<(Account, Span)>,
+    gave_back: Option<Time>,
     journal: Lane,
 }
 
@@ -496,6 +501,39 @@ impl Upkeep {
                 }
             })
             .collect()
+    }
+
+    /// A call has changed an account's cell to this. When too much is left over, it goes back before the next report.
+    pub fn settled(&mut self, account: &Account, cell: &Cell) {
+        for slot in cell.slots().iter().filter(|slot| slot.is_overfull()) {
+            let span = Span {
+                start: slot.start,
+                end: slot.end,
+            };
+            let known = self.overfull.iter();
+            let mut known = known.filter(|(other, _)| other == account);
+            if known.all(|(_, other)| *other != span) {
+                self.overfull.push((account.clone(), span));
+            }
+        }
+    }
+
+    /// Whether something is to go back before the next report.
+    pub fn is_overfull(&self) -> bool {
+        !self.overfull.is_empty()
+    }
+
+    /// The windows of which something is to go back now, each for an [`Op::Ask`]; they are forgotten here. What is not told after all is told with
+    /// the next report.
+    pub fn take_overfull(&mut self, now: Time) -> Vec<(Account, Span)> {
+        let rested = self
+            .gave_back
+            .is_none_or(|at| now.millis_since(at).saturating_abs() >= GIVE_BACK_EVERY_MS);
+        if !self.is_overfull() || !rested || !self.leases_due(true, now) {
+            return Vec::new();
+        }
+        self.gave_back = Some(now);
+        core::mem::take(&mut self.overfull)
     }
 
     /// The pending batch, when due.

@@ -19,6 +19,7 @@ use tollgate_engine::{
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
+    exchange::CellOp,
     gate::Gate,
     halt,
     identity::{self, GovernanceLevel},
@@ -345,11 +346,15 @@ fn stored_values() {
     assert_eq!(kept[41..49], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Cell::decode(&kept).slots()[0].reserved, 258);
     // On a shelf: format 1, 0x14 bytes of account, the account, 0x91 bytes of cell, the cell.
-    let account = Account::parse("agent:a|tokens|run:r").unwrap();
+    let account = account("agent:a|calls|minute");
     let mut shelf = Shelf::default();
-    shelf.put(&account, cell.clone(), NOW).unwrap();
+    for op in [refill, reserve] {
+        let account = account.clone();
+        let at = tollgate_engine::time::Time::from_secs(61);
+        shelf.apply(&CellOp { account, op }, at).unwrap();
+    }
     let stored = shelf.encode();
     assert_eq!(stored[..3], [1, 0x14, 0]);
-    assert_eq!(stored[3..25], *b"agent:a|tokens|run:r\x91\x00");
+    assert_eq!(stored[3..25], *b"agent:a|calls|minute\x91\x00");
     assert_eq!(stored[25..], cell);
 }

@@ -1,9 +1,8 @@
-//! Accounts of runs: cells that begin when a gate first hears of a run, go when nobody needs them, and share their places.
+//! Accounts of runs: cells that begin when a gate first hears of a run, and go when nobody needs them.
 
 use tollgate_engine::{
     lease::Grant,
     ledger::{Account, Cell, Op, Refusal, Span},
-    shelf::{Full, MAX_CELLS, PLACES, Shelf, place_of},
     time::Time,
 };
 
@@ -178,93 +177,6 @@ fn two_cells_that_begin_in_one_second_by_a_clock_put_back_do_not_add_up() {
     };
     let cell = run(&[ASK, refill(old)]);
     assert_eq!(Cell::decode(&cell).slots()[0].available(), 0);
-}
-
-#[test]
-fn cells_on_a_shelf_are_found_again() {
-    let mut shelf = Shelf::default();
-    let cells = [run(&[ASK]), run(&[ASK, refill(grant(1, 10))])];
-    for (name, cell) in ["one", "two"].iter().zip(&cells) {
-        shelf.put(&account(name), cell.clone(), NOW).unwrap();
-    }
-    let read = Shelf::decode(&shelf.encode());
-    assert_eq!(read, shelf);
-    assert_eq!(read.cell(&account("two")), Some(cells[1].as_slice()));
-    assert_eq!(read.cell(&account("three")), None);
-    let accounts: Vec<Account> = read.cells().map(|(account, _)| account).collect();
-    assert_eq!(accounts, [account("one"), account("two")]);
-    // Put again, it is replaced.
-    shelf.put(&account("one"), cells[1].clone(), NOW).unwrap();
-    assert_eq!(shelf.cells().count(), 2);
-    assert_eq!(shelf.cell(&account("one")), Some(cells[1].as_slice()));
-}
-
-#[test]
-fn a_full_shelf_takes_one_more_only_where_one_is_done() {
-    let mut shelf = Shelf::default();
-    let in_use = run(&[ASK, refill(grant(1, 10)), reserve(10)]);
-    for number in 1..MAX_CELLS {
-        let account = account(&number.to_string());
-        shelf.put(&account, in_use.clone(), NOW).unwrap();
-    }
-    // Asked for and never leased anything: done once no answer can come any more.
-    shelf.put(&account("asked"), run(&[ASK]), NOW).unwrap();
-    assert_eq!(shelf.put(&account("more"), in_use.clone(), NOW), Err(Full));
-    assert_eq!(shelf.cells().count(), MAX_CELLS);
-    shelf
-        .put(&account("more"), in_use.clone(), after_secs(2))
-        .unwrap();
-    assert_eq!(shelf.cell(&account("asked")), None);
-    assert_eq!(
-        shelf.put(&account("last"), in_use, after_secs(2)),
-        Err(Full)
-    );
-}
-
-#[test]
-fn cells_that_nobody_needs_are_tidied_away() {
-    let mut shelf = Shelf::default();
-    let in_use = run(&[ASK, refill(grant(1, 10)), reserve(10)]);
-    shelf.put(&account("used"), in_use, NOW).unwrap();
-    shelf.put(&account("asked"), run(&[ASK]), NOW).unwrap();
-    assert!(!shelf.tidy(NOW));
-    assert!(shelf.tidy(after_secs(2)));
-    let left: Vec<Account> = shelf.cells().map(|(account, _)| account).collect();
-    assert_eq!(left, [account("used")]);
-}
-
-#[test]
-fn what_is_no_shelf_is_an_empty_one() {
-    let mut shelf = Shelf::default();
-    shelf.put(&account("one"), run(&[ASK]), NOW).unwrap();
-    let whole = shelf.encode();
-    for length in 0..whole.len() {
-        assert_eq!(
-            Shelf::decode(&whole[..length]).cells().count(),
-            0,
-            "{length}"
-        );
-    }
-    assert_eq!(
-        Shelf::decode(&[&whole[..], &[0]].concat()),
-        Shelf::default()
-    );
-    assert_eq!(Shelf::decode(b"\x02"), Shelf::default());
-}
-
-#[test]
-fn only_cells_of_runs_share_places_and_holders_spread_them_differently() {
-    let day = Account::parse("agent:a|tokens|day@UTC").unwrap();
-    assert_eq!(place_of("h-1", &day), None);
-    let places = |holder: &str| -> Vec<u8> {
-        let names = (0..64).map(|name| account(&name.to_string()));
-        names
-            .map(|account| place_of(holder, &account).unwrap())
-            .collect()
-    };
-    assert_eq!(places("h-1"), places("h-1"));
-    assert_ne!(places("h-1"), places("h-2"));
-    assert!(places("h-1").iter().all(|place| PLACES.contains(place)));
 }
 
 #[test]

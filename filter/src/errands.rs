@@ -88,6 +88,11 @@ impl Errands {
             account: Cell::default(),
         }
     }
+
+    /// A call has changed an account's cell to this.
+    pub(crate) fn settled(&self, account: &Account, cell: &ledger::Cell) {
+        self.upkeep.borrow_mut().settled(account, cell);
+    }
 }
 
 impl Worker {
@@ -263,8 +268,9 @@ impl Worker {
             let urgent = !waiting.is_empty() && upkeep.leases_due(true, now);
             (urgent, upkeep.leases_due(false, now))
         };
+        let overfull = errands.upkeep.borrow_mut().take_overfull(now);
         let routine = leads && (due || (urgent && passed(&errands.reported, REPORT_EVERY)));
-        if !urgent && !routine {
+        if !urgent && !routine && overfull.is_empty() {
             return;
         }
         let mut asks = Vec::new();
@@ -275,6 +281,13 @@ impl Worker {
                     .iter()
                     .filter_map(|want| self.ask_for_want(holder, want, now))
                     .take(MAX_ASKS),
+            );
+        }
+        if holder.epoch > 0 {
+            let left = MAX_ASKS.saturating_sub(asks.len());
+            let overfull = overfull.iter().take(left);
+            asks.extend(
+                overfull.filter_map(|(account, span)| self.ask(holder, account, *span, 0, 0, now)),
             );
         }
         if holder.epoch > 0 && routine {
@@ -314,9 +327,9 @@ impl Worker {
             span: want.span,
             amount: want.amount,
         };
-        match reserve.apply(Some(&self.store.cell(holder, &want.account).encode()), now) {
+        match reserve.change(&mut self.store.cell(holder, &want.account), now) {
             Err(Refusal::NoLease | Refusal::Short) => {}
-            Ok(_) | Err(Refusal::Exhausted { .. } | Refusal::AlreadyAsked) => return None,
+            Ok(()) | Err(Refusal::Exhausted { .. } | Refusal::AlreadyAsked) => return None,
         }
         self.ask(holder, &want.account, want.span, 0, want.amount, now)
     }
@@ -363,8 +376,8 @@ impl Worker {
             account: account.clone(),
             op: Op::Ask { span },
         };
-        let cell = ledger::Cell::decode(&self.store.apply(holder, &change, now).ok()?);
-        let slot = cell.slot(span.start)?;
+        let cells = self.store.apply(holder, &[change], now).ok()?;
+        let slot = cells.first()?.slot(span.start)?;
         Some(upkeep::ask_for(account, slot, wanted, needed))
     }
 
@@ -377,12 +390,11 @@ impl Worker {
             self.failed(Kind::Leases, response.status);
             return;
         };
-        for refill in &refills {
-            if self.store.apply(holder, refill, now).is_err() {
-                // The next report asks again.
-                self.metrics.host_errors.add(1);
-            }
-        }
+        let refilled = self.store.apply_each(holder, &refills, now);
+        let failed = refilled.iter().filter(|cell| cell.is_none()).count();
+        // The next report asks again.
+        let failed = i64::try_from(failed).unwrap_or(i64::MAX);
+        self.metrics.host_errors.add(failed);
         if let Some(epoch) = epoch {
             let greeted = Holder {
                 id: holder.id.clone(),

@@ -5,7 +5,7 @@ use tollgate_engine::{
     exchange::CellOp,
     json,
     ledger::{Account, Cell, Refusal},
-    shelf::{self, Full, Shelf},
+    shelf::{self, Place, Shelf},
     time::Time,
     upkeep::Holder,
 };
@@ -13,6 +13,10 @@ use tollgate_engine::{
 /// How often a swap is tried. Each failure means that another thread succeeded within the 3 µs between reading and writing, and an Envoy
 /// has tens of threads: so many in a row do not happen.
 const MAX_SWAPS: u32 = 1_000;
+
+/// Goes up when anything is kept in another form. What Envoy has shared outlives a filter that is replaced by a newer one, which then is another
+/// holder: cells that it could not read would be empty to it, and what is spent already would be spent again.
+const FORMAT: u32 = 2;
 
 /// A leader that has not been heard of for so long has lost its VM, or its thread is stuck. Twenty ticks.
 const LEADER_TIMEOUT_MS: i64 = 2_000;
@@ -110,11 +114,13 @@ impl Beat {
 
 impl Store {
     pub(crate) fn new(workspace: &str, channel: &str) -> Store {
-        let prefix = format!("tollgate {workspace} {channel} ");
+        // What any filter can read is the same for all; the rest is of filters that keep it in the same form.
+        let gate = format!("tollgate {workspace} {channel} ");
+        let prefix = format!("{gate}{FORMAT} ");
         let key = |name: &str| format!("{prefix}{name}");
         Store {
-            bundle: key("bundle"),
-            records: key("records"),
+            bundle: format!("{gate}bundle"),
+            records: format!("{gate}records"),
             holder: key("holder"),
             leader: key("leader"),
             workers: key("workers"),
@@ -216,85 +222,116 @@ impl Store {
         format!("{}{} journal", self.prefix, holder.id)
     }
 
-    fn accounts_key(&self, holder: &Holder) -> String {
-        format!("{}{} accounts", self.prefix, holder.id)
+    /// The places that are not of runs.
+    fn places_key(&self, holder: &Holder) -> String {
+        format!("{}{} places", self.prefix, holder.id)
     }
 
     // Cells are a holder's own: a new name has been leased nothing yet.
-    fn cell_key(&self, holder: &Holder, account: &Account) -> String {
-        let cell = account.cell_key();
-        [self.prefix.as_str(), &holder.id, " ", &cell].concat()
-    }
-
-    fn shelf_key(&self, holder: &Holder, place: u8) -> String {
-        format!("{}{} runs {place}", self.prefix, holder.id)
+    fn place_key(&self, holder: &Holder, place: &Place) -> String {
+        let Store { prefix, .. } = self;
+        match place {
+            Place::Runs(number) => format!("{prefix}{} runs {number}", holder.id),
+            Place::Of(subject) => [prefix.as_str(), &holder.id, " of ", subject].concat(),
+        }
     }
 
     /// A holder's cell of an account.
     pub(crate) fn cell(&self, holder: &Holder, account: &Account) -> Cell {
-        match shelf::place_of(&holder.id, account) {
-            Some(place) => self
-                .shelf(holder, place)
-                .cell(account)
-                .map(Cell::decode)
-                .unwrap_or_default(),
-            None => read(&self.cell_key(holder, account))
-                .map(|stored| Cell::decode(&stored))
-                .unwrap_or_default(),
-        }
+        let place = shelf::place_of(&holder.id, account);
+        let stored = read(&self.place_key(holder, &place)).unwrap_or_default();
+        Shelf::decode(&stored).cell(account).unwrap_or_default()
     }
 
-    fn shelf(&self, holder: &Holder, place: u8) -> Shelf {
-        let stored = read(&self.shelf_key(holder, place));
-        stored.map_or_else(Shelf::default, |stored| Shelf::decode(&stored))
-    }
-
-    /// Applies one change to one cell and gives its new byte form. A cell that cannot be written counts as one that somebody else is busy with.
+    /// Applies changes in order, up to the first that is refused; gives the cells as they are then, or the place of that one. A cell that cannot be
+    /// written counts as one that somebody else is busy with.
     pub(crate) fn apply(
         &self,
         holder: &Holder,
-        change: &CellOp,
+        changes: &[CellOp],
         now: Time,
-    ) -> Result<Vec<u8>, Refusal> {
-        let applied = match shelf::place_of(&holder.id, &change.account) {
-            Some(place) => self.apply_on_shelf(&self.shelf_key(holder, place), change, now),
-            None => update(&self.cell_key(holder, &change.account), |old| {
-                let new = change.op.apply(old, now)?;
-                // Before the cell itself, so that none is ever forgotten.
-                if old.is_none() && !self.enlist(holder, &change.account) {
-                    return Err(Refusal::AlreadyAsked);
-                }
-                Ok(new)
-            }),
-        };
-        applied.map_err(|unchanged| match unchanged {
-            Unchanged::Refused(refusal) => refusal,
-            Unchanged::Store => Refusal::AlreadyAsked,
-        })
+    ) -> Result<Vec<Cell>, (usize, Refusal)> {
+        let mut cells = Vec::with_capacity(changes.len());
+        match self.apply_to(holder, changes, now, &mut cells) {
+            Ok(()) => Ok(cells),
+            Err(refusal) => Err((cells.len(), refusal)),
+        }
     }
 
-    /// The same to a cell that shares its place. Where there is no room for one more, somebody else is busy with them all.
-    fn apply_on_shelf(
+    /// Applies changes that cannot be refused; gives each cell as it is then, `None` where the change could not be made all the same.
+    pub(crate) fn apply_each(
         &self,
-        key: &str,
-        change: &CellOp,
+        holder: &Holder,
+        changes: &[CellOp],
         now: Time,
-    ) -> Result<Vec<u8>, Unchanged<Refusal>> {
-        let mut after = Vec::new();
-        update(key, |old| {
-            let mut shelf = Shelf::decode(old.unwrap_or_default());
-            after = change.op.apply(shelf.cell(&change.account), now)?;
-            match shelf.put(&change.account, after.clone(), now) {
-                Ok(()) => Ok(shelf.encode()),
-                Err(Full) => Err(Refusal::AlreadyAsked),
+    ) -> Vec<Option<Cell>> {
+        let mut all = Vec::with_capacity(changes.len());
+        while let Some(left) = changes.get(all.len()..).filter(|left| !left.is_empty()) {
+            let mut cells = Vec::with_capacity(left.len());
+            let done = self.apply_to(holder, left, now, &mut cells);
+            all.extend(cells.into_iter().map(Some));
+            if done.is_err() {
+                all.push(None);
             }
-        })?;
-        Ok(after)
+        }
+        all
+    }
+
+    /// Applies changes in order, up to the first that is refused. Every cell that was changed is put behind `cells`.
+    fn apply_to(
+        &self,
+        holder: &Holder,
+        changes: &[CellOp],
+        now: Time,
+        cells: &mut Vec<Cell>,
+    ) -> Result<(), Refusal> {
+        let together =
+            |one: &CellOp, next: &CellOp| shelf::are_together(&one.account, &next.account);
+        changes
+            .chunk_by(together)
+            .try_for_each(|changes| self.apply_together(holder, changes, now, cells))
+    }
+
+    /// The same for cells in one place. Those up to the first that is refused are among `cells` then, and no others.
+    fn apply_together(
+        &self,
+        holder: &Holder,
+        changes: &[CellOp],
+        now: Time,
+        cells: &mut Vec<Cell>,
+    ) -> Result<(), Refusal> {
+        let Some(first) = changes.first() else {
+            return Ok(());
+        };
+        let place = shelf::place_of(&holder.id, &first.account);
+        let before = cells.len();
+        let mut done = Ok(());
+        let written = update(&self.place_key(holder, &place), |old| {
+            cells.truncate(before);
+            let mut shelf = Shelf::decode(old.unwrap_or_default());
+            done = shelf.apply_all(changes, now, cells);
+            match done {
+                Err(refusal) if cells.len() == before => Err(refusal),
+                // Before the cells themselves, so that none is ever forgotten.
+                _ if old.is_none() && !self.enlist(holder, &place) => Err(Refusal::AlreadyAsked),
+                _ => Ok(shelf.encode()),
+            }
+        });
+        match written {
+            Ok(_) => done,
+            Err(unchanged) => {
+                cells.truncate(before);
+                Err(match unchanged {
+                    Unchanged::Refused(refusal) => refusal,
+                    Unchanged::Store => Refusal::AlreadyAsked,
+                })
+            }
+        }
     }
 
     /// Takes the cells of runs away from one place that nobody has needed for a while.
-    fn tidy(&self, holder: &Holder, place: u8, now: Time) {
-        let _ = update(&self.shelf_key(holder, place), |old| {
+    fn tidy(key: &str, now: Time) {
+        let _ = update(key, |old| {
             let mut shelf = Shelf::decode(old.unwrap_or_default());
             match shelf.tidy(now) {
                 true => Ok(shelf.encode()),
@@ -305,37 +342,40 @@ impl Store {
 
     /// The accounts of which a holder has cells, and the cells; but for those of runs that nobody has needed for a while, which go.
     pub(crate) fn cells(&self, holder: &Holder, now: Time) -> Vec<(Account, Cell)> {
-        let accounts: Vec<Account> = read(&self.accounts_key(holder))
+        let subjects: Vec<String> = read(&self.places_key(holder))
             .and_then(|stored| json::read(&stored).ok())
             .unwrap_or_default();
-        let mut cells: Vec<(Account, Cell)> = accounts
-            .into_iter()
-            .map(|account| {
-                let cell = self.cell(holder, &account);
-                (account, cell)
-            })
-            .collect();
-        for place in shelf::PLACES {
-            let mut shelf = self.shelf(holder, place);
+        let mut cells = Vec::new();
+        for subject in subjects {
+            let stored = read(&self.place_key(holder, &Place::Of(subject))).unwrap_or_default();
+            cells.extend(Shelf::decode(&stored).cells());
+        }
+        for number in shelf::PLACES {
+            let key = self.place_key(holder, &Place::Runs(number));
+            let stored = read(&key).unwrap_or_default();
+            let mut shelf = Shelf::decode(&stored);
             if shelf.tidy(now) {
-                self.tidy(holder, place, now);
+                Store::tidy(&key, now);
             }
             cells.extend(shelf.cells());
         }
         cells
     }
 
-    /// Adds to the accounts of [`Store::cells`]; whether it is among them then. Those of runs are found where their cells are.
-    fn enlist(&self, holder: &Holder, account: &Account) -> bool {
-        let added = update(&self.accounts_key(holder), |old| {
-            let mut accounts: Vec<Account> = old
+    /// Adds to the places of [`Store::cells`]; whether it is among them then. Those of runs always are.
+    fn enlist(&self, holder: &Holder, place: &Place) -> bool {
+        let Place::Of(subject) = place else {
+            return true;
+        };
+        let added = update(&self.places_key(holder), |old| {
+            let mut subjects: Vec<String> = old
                 .and_then(|stored| json::read(stored).ok())
                 .unwrap_or_default();
-            if accounts.contains(account) {
+            if subjects.contains(subject) {
                 return Err(());
             }
-            accounts.push(account.clone());
-            serde_json::to_vec(&accounts).map_err(|_| ())
+            subjects.push(subject.clone());
+            serde_json::to_vec(&subjects).map_err(|_| ())
         });
         // Refused is what is there already.
         matches!(added, Ok(_) | Err(Unchanged::Refused(())))

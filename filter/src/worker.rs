@@ -159,22 +159,28 @@ impl Worker {
             return Ok(Vec::new());
         }
         let holder = self.holder().ok_or((0, Refusal::NoLease))?;
-        let apply = |(place, change): (usize, &CellOp)| {
-            let cell = self.store.apply(&holder, change, now);
-            cell.map(|cell| change.op.taken(&cell))
-                .map_err(|refusal| (place, refusal))
-        };
-        changes.iter().enumerate().map(apply).collect()
+        let cells = self.store.apply(&holder, changes, now)?;
+        let cells = changes.iter().zip(&cells);
+        Ok(cells.map(|(change, cell)| change.op.taken(cell)).collect())
     }
 
     /// Applies changes that cannot be refused. Should the store fail, the reservation stays until its window ends: too little is spent
     /// then, never too much.
     pub(crate) fn settle(&self, changes: &[CellOp], now: Time) {
-        for change in changes {
-            if self.swap(std::slice::from_ref(change), now).is_err() {
-                self.metrics.host_errors.add(1);
-                let line = format!("could not settle on {}", change.account);
-                host::log(LogLevel::Error, &line);
+        if changes.is_empty() {
+            return;
+        }
+        let cells = match self.holder() {
+            Some(holder) => self.store.apply_each(&holder, changes, now),
+            None => vec![None; changes.len()],
+        };
+        for (CellOp { account, .. }, cell) in changes.iter().zip(cells) {
+            match cell {
+                Some(cell) => self.errands.settled(account, &cell),
+                None => {
+                    self.metrics.host_errors.add(1);
+                    host::log(LogLevel::Error, &format!("could not settle on {account}"));
+                }
             }
         }
     }

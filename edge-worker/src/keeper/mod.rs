@@ -176,7 +176,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let mut result = Ok(());
         for (place, change) in changes.into_iter().enumerate() {
             match self.apply(&open.holder, &change, now).await {
-                Ok(cell) => taken.push(change.op.taken(&cell)),
+                Ok(cell) => taken.push(change.op.taken(&Cell::decode(&cell))),
                 Err(why) => {
                     result = Err(refused(place, why));
                     break;

@@ -8,7 +8,7 @@ use tollgate_engine::{
     facts::Headers,
     gate::Config,
     identity::{Caller, GovernanceLevel},
-    ledger::{self, Op, Refusal},
+    ledger::{self, Cell, Op, Refusal},
     reply::Reply,
     time::Time,
 };
@@ -172,7 +172,7 @@ impl wit::GuestExchange for Exchange {
         let outcome = outcome.map(|cells| {
             let charges = exchange.decision().charges.iter().zip(&cells);
             charges
-                .map(|(charge, cell)| charge.reserve().taken(cell))
+                .map(|(charge, cell)| charge.reserve().taken(&Cell::decode(cell)))
                 .collect()
         });
         step(exchange.swapped(&mut gate, outcome, time(now)))

@@ -210,7 +210,7 @@ impl Node {
     fn apply(&mut self, op: &CellOp, now: Time) -> Result<u64, Refusal> {
         let old = self.cells.get(&op.account).map(Vec::as_slice);
         let new = op.op.apply(old, now)?;
-        let taken = op.op.taken(&new);
+        let taken = op.op.taken(&Cell::decode(&new));
         self.cells.insert(op.account.clone(), new);
         Ok(taken)
     }

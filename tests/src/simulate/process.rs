@@ -26,6 +26,8 @@ use tollgate_engine::{
 const TICK_MS: i64 = 1_000;
 /// …while calls wait for a lease.
 const WAITING_TICK_MS: i64 = 10;
+/// …while something is to go back before the next report.
+const OVERFULL_TICK_MS: i64 = 100;
 /// …when a call has just begun to wait.
 const ASKING_TICK_MS: i64 = 1;
 const GATHER_MS: i64 = 200;
@@ -240,6 +242,7 @@ pub(super) struct Worker {
     account: Place<usize>,
     /// Only the last tick that was set counts.
     ticks: Place<u64>,
+    tick_at_ms: Place<i64>,
     dead: Place<bool>,
 }
 
@@ -265,6 +268,7 @@ impl Worker {
             spoke_ms: Place::default(),
             account: Place::default(),
             ticks: Place::default(),
+            tick_at_ms: Place::default(),
             dead: Place::default(),
         })
     }
@@ -324,8 +328,15 @@ impl Worker {
         }
     }
 
+    fn tick_within(self: &Rc<Self>, after_ms: i64) {
+        if self.tick_at_ms.get() > self.monotonic_ms() + after_ms {
+            self.set_tick(after_ms);
+        }
+    }
+
     pub(super) fn set_tick(self: &Rc<Self>, after_ms: i64) {
         self.ticks.set(self.ticks.get() + 1);
+        self.tick_at_ms.set(self.monotonic_ms() + after_ms);
         self.world.tick_at(self, self.ticks.get(), after_ms);
     }
 
@@ -551,13 +562,13 @@ impl Worker {
                 .apply(&holder, change, Some(call), now)
                 .await
                 .map_err(|refusal| (place, refusal))?;
-            taken.push(change.op.taken(&cell.encode()));
+            taken.push(change.op.taken(&cell));
         }
         Ok(taken)
     }
 
     /// Changes that cannot be refused.
-    async fn settle(&self, call: u64, changes: &[CellOp], now: Time) {
+    async fn settle(self: &Rc<Self>, call: u64, changes: &[CellOp], now: Time) {
         for change in changes {
             if self.world.mutation == Some(Mutation::NoVoid) && matches!(change.op, Op::Void { .. })
             {
@@ -566,12 +577,16 @@ impl Worker {
             let Some(holder) = self.process.holder() else {
                 return;
             };
-            if let Err(refusal) = self.apply(&holder, change, Some(call), now).await {
-                self.world.auditor.borrow_mut().broken(
+            match self.apply(&holder, change, Some(call), now).await {
+                Ok(cell) => self.upkeep.borrow_mut().settled(&change.account, &cell),
+                Err(refusal) => self.world.auditor.borrow_mut().broken(
                     Promise::ResolvedOnce,
                     format!("{:?} was refused: {refusal:?}", change.op),
-                );
+                ),
             }
+        }
+        if self.upkeep.borrow().is_overfull() {
+            self.tick_within(OVERFULL_TICK_MS);
         }
     }
 
@@ -638,14 +653,20 @@ impl Worker {
             let urgent = !waiting.is_empty() && upkeep.leases_due(true, now);
             (urgent, upkeep.leases_due(false, now))
         };
+        let overfull = self.upkeep.borrow_mut().take_overfull(now);
         let routine = leads && (due || (urgent && passed(&self.reported_ms, REPORT_EVERY_MS)));
-        if !urgent && !routine {
+        if !urgent && !routine && overfull.is_empty() {
             return;
         }
         let mut asks = Vec::new();
         if holder.epoch > 0 && urgent {
             for want in waiting.iter().take(MAX_ASKS) {
                 asks.extend(self.ask_for_want(holder, want, now).await);
+            }
+        }
+        if holder.epoch > 0 {
+            for (account, span) in overfull.iter().take(MAX_ASKS.saturating_sub(asks.len())) {
+                asks.extend(self.ask(holder, account, *span, 0, 0, now).await);
             }
         }
         if holder.epoch > 0 && routine {
@@ -1023,7 +1044,11 @@ impl Worker {
             .borrow()
             .values()
             .any(|call| matches!(call.stage, Stage::Waiting(_)));
-        self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
+        self.set_tick(match (pressing, self.upkeep.borrow().is_overfull()) {
+            (true, _) => WAITING_TICK_MS,
+            (false, true) => OVERFULL_TICK_MS,
+            (false, false) => TICK_MS,
+        });
     }
 
     /// The provider has answered, as it was going to.
@@ -1097,7 +1122,7 @@ impl Worker {
         self.calls.borrow().len()
     }
 
-    async fn finish(&self, id: u64, end: End, now: Time) {
+    async fn finish(self: &Rc<Self>, id: u64, end: End, now: Time) {
         let Some(call) = self.calls.borrow_mut().remove(&id) else {
             return;
         };
