@@ -881,7 +881,12 @@ impl Op {
                 if slot.is_asking(now) {
                     return Err(Refusal::AlreadyAsked);
                 }
-                slot.returned = slot.returned.saturating_add(slot.excess(now));
+                let excess = slot.excess(now);
+                slot.returned = slot.returned.saturating_add(excess);
+                if excess > 0 && !slot.is_suspended() {
+                    // Whatever was said before: from now on there is more to be had.
+                    slot.retry_ms = 0;
+                }
                 if slot.is_idle(now) {
                     // A clock that was set back does not reach the last use once more: idle it stays until the next call.
                     slot.used_ms = slot

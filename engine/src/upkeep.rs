@@ -42,7 +42,7 @@ const MAX_BACKOFF_MS: i64 = 5_000;
 /// How often spending is reported and leases are renewed while anything is spent.
 const REPORT_EVERY_MS: i64 = 1_000;
 /// How often it is told of what calls have left over beyond what may stay, so that others can have it: at most.
-const GIVE_BACK_EVERY_MS: i64 = 200;
+const GIVE_BACK_EVERY_MS: i64 = 50;
 /// A lease with less than this left is renewed even when nothing was spent under it since the last report.
 const RENEW_BEFORE_MS: i64 = 15_000;
 

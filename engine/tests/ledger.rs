@@ -522,6 +522,7 @@ impl Model {
                 let taken = lease.returned.saturating_add(lease.settled);
                 let taken = taken.saturating_add(lease.reserved);
                 let left = lease.granted.saturating_sub(taken);
+                let before = lease.returned;
                 // And of what is in use, what is above the part that may be kept.
                 if left > lease.keep {
                     lease.returned += left - lease.keep;
@@ -532,6 +533,10 @@ impl Model {
                     if now_ms < lease.used_ms {
                         lease.used_ms = now_ms - idle_ms;
                     }
+                }
+                // Who gives something back knows of something to be had, whatever was said.
+                if lease.returned > before && lease.retry_ms != SUSPENDED {
+                    lease.retry_ms = 0;
                 }
                 lease.asked_ms = now_ms;
                 lease.seq += 1;

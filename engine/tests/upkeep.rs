@@ -861,6 +861,62 @@ fn which_windows_are_reported_and_renewed() {
     assert_eq!(planned(spent, 60_000 + 360_000), None);
 }
 
+/// A cell of which so much was granted, is reserved, and may stay.
+fn leased(granted: u64, reserved: u64, keep: u64) -> Cell {
+    let grant = Grant {
+        account: account(),
+        window_start: minute().start,
+        window_end: minute().end,
+        seq: 1,
+        granted,
+        returned: 0,
+        settled: 0,
+        spent: 0,
+        lifted_ms: 0,
+        keep,
+        expires_ms: NOW.millis() + 60_000,
+        retry_ms: 0,
+    };
+    let mut cell = Cell::default();
+    let refill = Op::Refill { grant, epoch: 1 };
+    refill.change(&mut cell, NOW).unwrap();
+    let reserve = Op::Reserve {
+        span: minute(),
+        amount: reserved,
+    };
+    reserve.change(&mut cell, NOW).unwrap();
+    cell
+}
+
+#[test]
+fn what_is_left_over_goes_back_before_the_next_report() {
+    let mut upkeep = Upkeep::default();
+    // A quarter more than may stay is no matter yet.
+    upkeep.settled(&account(), &leased(100, 75, 20));
+    upkeep.settled(&account(), &leased(u64::MAX, 0, u64::MAX));
+    assert!(!upkeep.is_overfull());
+    assert_eq!(upkeep.take_overfull(NOW), []);
+    // …but one more, which is told once.
+    upkeep.settled(&account(), &leased(100, 74, 20));
+    upkeep.settled(&account(), &leased(100, 70, 20));
+    assert!(upkeep.is_overfull());
+    assert_eq!(upkeep.take_overfull(NOW), [(account(), minute())]);
+    assert!(!upkeep.is_overfull());
+    // Where nothing may stay, of anything.
+    upkeep.settled(&account(), &leased(100, 99, 0));
+    assert!(upkeep.is_overfull());
+    // Not more often than every 50 ms,
+    assert_eq!(upkeep.take_overfull(at(49)), []);
+    // not while a request is under way,
+    upkeep.leases_sent(at(49));
+    assert_eq!(upkeep.take_overfull(at(50)), []);
+    upkeep.leases_idle(at(51));
+    assert_eq!(upkeep.take_overfull(at(51)), [(account(), minute())]);
+    // and when the clock was set back, at once.
+    upkeep.settled(&account(), &leased(100, 99, 0));
+    assert_eq!(upkeep.take_overfull(at(-50)).len(), 1);
+}
+
 #[test]
 fn a_control_plane_that_was_put_back_is_told_of_everything() {
     let mut upkeep = Upkeep::default();

@@ -321,6 +321,7 @@ impl Call {
         self.worker.settle(&finished.ops, now);
         self.worker.record(&finished.record);
         self.worker.metrics.observe(&finished.observed);
+        self.worker.give_back_soon();
     }
 }
 

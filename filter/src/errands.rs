@@ -93,6 +93,11 @@ impl Errands {
     pub(crate) fn settled(&self, account: &Account, cell: &ledger::Cell) {
         self.upkeep.borrow_mut().settled(account, cell);
     }
+
+    /// Whether something is to go back before the next report.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.upkeep.borrow().is_overfull()
+    }
 }
 
 impl Worker {

@@ -37,7 +37,7 @@ struct Gathering {
     records: usize,
 }
 
-/// Ticks while calls wait for a lease that another worker has asked for; milliseconds.
+/// Ticks while calls wait for a lease that another worker has asked for, or something is to go back before the next report; milliseconds.
 const WAITING_TICK_MS: u32 = 10;
 /// The tick that asks for a lease, or ends a stream. What a stream asks itself ends with the stream, and its root can only act in a callback of
 /// its own; what other calls want by then goes into the same request.
@@ -270,6 +270,13 @@ impl Worker {
         let _ = host::act_as(self.root);
     }
 
+    /// Has the control plane told soon of what calls have left over, if that is much. What follows in this callback is not the stream's any more.
+    pub(crate) fn give_back_soon(&self) {
+        if self.errands.is_overfull() && self.tick_ms.get() > WAITING_TICK_MS {
+            self.set_tick(WAITING_TICK_MS);
+        }
+    }
+
     /// The calls that wait.
     pub(crate) fn waiting(&self) -> Vec<Rc<RefCell<Call>>> {
         self.waiting.borrow().values().cloned().collect()
@@ -288,7 +295,7 @@ impl Worker {
         }
         // What follows in this callback is the root's own again.
         let _ = host::act_as(self.root);
-        let pressing = !self.waiting.borrow().is_empty();
+        let pressing = !self.waiting.borrow().is_empty() || self.errands.is_overfull();
         self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
     }
 

@@ -144,15 +144,13 @@ pub const RETRY_MS: i64 = 1_000;
 const WINDOW_PARTS: i64 = 16;
 
 /// …and of a long window's limit at most what keeps this part of it, 1 %, beside what calls under way may use: so much is lost with a gate that
-/// dies. Of a short window that is no matter: what is lost is back in a moment.
-const LIMIT_PARTS: u64 = 96;
+/// dies. Calls reserve their worst case and use less, so what they leave over beyond this goes back. Of a short window that is no matter: what is
+/// lost is back in a moment.
+const KEPT_PARTS: u64 = 96;
 
-/// …but for a call that waits as much as some like it, so that a gate goes on without us for a while…
+/// …but for a call that waits as much as some like it, so that a gate goes on without us for a while, if those are not more than that part of the
+/// limit. Many may wait at once, and need no more of the same each.
 const CALLS_AHEAD: u64 = 4;
-
-/// …if those are not more than this part of the limit, 1.6 %. Many may wait at once, and need no more of the same each. No holder keeps more than
-/// this beside its calls under way: they reserve their worst case and use less, and the rest would pile up there.
-const KEPT_PARTS: u64 = 64;
 
 /// When less than this part of a long window's limit is left that nobody has been leased, and others have leases, it is scarce: everybody gets
 /// what its calls need and nothing ahead, and gives back the rest. Otherwise the last of it would lie about in small leases, and calls be refused
@@ -224,7 +222,7 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
             let waiting = needed.saturating_mul(CALLS_AHEAD);
             let waiting = waiting.min(terms.limit / KEPT_PARTS).max(needed);
             let spare = had.unused().saturating_sub(ask.reserved);
-            waiting.max((terms.limit / LIMIT_PARTS).saturating_sub(spare))
+            waiting.max((terms.limit / KEPT_PARTS).saturating_sub(spare))
         }
     };
     let share = fair.min(ahead(burn, elapsed_ms, &terms)).min(at_risk);
@@ -408,8 +406,16 @@ mod tests {
         let day = day(6_400);
         // 60 seconds of 10 a second would be 600; a 96th of the limit is 66, and more than 4 × 10.
         assert_eq!(answer(None, ask(1, 0, 10), others(0, 0), day).granted, 66);
-        // Four times what is wanted, 80, is more than a 96th and less than a 64th, 100.
-        assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 80);
+        // Four times what is wanted, 80, is more.
+        assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 66);
+        // Of one that has a 96th to spare, it is what a call gets that waits for more than that: 4 × 10.
+        let spare = Lease {
+            granted: 66,
+            expires_ms: 61_000,
+            ..Lease::default()
+        };
+        let lease = answer(Some(spare), ask(1, 0, 10), others(0, 0), day);
+        assert_eq!(lease.granted, 106);
         // What calls wait for is granted even so.
         assert_eq!(answer(None, ask(1, 0, 150), others(0, 0), day).granted, 150);
     }
@@ -417,7 +423,7 @@ mod tests {
     #[test]
     fn calls_that_wait_together_need_no_more_ahead() {
         let day = day(960_000);
-        // Twenty calls of 1,000: four times that were more than a 64th of the limit (15,000), and what they need is 20,000.
+        // Twenty calls of 1,000: four times that were more than a 96th of the limit (10,000), and what they need is 20,000.
         let lease = answer(None, ask(1, 0, 20_000), others(0, 0), day);
         assert_eq!(lease.granted, 20_000);
         // One of them: four.
@@ -465,7 +471,7 @@ mod tests {
         let lease = answer(None, ask(1, 0, 2), others(1_101, 2), day);
         assert_eq!(lease.granted, 2);
         // Alone, nobody is waited for; of a minute the rest is back in a moment.
-        assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 64);
+        assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 96);
         assert_eq!(keep(&lease, others(1_101, 2), &terms(1_200)), u64::MAX);
     }
 

@@ -24,10 +24,8 @@ use tollgate_engine::{
 
 /// How often a worker looks after its errands when nothing presses.
 const TICK_MS: i64 = 1_000;
-/// …while calls wait for a lease.
+/// …while calls wait for a lease, or something is to go back before the next report.
 const WAITING_TICK_MS: i64 = 10;
-/// …while something is to go back before the next report.
-const OVERFULL_TICK_MS: i64 = 100;
 /// …when a call has just begun to wait.
 const ASKING_TICK_MS: i64 = 1;
 const GATHER_MS: i64 = 200;
@@ -586,7 +584,7 @@ impl Worker {
             }
         }
         if self.upkeep.borrow().is_overfull() {
-            self.tick_within(OVERFULL_TICK_MS);
+            self.tick_within(WAITING_TICK_MS);
         }
     }
 
@@ -1044,11 +1042,8 @@ impl Worker {
             .borrow()
             .values()
             .any(|call| matches!(call.stage, Stage::Waiting(_)));
-        self.set_tick(match (pressing, self.upkeep.borrow().is_overfull()) {
-            (true, _) => WAITING_TICK_MS,
-            (false, true) => OVERFULL_TICK_MS,
-            (false, false) => TICK_MS,
-        });
+        let pressing = pressing || self.upkeep.borrow().is_overfull();
+        self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
     }
 
     /// The provider has answered, as it was going to.
