@@ -434,7 +434,6 @@ impl Set {
         documents
             .covering(&call.caller)
             .chain(documents.about(call.facts.tools()))
-            .map(|found| found.document)
     }
 
     /// The rules over a call that ask for more than is known of it.

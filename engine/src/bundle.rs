@@ -5,7 +5,7 @@
 
 mod documents;
 
-pub use documents::{Documents, Found, Says};
+pub use documents::Documents;
 
 use crate::{
     address::Range,

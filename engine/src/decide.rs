@@ -10,7 +10,7 @@ pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
     address::Place,
-    bundle::{Calendar, Document, Documents, Found, Level, Limit, Payload, Scope},
+    bundle::{Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route, Said},
     identity::Caller,
@@ -395,7 +395,7 @@ impl Decision {
 }
 
 /// The documents of a call: of `documents` those that apply to everything `caller` does, broadest first, then those of the tools it uses.
-fn met<'d>(documents: &'d Documents, caller: &Caller, facts: &Facts) -> Vec<Found<'d>> {
+fn met<'d>(documents: &'d Documents, caller: &Caller, facts: &Facts) -> Vec<&'d Document> {
     let covering = documents.covering(caller);
     covering.chain(documents.about(facts.tools())).collect()
 }
@@ -411,10 +411,7 @@ pub fn decide(
     now: Time,
 ) -> Decision {
     let met = met(&payload.documents, caller, facts);
-    let governed = |one| {
-        met.iter()
-            .any(|found| covers_one(&found.document.scope, one))
-    };
+    let governed = |one| met.iter().any(|document| covers_one(&document.scope, one));
     if !caller.all().all(governed) {
         return Decision::against(Vec::from([Reason::of_gate(
             Cause::Policy,
@@ -445,7 +442,6 @@ pub fn redacted(
 ) -> Vec<String> {
     let found = met(&payload.documents, caller, facts)
         .into_iter()
-        .map(|found| found.document)
         .filter(|document| document.searches(facts.said.mcp_tool.as_deref()))
         .flat_map(|document| &document.redactions)
         .flat_map(|redaction| &redaction.patterns)
@@ -463,11 +459,9 @@ pub(crate) fn watching<'d>(
     caller: &Caller,
     facts: &Facts,
 ) -> Vec<&'d Document> {
-    met(documents, caller, facts)
-        .into_iter()
-        .map(|found| found.document)
-        .filter(|document| document.searches_answers(facts.said.mcp_tool.as_deref()))
-        .collect()
+    let mut met = met(documents, caller, facts);
+    met.retain(|document| document.searches_answers(facts.said.mcp_tool.as_deref()));
+    met
 }
 
 /// Whether the model that a call goes to has to be told what tool output is.
@@ -476,7 +470,7 @@ pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -
         && facts.said.tools_at_work
         && met(documents, caller, facts)
             .iter()
-            .any(|found| found.document.tool_output_is_data)
+            .any(|document| document.tool_output_is_data)
 }
 
 /// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
@@ -510,7 +504,7 @@ pub fn shadow(
 /// A call and what it is judged by.
 struct Question<'q> {
     payload: &'q Payload,
-    met: &'q [Found<'q>],
+    met: &'q [&'q Document],
     patterns: &'q [String],
     caller: &'q Caller,
     head: &'q Head,
@@ -523,35 +517,23 @@ impl Question<'_> {
     fn decide(&self) -> Decision {
         let cost = Cost::of(self.payload, self.met, self.facts);
         let mut reasons = Vec::new();
-        for Found { document, says } in self.met {
+        for document in self.met {
             let mut check = Check {
                 document,
                 reasons: &mut reasons,
             };
-            if says.schedule {
-                check.schedule(self.now);
-            }
-            if says.network {
-                check.network(self.head);
-            }
-            if says.models {
-                check.model(self.facts);
-            }
-            if says.tools {
-                check.tools(self.facts);
-            }
-            if says.patterns {
-                check.data(self.facts, self.patterns, self.hits);
-            }
-            if says.tools {
-                check.approval(
-                    self.caller,
-                    self.head,
-                    self.facts,
-                    cost.worst_nano_usd,
-                    self.now,
-                );
-            }
+            check.schedule(self.now);
+            check.network(self.head);
+            check.model(self.facts);
+            check.tools(self.facts);
+            check.data(self.facts, self.patterns, self.hits);
+            check.approval(
+                self.caller,
+                self.head,
+                self.facts,
+                cost.worst_nano_usd,
+                self.now,
+            );
         }
         let limits = limits(
             (&self.payload.calendars, self.met),
@@ -602,7 +584,7 @@ struct Cost<'p> {
 }
 
 impl<'p> Cost<'p> {
-    fn of(payload: &'p Payload, met: &[Found<'_>], facts: &Facts) -> Cost<'p> {
+    fn of(payload: &'p Payload, met: &[&Document], facts: &Facts) -> Cost<'p> {
         let said = &facts.said;
         let entry = said
             .model
@@ -631,12 +613,12 @@ impl<'p> Cost<'p> {
 }
 
 /// What the call of a tool costs: the most that a document over it says, in nano-USD.
-fn tool_cost(met: &[Found<'_>], facts: &Facts) -> u64 {
+fn tool_cost(met: &[&Document], facts: &Facts) -> u64 {
     let Some(tool) = &facts.said.mcp_tool else {
         return 0;
     };
     met.iter()
-        .flat_map(|found| &found.document.tool_costs)
+        .flat_map(|document| &document.tool_costs)
         .filter(|cost| cost.tool.eq_ignore_ascii_case(tool))
         .map(|cost| cost.nano_usd)
         .max()
@@ -935,7 +917,7 @@ struct Limits {
 
 /// The budgets and rates of the documents that a call falls under, each account once with its smallest limit.
 fn limits(
-    (calendars, met): (&[Calendar], &[Found<'_>]),
+    (calendars, met): (&[Calendar], &[&Document]),
     (caller, run): (&Caller, Option<&str>),
     facts: &Facts,
     cost: &Cost<'_>,
@@ -1135,11 +1117,9 @@ fn limits(
 
 /// Every limit of these documents, with its document.
 fn in_force<'p>(
-    met: impl Iterator<Item = Found<'p>>,
+    met: impl Iterator<Item = &'p Document>,
 ) -> impl Iterator<Item = (&'p Limit, &'p Document)> {
-    met.filter(|found| found.says.limits)
-        .map(|found| found.document)
-        .flat_map(|document| document.limits.iter().map(move |limit| (limit, document)))
+    met.flat_map(|document| document.limits.iter().map(move |limit| (limit, document)))
 }
 
 /// What a call is counted as where each model is counted by itself: as the price table names the model, so that there are no more accounts than it
@@ -1250,7 +1230,7 @@ pub fn limits_on<'p>(
 }
 
 /// The dearest price that a limit in force sets for models the table does not know.
-fn dearest_unknown(met: &[Found<'_>]) -> Option<Price> {
+fn dearest_unknown(met: &[&Document]) -> Option<Price> {
     in_force(met.iter().copied())
         .filter_map(|(limit, _)| limit.unknown_model)
         .max_by_key(|price| (price.output, price.input))

@@ -12,105 +12,29 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Documents {
     all: Vec<Document>,
     /// The place in `all` of the first document of a scope, or [`NONE`]; open addressing, a power of two and at most half full.
-    slots: Vec<u32>,
-    /// Of each document what is looked at before it is.
-    entries: Vec<Entry>,
+    slots: Vec<usize>,
+    /// For each document the next one of the same scope, or [`NONE`].
+    next: Vec<usize>,
 }
 
-/// A bundle is limited to fewer bytes than there are places.
-const NONE: u32 = u32::MAX;
-
-#[derive(Clone, Copy)]
-struct Entry {
-    /// The next document of the same scope, or [`NONE`].
-    next: u32,
-    says: Says,
-}
-
-/// A document that a call meets.
-#[derive(Clone, Copy, Debug)]
-pub struct Found<'d> {
-    /// The document.
-    pub document: &'d Document,
-    /// Of what it says something.
-    pub says: Says,
-}
-
-/// Of what a document says something. Most say little, and each call meets others: what says nothing is left in memory where it lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Says {
-    /// When calls may be made.
-    pub schedule: bool,
-    /// Which hosts may be called.
-    pub network: bool,
-    /// Which models may be used.
-    pub models: bool,
-    /// Which tools, or the use of which must be approved.
-    pub tools: bool,
-    /// What may not be in a call.
-    pub patterns: bool,
-    /// How much may be spent.
-    pub limits: bool,
-}
-
-impl Says {
-    /// Every field of a document is named here; where in doubt, it says something.
-    fn of(document: &Document) -> Says {
-        let Document {
-            name: _,
-            scope: _,
-            active,
-            hosts,
-            denied_hosts,
-            denied_addresses,
-            no_network,
-            models,
-            mcp_tools,
-            denied_tools,
-            other_tools,
-            patterns,
-            redactions,
-            searched_in: _,
-            unsearched_tools: _,
-            approvals,
-            limits,
-            tool_costs: _,
-            tool_output_is_data: _,
-        } = document;
-        Says {
-            schedule: active.is_some(),
-            network: hosts.is_some()
-                || !denied_hosts.is_empty()
-                || !denied_addresses.is_empty()
-                || *no_network,
-            models: !models.is_open(),
-            tools: !mcp_tools.is_open()
-                || !denied_tools.is_empty()
-                || other_tools.is_some()
-                || !approvals.is_empty(),
-            patterns: !patterns.is_empty() || !redactions.is_empty(),
-            limits: !limits.is_empty(),
-        }
-    }
-}
+const NONE: usize = usize::MAX;
 
 impl Documents {
     /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
     pub fn covering<'d, 'c>(
         &'d self,
         caller: &'c Caller,
-    ) -> impl Iterator<Item = Found<'d>> + use<'d, 'c> {
+    ) -> impl Iterator<Item = &'d Document> + use<'d, 'c> {
         let others = caller.acts_for.iter().enumerate();
         let theirs = others.flat_map(move |(at, one)| {
             let before = move || caller.all().take(at + 1);
-            self.covering_one(one).filter(move |found| {
-                !before().any(|other| covers_one(&found.document.scope, other))
-            })
+            self.covering_one(one)
+                .filter(move |document| !before().any(|other| covers_one(&document.scope, other)))
         });
         self.covering_one(caller).chain(theirs)
     }
 
-    fn covering_one<'d>(&'d self, caller: &Caller) -> impl Iterator<Item = Found<'d>> + use<'d> {
+    fn covering_one<'d>(&'d self, caller: &Caller) -> impl Iterator<Item = &'d Document> + use<'d> {
         [
             self.first(Key(Kind::Global, "")),
             caller
@@ -125,20 +49,20 @@ impl Documents {
         ]
         .into_iter()
         .flat_map(|first| self.chain(first))
-        .filter_map(|at| self.found(at))
+        .filter_map(|at| self.all.get(at))
     }
 
     /// The documents of the scopes `tool:…` of any of `tools`, each once, in the bundle's order.
     pub fn about<'d, 't>(
         &'d self,
         tools: impl Iterator<Item = &'t str>,
-    ) -> impl Iterator<Item = Found<'d>> {
+    ) -> impl Iterator<Item = &'d Document> {
         let mut found: Vec<usize> = tools
             .flat_map(|tool| self.chain(self.first(Key(Kind::Tool, tool))))
             .collect();
         sort_by_key(&mut found, |at| *at);
         found.dedup();
-        found.into_iter().filter_map(|at| self.found(at))
+        found.into_iter().filter_map(|at| self.all.get(at))
     }
 
     /// Whether there is none.
@@ -153,17 +77,14 @@ impl Documents {
         *self = all.into();
     }
 
-    fn found(&self, at: usize) -> Option<Found<'_>> {
-        let document = self.all.get(at)?;
-        let says = self.entries.get(at)?.says;
-        Some(Found { document, says })
+    fn chain(&self, first: usize) -> impl Iterator<Item = usize> + Clone {
+        let found = |at: usize| (at != NONE).then_some(at);
+        iter::successors(found(first), move |at| {
+            self.next.get(*at).copied().and_then(found)
+        })
     }
 
-    fn chain(&self, first: u32) -> impl Iterator<Item = usize> + Clone {
-        iter::successors(place(first), move |at| place(self.entries.get(*at)?.next))
-    }
-
-    fn first(&self, key: Key<'_>) -> u32 {
+    fn first(&self, key: Key<'_>) -> usize {
         self.slot(key)
             .and_then(|slot| self.slots.get(slot))
             .copied()
@@ -177,17 +98,12 @@ impl Documents {
         let mut slot = key.hash() & mask;
         loop {
             let at = *self.slots.get(slot)?;
-            match place(at).and_then(|at| self.all.get(at)) {
+            match self.all.get(at) {
                 Some(document) if !key.is(&document.scope) => slot = (slot + 1) & mask,
                 Some(_) | None => return Some(slot),
             }
         }
     }
-}
-
-/// Where a document is, in `all`.
-fn place(at: u32) -> Option<usize> {
-    usize::try_from(at).ok().filter(|_| at != NONE)
 }
 
 /// A scope, for comparing and hashing without a copy of its name.
@@ -257,12 +173,8 @@ impl Kind {
 impl From<Vec<Document>> for Documents {
     fn from(all: Vec<Document>) -> Documents {
         let slots = all.len().saturating_mul(2).next_power_of_two();
-        let entry = |document| Entry {
-            next: NONE,
-            says: Says::of(document),
-        };
         let mut documents = Documents {
-            entries: all.iter().map(entry).collect(),
+            next: vec![NONE; all.len()],
             slots: vec![NONE; slots],
             all,
         };
@@ -272,12 +184,10 @@ impl From<Vec<Document>> for Documents {
                 .all
                 .get(at)
                 .and_then(|document| documents.slot(Key::of(&document.scope)));
-            if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot))
-                && let Ok(place) = u32::try_from(at)
-            {
-                let after = core::mem::replace(head, place);
-                if let Some(entry) = documents.entries.get_mut(at) {
-                    entry.next = after;
+            if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot)) {
+                let after = core::mem::replace(head, at);
+                if let Some(next) = documents.next.get_mut(at) {
+                    *next = after;
                 }
             }
         }

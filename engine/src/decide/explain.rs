@@ -83,10 +83,7 @@ pub fn explain(
         &cost,
         now,
     );
-    let met: Vec<&str> = met
-        .iter()
-        .map(|found| found.document.name.as_str())
-        .collect();
+    let met: Vec<&str> = met.iter().map(|document| document.name.as_str()).collect();
     let call = Call {
         patterns,
         caller,
