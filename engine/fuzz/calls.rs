@@ -646,23 +646,14 @@ impl World {
     }
 
     fn grant(&mut self, want: &Want) {
+        let expires = self.now.plus_millis(10 * LEASE_WAIT_MS);
         let grant = Grant {
-            account: want.account.clone(),
-            window_start: want.span.start,
-            window_end: want.span.end,
-            seq: 1,
-            granted: self.granted,
-            returned: 0,
-            settled: 0,
-            spent: 0,
-            lifted_ms: 0,
-            keep: u64::MAX,
-            expires_ms: self.now.millis() + 10 * LEASE_WAIT_MS,
             retry_ms: if self.granted == 0 {
                 self.now.millis() + 500
             } else {
                 0
             },
+            ..issuer::grant(&want.account, want.span, self.granted, expires)
         };
         self.apply_all(&[CellOp {
             account: want.account.clone(),

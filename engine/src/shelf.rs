@@ -1,6 +1,6 @@
 //! Cells that share a place in a host's store, so that a call changes several at once.
 //!
-//! A look into a shared store costs more than what is done with a cell (in Envoy about ten times). Most calls spend from several accounts of the same
+//! A look into a shared store costs more than what is done with a cell. Most calls spend from several accounts of the same
 //! team or agent, so those lie together: what differs between the accounts of one place is unit and window.
 //!
 //! Some stores never forget a key (Envoy's shared data is one), and a run is named by whoever makes it up. So all cells of runs
@@ -101,11 +101,6 @@ impl<'s> Shelf<'s> {
             }
         }
         out
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
     }
 
     /// The cell of an account.

@@ -510,10 +510,9 @@ impl Upkeep {
                 start: slot.start,
                 end: slot.end,
             };
-            let known = self.overfull.iter();
-            let mut known = known.filter(|(other, _)| other == account);
-            if known.all(|(_, other)| *other != span) {
-                self.overfull.push((account.clone(), span));
+            let window = (account.clone(), span);
+            if !self.overfull.contains(&window) {
+                self.overfull.push(window);
             }
         }
     }

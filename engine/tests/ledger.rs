@@ -1,5 +1,6 @@
 //! A cell never lets more be reserved than was leased, whatever arrives twice, late, out of order or from another epoch.
 
+mod issuer;
 mod random;
 
 use random::Random;
@@ -39,18 +40,8 @@ fn account() -> Account {
 /// A grant for the first window that lives for a minute.
 fn grant(seq: u64, granted: u64) -> Grant {
     Grant {
-        account: account(),
-        window_start: span(0).start,
-        window_end: span(0).end,
         seq,
-        granted,
-        returned: 0,
-        settled: 0,
-        spent: 0,
-        lifted_ms: 0,
-        expires_ms: millis(60_000),
-        retry_ms: 0,
-        keep: u64::MAX,
+        ..issuer::grant(&account(), span(0), granted, at(60_000))
     }
 }
 
@@ -767,18 +758,8 @@ fn no_interleaving_spends_more_than_was_leased() {
                     let granted = leased.entry((span.start, epoch)).or_default();
                     *granted += random.below(60) as u64;
                     let grant = Grant {
-                        account: account(),
-                        window_start: span.start,
-                        window_end: span.end,
                         seq,
-                        granted: *granted,
-                        returned: 0,
-                        settled: 0,
-                        spent: 0,
-                        lifted_ms: 0,
-                        expires_ms: now_ms + 20_000,
-                        retry_ms: 0,
-                        keep: u64::MAX,
+                        ..issuer::grant(&account(), span, *granted, now.plus_millis(20_000))
                     };
                     answers.push((grant.clone(), epoch));
                     if !random.one_in(3) {

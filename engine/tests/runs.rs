@@ -1,5 +1,7 @@
 //! Accounts of runs: cells that begin when a gate first hears of a run, and go when nobody needs them.
 
+mod issuer;
+
 use tollgate_engine::{
     lease::Grant,
     ledger::{Account, Cell, Op, Refusal, Span},
@@ -25,19 +27,13 @@ fn reserve(amount: u64) -> Op {
 }
 
 fn grant(seq: u64, granted: u64) -> Grant {
+    let window = Span {
+        start: NOW.secs(),
+        end: NOW.secs() + 86_400,
+    };
     Grant {
-        account: account("r"),
-        window_start: NOW.secs(),
-        window_end: NOW.secs() + 86_400,
         seq,
-        granted,
-        returned: 0,
-        settled: 0,
-        spent: 0,
-        lifted_ms: 0,
-        expires_ms: after_secs(60).millis(),
-        retry_ms: 0,
-        keep: u64::MAX,
+        ..issuer::grant(&account("r"), window, granted, after_secs(60))
     }
 }
 

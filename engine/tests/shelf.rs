@@ -1,8 +1,9 @@
 //! Cells that share a place: found again, changed together, and of runs no more than there is room for.
 
+mod issuer;
+
 use tollgate_engine::{
     exchange::CellOp,
-    lease::Grant,
     ledger::{Account, Cell, Op, Refusal, Span},
     shelf::{MAX_RUNS, PLACES, Place, Shelf, are_together, place_of},
     time::Time,
@@ -29,20 +30,7 @@ fn after_secs(secs: i64) -> Time {
 
 fn granted(account: &Account, span: Span, amount: u64) -> Op {
     Op::Refill {
-        grant: Grant {
-            account: account.clone(),
-            window_start: span.start,
-            window_end: span.end,
-            seq: 1,
-            granted: amount,
-            returned: 0,
-            settled: 0,
-            spent: 0,
-            lifted_ms: 0,
-            expires_ms: after_secs(60).millis(),
-            retry_ms: 0,
-            keep: u64::MAX,
-        },
+        grant: issuer::grant(account, span, amount, after_secs(60)),
         epoch: 1,
     }
 }

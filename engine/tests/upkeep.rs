@@ -262,20 +262,7 @@ fn plain_answer() -> Answer {
         epoch: 3,
         issued_ms: NOW.millis(),
         learning: false,
-        grants: vec![Grant {
-            account: account(),
-            window_start: minute().start,
-            window_end: minute().end,
-            seq: 1,
-            granted: 10,
-            returned: 0,
-            settled: 0,
-            spent: 0,
-            lifted_ms: 0,
-            keep: u64::MAX,
-            expires_ms: NOW.millis() + 60_000,
-            retry_ms: 0,
-        }],
+        grants: vec![issuer::grant(&account(), minute(), 10, at(60_000))],
     }
 }
 
@@ -864,18 +851,8 @@ fn which_windows_are_reported_and_renewed() {
 /// A cell of which so much was granted, is reserved, and may stay.
 fn leased(granted: u64, reserved: u64, keep: u64) -> Cell {
     let grant = Grant {
-        account: account(),
-        window_start: minute().start,
-        window_end: minute().end,
-        seq: 1,
-        granted,
-        returned: 0,
-        settled: 0,
-        spent: 0,
-        lifted_ms: 0,
         keep,
-        expires_ms: NOW.millis() + 60_000,
-        retry_ms: 0,
+        ..issuer::grant(&account(), minute(), granted, at(60_000))
     };
     let mut cell = Cell::default();
     let refill = Op::Refill { grant, epoch: 1 };

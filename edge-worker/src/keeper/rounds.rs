@@ -7,11 +7,7 @@ use crate::{
     store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, cell_key, update},
 };
 use futures_channel::oneshot;
-use futures_util::{
-    StreamExt as _,
-    future::{Either, select},
-    join,
-};
+use futures_util::{StreamExt as _, future::select, join};
 use std::{cell::Cell, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
@@ -31,10 +27,8 @@ const PAUSE_MS: u32 = 5;
 const LEASE_PAUSE_MS: u32 = 50;
 /// How long records are gathered before a round delivers them.
 pub const GATHER_MS: i64 = 200;
-/// Time between two rounds while there is something to do; also how often spending is reported while calls keep asking for leases.
+/// Time between two rounds while there is something to do, and between two looks within one; also how often spending is reported while calls keep asking for leases.
 const ROUND_MS: i64 = 1_000;
-/// …and between two looks while a round lasts.
-const ROUND_PAUSE_MS: u32 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
 const AWAKE_MS: i64 = 10_000;
 /// A bundle confirmed longer ago is asked for again before anybody is told to run it. A few rounds.
@@ -61,8 +55,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let look = async {
             loop {
                 join!(self.check_bundle(i64::MAX), self.ask_for_leases(false));
-                let pause = self.platform.pause(ROUND_PAUSE_MS);
-                if let Either::Left(_) = select(&mut delivered, pin!(pause)).await {
+                let over = within(&self.platform, ROUND_MS, &mut delivered).await;
+                if over.is_some() {
                     break;
                 }
             }

@@ -13,11 +13,30 @@ use tollgate_engine::{
     gate::{Config, Gate},
     halt::{self, Halt},
     identity::{self, Claims, GovernanceLevel, TokenHeader},
-    ledger::{Unit, Window},
+    lease::Grant,
+    ledger::{Account, Span, Unit, Window},
     price::{Price, PriceTable},
     scan,
     time::Time,
 };
+
+/// The first grant of so much, of which all may be kept.
+pub(crate) fn grant(account: &Account, window: Span, granted: u64, expires: Time) -> Grant {
+    Grant {
+        account: account.clone(),
+        window_start: window.start,
+        window_end: window.end,
+        seq: 1,
+        granted,
+        returned: 0,
+        settled: 0,
+        spent: 0,
+        lifted_ms: 0,
+        keep: u64::MAX,
+        expires_ms: expires.millis(),
+        retry_ms: 0,
+    }
+}
 
 /// Stops whoever is in `scope`.
 pub(crate) fn halt(scope: &str, kind: halt::Kind) -> Halt {
