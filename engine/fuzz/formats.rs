@@ -183,9 +183,9 @@ pub(crate) fn stored(data: &[u8]) {
     if cell != Cell::default() {
         assert_eq!(cell.encode(), data);
     }
-    let shelf = Shelf::decode(data);
+    let shelf = Shelf::decode(data.to_vec());
     if shelf != Shelf::default() {
-        assert_eq!(shelf.encode(), data);
+        assert_eq!(shelf.into_bytes(), data);
     }
     if let Some(op) = Op::decode(data) {
         assert_eq!(Op::decode(&op.encode()), Some(op.clone()));

@@ -242,8 +242,23 @@ impl Account {
 
     /// What it counts, without unit and window: the same for all accounts that count the spending of the same agents on the same tools or models.
     pub fn subject(&self) -> String {
-        let [level, colon, id, _, _, _, _, _, _, _, rest @ ..] = self.pieces();
-        [level, colon, id].iter().chain(&rest).copied().collect()
+        let [
+            level,
+            colon,
+            id,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            mark,
+            tool,
+            model_mark,
+            model,
+        ] = self.pieces();
+        [level, colon, id, mark, tool, model_mark, model].concat()
     }
 
     /// Whether two accounts count the same but for unit and window.
@@ -261,13 +276,13 @@ impl Account {
             && (model, run) == (&other.model, &other.run)
     }
 
-    /// Whether this is its text form.
-    pub fn is_called(&self, text: &str) -> bool {
+    /// Whether these are the bytes of its text form.
+    pub fn is_called(&self, text: &[u8]) -> bool {
         let rest = self
             .pieces()
             .into_iter()
-            .try_fold(text, |rest, piece| rest.strip_prefix(piece));
-        rest == Some("")
+            .try_fold(text, |rest, piece| rest.strip_prefix(piece.as_bytes()));
+        rest.is_some_and(<[u8]>::is_empty)
     }
 
     /// The pieces of its text form.
@@ -467,6 +482,74 @@ impl Slot {
             && now.millis().saturating_sub(self.asked_ms).saturating_abs() < ASK_TIMEOUT_MS
     }
 
+    /// Its part of a cell's byte form, in numbers.
+    fn words(&self) -> [u64; SLOT_FIELDS] {
+        [
+            self.start.cast_unsigned(),
+            self.end.cast_unsigned(),
+            self.granted,
+            self.returned,
+            self.settled,
+            self.reserved,
+            self.expires_ms.cast_unsigned(),
+            self.retry_ms.cast_unsigned(),
+            self.heard_ms.cast_unsigned(),
+            self.seq,
+            self.asked_ms.cast_unsigned(),
+            self.chunk,
+            self.keep,
+            self.reported,
+            self.spent,
+            self.told,
+            self.used_ms.cast_unsigned(),
+            self.epoch,
+        ]
+    }
+
+    /// Reads them, as the byte form has them.
+    fn of_words(words: &[[u8; 8]; SLOT_FIELDS]) -> Slot {
+        let [
+            start,
+            end,
+            granted,
+            returned,
+            settled,
+            reserved,
+            expires,
+            retry,
+            heard,
+            seq,
+            asked,
+            chunk,
+            keep,
+            reported,
+            spent,
+            told,
+            used,
+            epoch,
+        ] = words.map(u64::from_le_bytes);
+        Slot {
+            start: start.cast_signed(),
+            end: end.cast_signed(),
+            granted,
+            returned,
+            settled,
+            reserved,
+            expires_ms: expires.cast_signed(),
+            retry_ms: retry.cast_signed(),
+            heard_ms: heard.cast_signed(),
+            seq,
+            asked_ms: asked.cast_signed(),
+            chunk,
+            keep,
+            reported,
+            spent,
+            told,
+            used_ms: used.cast_signed(),
+            epoch,
+        }
+    }
+
     /// Nothing was ever leased here, nor closed, so nothing is lost when it makes room.
     fn is_blank(&self) -> bool {
         self.granted == 0 && self.settled == 0 && self.reserved == 0 && !self.is_suspended()
@@ -520,83 +603,37 @@ impl Cell {
         }
         let (words, _) = rest.as_chunks::<8>();
         let (slots, _) = words.as_chunks::<SLOT_FIELDS>();
-        let slots = slots
-            .iter()
-            .map(|words| {
-                let [
-                    start,
-                    end,
-                    granted,
-                    returned,
-                    settled,
-                    reserved,
-                    expires,
-                    retry,
-                    heard,
-                    seq,
-                    asked,
-                    chunk,
-                    keep,
-                    reported,
-                    spent,
-                    told,
-                    used,
-                    epoch,
-                ] = words.map(u64::from_le_bytes);
-                Slot {
-                    start: start.cast_signed(),
-                    end: end.cast_signed(),
-                    granted,
-                    returned,
-                    settled,
-                    reserved,
-                    expires_ms: expires.cast_signed(),
-                    retry_ms: retry.cast_signed(),
-                    heard_ms: heard.cast_signed(),
-                    seq,
-                    asked_ms: asked.cast_signed(),
-                    chunk,
-                    keep,
-                    reported,
-                    spent,
-                    told,
-                    used_ms: used.cast_signed(),
-                    epoch,
-                }
-            })
-            .collect();
-        Cell { slots }
+        Cell {
+            slots: slots.iter().map(Slot::of_words).collect(),
+        }
     }
 
     /// Writes the byte form.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + MAX_SLOTS * SLOT_BYTES);
+        let mut out = Vec::with_capacity(self.encoded_len());
         out.push(CELL_FORMAT);
-        for slot in &self.slots {
-            for word in [
-                slot.start.cast_unsigned(),
-                slot.end.cast_unsigned(),
-                slot.granted,
-                slot.returned,
-                slot.settled,
-                slot.reserved,
-                slot.expires_ms.cast_unsigned(),
-                slot.retry_ms.cast_unsigned(),
-                slot.heard_ms.cast_unsigned(),
-                slot.seq,
-                slot.asked_ms.cast_unsigned(),
-                slot.chunk,
-                slot.keep,
-                slot.reported,
-                slot.spent,
-                slot.told,
-                slot.used_ms.cast_unsigned(),
-                slot.epoch,
-            ] {
-                out.extend_from_slice(&word.to_le_bytes());
-            }
+        for word in self.slots.iter().flat_map(Slot::words) {
+            out.extend_from_slice(&word.to_le_bytes());
         }
         out
+    }
+
+    /// Writes the byte form in the place of another one's, where they have the same length. Whether they have.
+    pub(crate) fn write_over(&self, place: &mut [u8]) -> bool {
+        let fits = place.len() == self.encoded_len();
+        if let (true, Some((format, rest))) = (fits, place.split_first_mut()) {
+            *format = CELL_FORMAT;
+            let (words, _) = rest.as_chunks_mut::<8>();
+            let (slots, _) = words.as_chunks_mut::<SLOT_FIELDS>();
+            for (place, slot) in slots.iter_mut().zip(&self.slots) {
+                *place = slot.words().map(u64::to_le_bytes);
+            }
+        }
+        fits
+    }
+
+    fn encoded_len(&self) -> usize {
+        1 + self.slots.len() * SLOT_BYTES
     }
 
     /// What to keep in a slow store in the place of this cell, so that not every reservation has to be written there: the same with more reserved,

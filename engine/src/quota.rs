@@ -10,7 +10,10 @@ use crate::{
     ledger::{Span, Unit, Window},
     time::Time,
 };
-use alloc::{format, string::String, vec::Vec};
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
 
 /// The limits, and how long their windows are.
 const POLICY_HEADER: &str = "ratelimit-policy";
@@ -26,8 +29,6 @@ pub(crate) fn headers<'c>(
 ) -> Vec<(&'static str, String)> {
     let (mut policies, mut left) = (String::new(), String::new());
     for (charge, taken) in charges.filter(|(charge, _)| !charge.alert) {
-        let name = name(charge);
-        let Span { start, end } = charge.span;
         let unit = match charge.account.unit {
             // The draft's own default.
             Unit::Calls => "",
@@ -36,21 +37,22 @@ pub(crate) fn headers<'c>(
             // Nothing that a caller could pace itself by.
             Unit::Errors | Unit::Seconds | Unit::Goals => continue,
         };
-        let rest = charge.limit.saturating_sub(taken).min(MAX_INTEGER);
+        for list in [&mut policies, &mut left] {
+            if !list.is_empty() {
+                list.push_str(", ");
+            }
+            push_name(list, charge);
+        }
+        push_parameter(&mut policies, ";q=", charge.limit);
+        push_parameter(&mut left, ";r=", charge.limit.saturating_sub(taken));
         // A run has no length that is known here, and does not start afresh.
-        let (window, time) = match charge.account.window {
-            Window::Run => (String::new(), String::new()),
-            _ => (
-                format!(";w={}", end.saturating_sub(start)),
-                format!(";t={}", end.saturating_sub(now.secs()).max(0)),
-            ),
-        };
-        let comma = if policies.is_empty() { "" } else { ", " };
-        policies.push_str(&format!(
-            "{comma}{name};q={}{window}{unit}",
-            charge.limit.min(MAX_INTEGER),
-        ));
-        left.push_str(&format!("{comma}{name};r={rest}{time}"));
+        if charge.account.window != Window::Run {
+            let Span { start, end } = charge.span;
+            let secs_from = |begin| u64::try_from(end.saturating_sub(begin)).unwrap_or(0);
+            push_parameter(&mut policies, ";w=", secs_from(start));
+            push_parameter(&mut left, ";t=", secs_from(now.secs()));
+        }
+        policies.push_str(unit);
     }
     match policies.is_empty() {
         true => Vec::new(),
@@ -58,31 +60,43 @@ pub(crate) fn headers<'c>(
     }
 }
 
+fn push_parameter(list: &mut String, name: &str, number: u64) {
+    list.push_str(name);
+    list.push_str(&number.min(MAX_INTEGER).to_string());
+}
+
 /// The names of alerts that are exceeded; `None` where there are none.
 pub(crate) fn warning<'a>(alerts: impl Iterator<Item = &'a Alert>) -> Option<String> {
-    let names: Vec<String> = alerts
-        .map(|alert| quoted(&format!("{} @ {}", alert.rule, alert.document)))
-        .collect();
-    (!names.is_empty()).then(|| names.join(", "))
+    let mut names = String::new();
+    for alert in alerts {
+        if !names.is_empty() {
+            names.push_str(", ");
+        }
+        push_quoted(&mut names, &[&alert.rule, " @ ", &alert.document]);
+    }
+    (!names.is_empty()).then_some(names)
+}
+
+fn push_name(list: &mut String, charge: &Charge) {
+    let level = charge.account.level.name();
+    match charge.principal {
+        0 => push_quoted(list, &[&charge.rule, "/", level]),
+        number => {
+            let number = number.to_string();
+            push_quoted(list, &[&charge.rule, "/", level, "/acts_for/", &number]);
+        }
+    }
 }
 
 /// A string of RFC 9651 §3.3.3: printable ASCII. A rule may contain a tool's name as its author wrote it.
-fn name(charge: &Charge) -> String {
-    let level = charge.account.level.name();
-    quoted(&match charge.principal {
-        0 => format!("{}/{level}", charge.rule),
-        number => format!("{}/{level}/acts_for/{number}", charge.rule),
-    })
-}
-
-fn quoted(text: &str) -> String {
-    let text: String = text
-        .chars()
-        .map(|c| match c {
-            '"' | '\\' => '?',
-            c if c == ' ' || c.is_ascii_graphic() => c,
-            _ => '?',
-        })
-        .collect();
-    format!("\"{text}\"")
+fn push_quoted(list: &mut String, parts: &[&str]) {
+    list.push('"');
+    let shown = parts.iter().flat_map(|part| part.chars()).map(|c| match c {
+        '"' | '\\' => '?',
+        ' ' => ' ',
+        c if c.is_ascii_graphic() => c,
+        _ => '?',
+    });
+    list.extend(shown);
+    list.push('"');
 }

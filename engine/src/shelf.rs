@@ -14,12 +14,11 @@ use crate::{
     time::Time,
 };
 use alloc::{
-    borrow::Cow,
     format,
     string::{String, ToString},
     vec::Vec,
 };
-use core::ops::RangeInclusive;
+use core::ops::{Range, RangeInclusive};
 
 /// Every place of runs.
 pub const PLACES: RangeInclusive<u8> = 0..=u8::MAX;
@@ -31,11 +30,20 @@ pub const MAX_RUNS: usize = 64;
 /// Version of the byte form: this, then for each cell the length of its account's text (two bytes, little-endian), the text, and the same of
 /// the cell.
 const FORMAT: u8 = 1;
+const LENGTH_BYTES: usize = 2;
 
-/// Cells in one place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shelf<'s> {
-    cells: Vec<(Cow<'s, str>, Cow<'s, [u8]>)>,
+/// Cells in one place, in the byte form: of several, a call changes a few bytes each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shelf {
+    bytes: Vec<u8>,
+}
+
+impl Default for Shelf {
+    fn default() -> Shelf {
+        Shelf {
+            bytes: Vec::from([FORMAT]),
+        }
+    }
 }
 
 /// Where the cell of an account is.
@@ -65,56 +73,56 @@ pub fn are_together(one: &Account, other: &Account) -> bool {
     !runs && one.has_subject_of(other)
 }
 
-impl<'s> Shelf<'s> {
+impl Shelf {
     /// Reads the byte form. What is not a shelf, to the byte, is an empty one: from nothing nothing can be spent.
-    pub fn decode(bytes: &'s [u8]) -> Shelf<'s> {
-        Shelf::read(bytes).unwrap_or_default()
+    pub fn decode(bytes: Vec<u8>) -> Shelf {
+        let mut at = 1;
+        while let Some((_, cell)) = entry(&bytes, at) {
+            at = cell.end;
+        }
+        match bytes.first() {
+            Some(&FORMAT) if at == bytes.len() => Shelf { bytes },
+            _ => Shelf::default(),
+        }
     }
 
-    fn read(bytes: &'s [u8]) -> Option<Shelf<'s>> {
-        let (&[FORMAT], mut rest) = bytes.split_first_chunk()? else {
-            return None;
-        };
-        let mut cells = Vec::new();
-        while !rest.is_empty() {
-            let (account, cell);
-            (account, rest) = counted(rest)?;
-            (cell, rest) = counted(rest)?;
-            let account = core::str::from_utf8(account).ok()?;
-            cells.push((Cow::Borrowed(account), Cow::Borrowed(cell)));
-        }
-        Some(Shelf { cells })
+    /// The byte form.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
-    /// Writes the byte form.
-    pub fn encode(&self) -> Vec<u8> {
-        let bytes =
-            |(account, cell): &(Cow<'_, str>, Cow<'_, [u8]>)| account.len() + cell.len() + 4;
-        let mut out = Vec::with_capacity(1 + self.cells.iter().map(bytes).sum::<usize>());
-        out.push(FORMAT);
-        for (account, cell) in &self.cells {
-            for part in [account.as_bytes(), cell] {
-                // Both have a few hundred bytes; `apply` sees to it.
-                let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-                out.extend_from_slice(&length.to_le_bytes());
-                out.extend_from_slice(part);
-            }
-        }
-        out
+    /// Where each account's name is, and its cell.
+    fn entries(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let mut at = 1;
+        core::iter::from_fn(move || {
+            let (name, cell) = entry(&self.bytes, at)?;
+            at = cell.end;
+            Some((name, cell))
+        })
+    }
+
+    fn bytes(&self, place: Range<usize>) -> &[u8] {
+        self.bytes.get(place).unwrap_or_default()
+    }
+
+    /// Where the cell of an account is.
+    fn find(&self, account: &Account) -> Option<Range<usize>> {
+        let mut entries = self.entries();
+        let (_, cell) = entries.find(|(name, _)| account.is_called(self.bytes(name.clone())))?;
+        Some(cell)
     }
 
     /// The cell of an account.
     pub fn cell(&self, account: &Account) -> Option<Cell> {
-        let mut cells = self.cells.iter();
-        let (_, cell) = cells.find(|(there, _)| account.is_called(there))?;
-        Some(Cell::decode(cell))
+        Some(Cell::decode(self.bytes(self.find(account)?)))
     }
 
     /// Every cell, with its account.
     pub fn cells(&self) -> impl Iterator<Item = (Account, Cell)> {
-        self.cells
-            .iter()
-            .filter_map(|(account, cell)| Some((Account::parse(account)?, Cell::decode(cell))))
+        self.entries().filter_map(|(name, cell)| {
+            let name = core::str::from_utf8(self.bytes(name)).ok()?;
+            Some((Account::parse(name)?, Cell::decode(self.bytes(cell))))
+        })
     }
 
     /// Makes changes in order, up to the first that is refused. Every cell as it is then is put behind `cells`.
@@ -133,27 +141,31 @@ impl<'s> Shelf<'s> {
     /// Changes a cell, and gives it. Where there is no room for one more, somebody else is busy with them all.
     pub fn apply(&mut self, change: &CellOp, now: Time) -> Result<Cell, Refusal> {
         let account = &change.account;
-        let there = self
-            .cells
-            .iter()
-            .position(|(there, _)| account.is_called(there));
-        let mut cell = match there.and_then(|at| self.cells.get(at)) {
-            Some((_, cell)) => Cell::decode(cell),
-            None => Cell::default(),
-        };
+        let place = self.find(account);
+        let there = place.clone().map(|place| self.bytes(place));
+        let mut cell = there.map(Cell::decode).unwrap_or_default();
         change.op.change(&mut cell, now)?;
-        let written = Cow::Owned(cell.encode());
-        match there.and_then(|at| self.cells.get_mut(at)) {
-            Some((_, there)) => *there = written,
+        match place {
+            Some(place) => self.put(place, &cell),
             None => {
                 let name = account.to_string();
                 if !self.has_room(account, now) || u16::try_from(name.len()).is_err() {
                     return Err(Refusal::AlreadyAsked);
                 }
-                self.cells.push((Cow::Owned(name), written));
+                self.bytes.extend(counted(name.as_bytes()));
+                self.bytes.extend(counted(&cell.encode()));
             }
         }
         Ok(cell)
+    }
+
+    /// Puts a cell in the place of another.
+    fn put(&mut self, place: Range<usize>, cell: &Cell) {
+        let there = self.bytes.get_mut(place.clone());
+        if !there.is_some_and(|there| cell.write_over(there)) {
+            let with_length = place.start.saturating_sub(LENGTH_BYTES)..place.end;
+            self.bytes.splice(with_length, counted(&cell.encode()));
+        }
     }
 
     /// Makes room for one more where that can be done. A policy's windows are few, and their cells stay: by a clock that is put back, what was spent
@@ -162,24 +174,47 @@ impl<'s> Shelf<'s> {
         if account.run.is_none() {
             return true;
         }
-        if self.cells.len() >= MAX_RUNS {
-            self.cells
-                .retain(|(_, cell)| !Cell::decode(cell).is_done(now));
+        let is_full = |shelf: &Shelf| shelf.entries().nth(MAX_RUNS - 1).is_some();
+        if is_full(self) {
+            self.retain(|cell| !cell.is_done(now));
         }
-        self.cells.len() < MAX_RUNS
+        !is_full(self)
     }
 
     /// Takes cells of runs away that nobody has needed for a while. Whether there were any.
     pub fn tidy(&mut self, now: Time) -> bool {
-        let before = self.cells.len();
-        self.cells
-            .retain(|(_, cell)| !Cell::decode(cell).is_forgotten(now));
-        self.cells.len() < before
+        let before = self.bytes.len();
+        self.retain(|cell| !cell.is_forgotten(now));
+        self.bytes.len() < before
+    }
+
+    fn retain(&mut self, stays: impl Fn(&Cell) -> bool) {
+        let mut left = Shelf::default();
+        for (name, cell) in self.entries() {
+            if stays(&Cell::decode(self.bytes(cell.clone()))) {
+                let with_length = name.start.saturating_sub(LENGTH_BYTES)..cell.end;
+                left.bytes.extend_from_slice(self.bytes(with_length));
+            }
+        }
+        *self = left;
     }
 }
 
-/// The bytes behind a length of two, and what follows them.
-fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))
+/// Where the name is of the cell whose entry begins at a place, and the cell.
+fn entry(bytes: &[u8], at: usize) -> Option<(Range<usize>, Range<usize>)> {
+    let counted = |at: usize| {
+        let (length, rest) = bytes.get(at..)?.split_first_chunk()?;
+        let length = usize::from(u16::from_le_bytes(*length));
+        let begin = at + LENGTH_BYTES;
+        (length <= rest.len()).then_some(begin..begin + length)
+    };
+    let name = counted(at)?;
+    let cell = counted(name.end)?;
+    Some((name, cell))
+}
+
+/// Its length in two bytes, and then the text or cell itself. Both have a few hundred bytes; [`Shelf::apply`] sees to it.
+fn counted(part: &[u8]) -> impl Iterator<Item = u8> {
+    let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+    length.to_le_bytes().into_iter().chain(part.iter().copied())
 }

@@ -353,7 +353,7 @@ fn stored_values() {
         let at = tollgate_engine::time::Time::from_secs(61);
         shelf.apply(&CellOp { account, op }, at).unwrap();
     }
-    let stored = shelf.encode();
+    let stored = shelf.into_bytes();
     assert_eq!(stored[..3], [1, 0x14, 0]);
     assert_eq!(stored[3..25], *b"agent:a|calls|minute\x91\x00");
     assert_eq!(stored[25..], cell);

@@ -450,7 +450,7 @@ impl Worker {
         let dropped = self.metrics.journal_unreported.value();
         let (mut sealed, mut kept) = (false, None);
         let stored = store::update(&key, |old| {
-            let mut journal = current(old);
+            let mut journal = current(old.as_deref());
             sealed = journal.is_idle() && !records.is_empty();
             if sealed {
                 journal.seal(gate, holder, &records, dropped, now);
@@ -531,7 +531,7 @@ impl Worker {
             Delivery::Acknowledged => {
                 // Another leader may be one batch further already; what is in the store then is not ours to clear.
                 let _ = store::update(&key, |old| {
-                    if old == Some(sent.stored.as_slice()) {
+                    if old.as_ref() == Some(&sent.stored) {
                         Ok(after.encode())
                     } else {
                         Err(())

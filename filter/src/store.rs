@@ -33,12 +33,12 @@ pub(crate) enum Unchanged<E> {
 /// Reads, changes, and writes unless somebody else wrote meanwhile; then again. Gives what was written.
 pub(crate) fn update<E>(
     key: &str,
-    mut change: impl FnMut(Option<&[u8]>) -> Result<Vec<u8>, E>,
+    mut change: impl FnMut(Option<Vec<u8>>) -> Result<Vec<u8>, E>,
 ) -> Result<Vec<u8>, Unchanged<E>> {
     for _ in 0..MAX_SWAPS {
         let old = host::shared(key).map_err(|_| Unchanged::Store)?;
-        let (old, cas) = match &old {
-            Some((value, cas)) => (Some(value.as_slice()), *cas),
+        let (old, cas) = match old {
+            Some((value, cas)) => (Some(value), cas),
             None => (None, host::ABSENT),
         };
         let new = change(old).map_err(Unchanged::Refused)?;
@@ -134,9 +134,11 @@ impl Store {
             return Some(holder);
         }
         let fresh = Holder::new(host::random().ok()?);
-        let stored = update(&self.holder, |old| match old.and_then(Holder::decode) {
-            Some(holder) => Err(holder),
-            None => Ok(fresh.encode()),
+        let stored = update(&self.holder, |old| {
+            match old.as_deref().and_then(Holder::decode) {
+                Some(holder) => Err(holder),
+                None => Ok(fresh.encode()),
+            }
         });
         match stored {
             Ok(_) => Some(fresh),
@@ -148,7 +150,7 @@ impl Store {
     /// Puts `new` in the place of `old`, unless somebody has done so already.
     pub(crate) fn replace_holder(&self, old: &Holder, new: &Holder) {
         let _ = update(&self.holder, |stored| {
-            let same = stored.and_then(Holder::decode).as_ref() == Some(old);
+            let same = stored.as_deref().and_then(Holder::decode).as_ref() == Some(old);
             if same { Ok(new.encode()) } else { Err(()) }
         });
     }
@@ -162,14 +164,17 @@ impl Store {
                 i64::from_le_bytes(beat.try_into().ok()?),
             ))
         };
-        update(&self.leader, |old| match old.and_then(heartbeat) {
-            Some((id, beat))
-                if id != me
-                    && now.millis().saturating_sub(beat).saturating_abs() < LEADER_TIMEOUT_MS =>
-            {
-                Err(())
+        update(&self.leader, |old| {
+            match old.as_deref().and_then(heartbeat) {
+                Some((id, beat))
+                    if id != me
+                        && now.millis().saturating_sub(beat).saturating_abs()
+                            < LEADER_TIMEOUT_MS =>
+                {
+                    Err(())
+                }
+                _ => Ok([me.to_le_bytes(), now.millis().to_le_bytes()].concat()),
             }
-            _ => Ok([me.to_le_bytes(), now.millis().to_le_bytes()].concat()),
         })
         .is_ok()
     }
@@ -177,7 +182,7 @@ impl Store {
     /// Gives a sign of life of the VM called `me`, and gets the last of every VM.
     pub(crate) fn beat(&self, me: u64, now: Time) -> Vec<Beat> {
         let stored = update(&self.workers, |old| {
-            let mut beats = Beat::all(old);
+            let mut beats = Beat::all(old.as_deref());
             match beats.iter_mut().find(|beat| beat.worker == me) {
                 Some(beat) => {
                     beat.number = beat.number.saturating_add(1);
@@ -197,7 +202,7 @@ impl Store {
     /// Strikes a VM off that gives no sign of life any more. Whether it was there, and has given none since `last`: of several who do this, one succeeds.
     pub(crate) fn strike_off(&self, last: Beat) -> bool {
         update(&self.workers, |old| {
-            let mut beats = Beat::all(old);
+            let mut beats = Beat::all(old.as_deref());
             let before = beats.len();
             beats.retain(|beat| *beat != last);
             match beats.len() < before {
@@ -211,7 +216,7 @@ impl Store {
     /// Strikes the VM called `me` off, which ends in good order.
     pub(crate) fn leave(&self, me: u64) {
         let _ = update(&self.workers, |old| {
-            let mut beats = Beat::all(old);
+            let mut beats = Beat::all(old.as_deref());
             beats.retain(|beat| beat.worker != me);
             Ok::<_, ()>(Beat::store(&beats))
         });
@@ -240,7 +245,7 @@ impl Store {
     pub(crate) fn cell(&self, holder: &Holder, account: &Account) -> Cell {
         let place = shelf::place_of(&holder.id, account);
         let stored = read(&self.place_key(holder, &place)).unwrap_or_default();
-        Shelf::decode(&stored).cell(account).unwrap_or_default()
+        Shelf::decode(stored).cell(account).unwrap_or_default()
     }
 
     /// Applies changes in order, up to the first that is refused; gives the cells as they are then, or the place of that one. A cell that cannot be
@@ -308,13 +313,14 @@ impl Store {
         let mut done = Ok(());
         let written = update(&self.place_key(holder, &place), |old| {
             cells.truncate(before);
+            let is_new = old.is_none();
             let mut shelf = Shelf::decode(old.unwrap_or_default());
             done = shelf.apply_all(changes, now, cells);
             match done {
                 Err(refusal) if cells.len() == before => Err(refusal),
                 // Before the cells themselves, so that none is ever forgotten.
-                _ if old.is_none() && !self.enlist(holder, &place) => Err(Refusal::AlreadyAsked),
-                _ => Ok(shelf.encode()),
+                _ if is_new && !self.enlist(holder, &place) => Err(Refusal::AlreadyAsked),
+                _ => Ok(shelf.into_bytes()),
             }
         });
         match written {
@@ -334,7 +340,7 @@ impl Store {
         let _ = update(key, |old| {
             let mut shelf = Shelf::decode(old.unwrap_or_default());
             match shelf.tidy(now) {
-                true => Ok(shelf.encode()),
+                true => Ok(shelf.into_bytes()),
                 false => Err(()),
             }
         });
@@ -348,12 +354,12 @@ impl Store {
         let mut cells = Vec::new();
         for subject in subjects {
             let stored = read(&self.place_key(holder, &Place::Of(subject))).unwrap_or_default();
-            cells.extend(Shelf::decode(&stored).cells());
+            cells.extend(Shelf::decode(stored).cells());
         }
         for number in shelf::PLACES {
             let key = self.place_key(holder, &Place::Runs(number));
             let stored = read(&key).unwrap_or_default();
-            let mut shelf = Shelf::decode(&stored);
+            let mut shelf = Shelf::decode(stored);
             if shelf.tidy(now) {
                 Store::tidy(&key, now);
             }
@@ -369,7 +375,7 @@ impl Store {
         };
         let added = update(&self.places_key(holder), |old| {
             let mut subjects: Vec<String> = old
-                .and_then(|stored| json::read(stored).ok())
+                .and_then(|stored| json::read(&stored).ok())
                 .unwrap_or_default();
             if subjects.contains(subject) {
                 return Err(());
