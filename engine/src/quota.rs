@@ -27,7 +27,9 @@ pub(crate) fn headers<'c>(
     charges: impl Iterator<Item = (&'c Charge, u64)>,
     now: Time,
 ) -> Vec<(&'static str, String)> {
-    let (mut policies, mut left) = (String::new(), String::new());
+    // Four limits have room in it.
+    let list = || String::with_capacity(256);
+    let (mut policies, mut left) = (list(), list());
     for (charge, taken) in charges.filter(|(charge, _)| !charge.alert) {
         let unit = match charge.account.unit {
             // The draft's own default.
@@ -90,13 +92,13 @@ fn push_name(list: &mut String, charge: &Charge) {
 
 /// A string of RFC 9651 §3.3.3: printable ASCII. A rule may contain a tool's name as its author wrote it.
 fn push_quoted(list: &mut String, parts: &[&str]) {
+    let is_plain = |c: char| c == ' ' || (c.is_ascii_graphic() && !matches!(c, '"' | '\\'));
     list.push('"');
-    let shown = parts.iter().flat_map(|part| part.chars()).map(|c| match c {
-        '"' | '\\' => '?',
-        ' ' => ' ',
-        c if c.is_ascii_graphic() => c,
-        _ => '?',
-    });
-    list.extend(shown);
+    for part in parts {
+        match part.chars().all(is_plain) {
+            true => list.push_str(part),
+            false => list.extend(part.chars().map(|c| if is_plain(c) { c } else { '?' })),
+        }
+    }
     list.push('"');
 }
