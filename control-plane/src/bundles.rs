@@ -380,6 +380,7 @@ fn default_channel() -> String {
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), Poll,
         ("if-none-match" = Option<String>, Header, description = "The entity tag of the bundle that runs")),
     responses((status = 200, description = "A DSSE envelope", content_type = "application/json", headers(("etag" = String))),
+        (status = 204, description = "No other bundle; report now what is leased to the gate, others wait for what it does not use"),
         (status = 304, description = "No other bundle"), WorkspaceProblems))]
 async fn poll(
     gate: Gate,
@@ -399,6 +400,7 @@ async fn poll(
     let deadline = tokio::time::Instant::now() + Duration::from_secs(poll.wait.into());
     // Before the first look: what is published between looking and waiting must wake us.
     let mut published = state.announcements().subscribe(&gate.workspace);
+    let mut recalled = state.recalls().listen(&gate.workspace);
     let mut stopping = state.stopping();
     loop {
         let bundle = current(&state, &gate.workspace)
@@ -407,14 +409,14 @@ async fn poll(
         if !names(&headers, &bundle.etag) {
             return answer(StatusCode::OK, bundle);
         }
-        let woken = tokio::select! {
-            changed = published.changed() => changed.is_ok(),
-            _ = stopping.wait_for(|stopping| *stopping) => false,
-            () = tokio::time::sleep_until(deadline) => false,
-        };
-        if !woken {
-            return answer(StatusCode::NOT_MODIFIED, bundle);
+        tokio::select! {
+            changed = published.changed() => if changed.is_ok() { continue },
+            // `upkeep::RECALL`.
+            _ = recalled.changed() => return Ok(StatusCode::NO_CONTENT.into_response()),
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+            () = tokio::time::sleep_until(deadline) => {}
         }
+        return answer(StatusCode::NOT_MODIFIED, bundle);
     }
 }
 

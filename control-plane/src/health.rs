@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     pub(crate) bundles_failed: Counter,
     pub(crate) leases_granted: Counter,
     pub(crate) leases_short: Counter,
+    pub(crate) recalls: Counter,
     pub(crate) leases_stale: Counter,
     pub(crate) batches_accepted: Counter,
     pub(crate) batches_repeated: Counter,
@@ -75,6 +76,10 @@ impl Metrics {
             bundles_failed: counter("bundles_failed", "Bundles that could not be published"),
             leases_granted: counter("leases_granted", "Lease asks met in full"),
             leases_short: counter("leases_short", "Lease asks the account did not cover"),
+            recalls: counter(
+                "recalls",
+                "Times that gates were asked for what they do not use",
+            ),
             leases_stale: counter("leases_stale", "Lease requests of an epoch gone by"),
             batches_accepted: counter("audit_batches_accepted", "Audit batches stored"),
             batches_repeated: counter("audit_batches_repeated", "Audit batches sent again"),

@@ -151,6 +151,7 @@ struct Inner {
     metrics: Metrics,
     announcements: bundles::Announcements,
     payloads: bundles::Payloads,
+    recalls: leases::recall::Recalls,
     stopping: watch::Sender<bool>,
 }
 
@@ -178,6 +179,7 @@ impl ControlPlane {
             metrics: Metrics::new(),
             announcements: bundles::Announcements::default(),
             payloads: bundles::Payloads::default(),
+            recalls: leases::recall::Recalls::default(),
             stopping: watch::Sender::new(false),
         }));
         state.make_root_key().await?;
@@ -249,6 +251,10 @@ impl ControlPlane {
 
     fn payloads(&self) -> &bundles::Payloads {
         &self.0.payloads
+    }
+
+    fn recalls(&self) -> &leases::recall::Recalls {
+        &self.0.recalls
     }
 
     fn stopping(&self) -> watch::Receiver<bool> {

@@ -33,6 +33,8 @@ use serde::{Deserialize, Serialize};
 const BUNDLE_WAIT_SECS: i64 = 25;
 /// …and how much longer the gate waits for the answer.
 const BUNDLE_TIMEOUT_MS: i64 = (BUNDLE_WAIT_SECS + 5) * 1_000;
+/// The status with which it is answered when there is no other bundle, and what gates do not need is wanted back.
+pub const RECALL: u16 = 204;
 /// Time limit of every other errand.
 const TIMEOUT_MS: i64 = 5_000;
 /// First pause after a failure; doubles up to [`MAX_BACKOFF_MS`].
@@ -305,6 +307,17 @@ impl Lane {
     }
 }
 
+/// The control plane wants back what no call here needs: somebody's waits for it elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Recall {
+    #[default]
+    None,
+    /// It has said so. All that is held is to be reported, so that it can say how much may stay.
+    Heard,
+    /// It is being told.
+    Reporting,
+}
+
 /// The errands of one gate. Lives in memory; losing it costs nothing but a repeated request.
 #[derive(Clone, Debug, Default)]
 pub struct Upkeep {
@@ -314,6 +327,7 @@ pub struct Upkeep {
     /// The control plane wants to be told of every account.
     recounts: bool,
     leases: Lane,
+    recall: Recall,
     /// Windows in which too much is left over.
     overfull: Vec<(Account, Span)>,
     gave_back: Option<Time>,
@@ -397,6 +411,11 @@ impl Upkeep {
                 self.bundles_refused = 0;
                 None
             }
+            RECALL => {
+                self.bundle.succeeded(0, now);
+                self.recall = Recall::Heard;
+                None
+            }
             _ => {
                 self.bundle.failed(now, entropy);
                 None
@@ -414,7 +433,7 @@ impl Upkeep {
     /// Whether leases should be looked after now: for the greeting, or to report and renew. The host then collects asks with [`Upkeep::plan`] over
     /// its cells and sends [`lease_request`]. `urgent` while calls wait.
     pub fn leases_due(&self, urgent: bool, now: Time) -> bool {
-        if urgent && self.leases.failures == 0 {
+        if (urgent || self.recall != Recall::None) && self.leases.failures == 0 {
             return self.leases.is_free(now);
         }
         self.leases.is_due(now)
@@ -422,11 +441,15 @@ impl Upkeep {
 
     /// A lease request is on its way.
     pub fn leases_sent(&mut self, now: Time) {
+        if self.recall == Recall::Heard {
+            self.recall = Recall::Reporting;
+        }
         self.leases.start(TIMEOUT_MS, now);
     }
 
     /// There was nothing to ask.
     pub fn leases_idle(&mut self, now: Time) {
+        self.recall = Recall::None;
         self.leases.succeeded(REPORT_EVERY_MS, now);
     }
 
@@ -443,12 +466,23 @@ impl Upkeep {
             .then(|| read_answer(gate, holder, response.body, now))
             .flatten();
         let Some(answer) = answer else {
+            if self.recall == Recall::Reporting {
+                self.recall = Recall::Heard;
+            }
             self.leases.failed(now, entropy);
             let refused = response.status == 409 && is_refusal(response.body);
             // Somebody greeted in this holder's name: a greeting of its own that came twice, say. It has to greet again, or is never answered.
             return (refused && holder.epoch > 0).then(|| (Vec::new(), Some(0)));
         };
-        self.leases.succeeded(REPORT_EVERY_MS, now);
+        // Now it is known how much may stay, and what is more goes back at once.
+        let pause_ms = match self.recall {
+            Recall::Reporting => 0,
+            Recall::None | Recall::Heard => REPORT_EVERY_MS,
+        };
+        if self.recall == Recall::Reporting {
+            self.recall = Recall::None;
+        }
+        self.leases.succeeded(pause_ms, now);
         self.recounts = answer.learning;
         let epoch = (answer.epoch > holder.epoch).then_some(answer.epoch);
         // The two clocks may differ by more than a lease lasts; how long it lasts is what was meant.
@@ -470,7 +504,7 @@ impl Upkeep {
     /// The windows of `cell` that should be reported or renewed at `now`, each as the span for an [`Op::Ask`] and what to want:
     /// a running one that is running low or about to expire while in use; any whose spending was not reported, or of which something should
     /// go back (a finished one may still run by another gate's clock); one that is suspended; all, while the control plane wants to hear
-    /// of all.
+    /// of all, or wants something back.
     pub fn plan(&self, cell: &Cell, now: Time) -> Vec<(Span, u64)> {
         cell.slots()
             .iter()
@@ -488,7 +522,7 @@ impl Upkeep {
                 let in_use = unreported || slot.reserved > 0;
                 let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
                 let low = slot.available() < slot.chunk / 2 && !slot.is_exhausted(now);
-                let recount = self.recounts && slot.granted > 0;
+                let recount = (self.recounts || self.recall == Recall::Heard) && slot.granted > 0;
                 // An operator may have lifted it.
                 let closed = running && slot.is_suspended();
                 match running {

@@ -18,7 +18,9 @@ use tollgate_engine::{
     lease::{Answer, Grant, MAX_ASKS, Request},
     ledger::{Account, Cell, Op, Slot, Span},
     time::Time,
-    upkeep::{Delivery, Errand, Holder, Journal, Kind, Response, Upkeep, ask_for, lease_request},
+    upkeep::{
+        Delivery, Errand, Holder, Journal, Kind, RECALL, Response, Upkeep, ask_for, lease_request,
+    },
 };
 
 fn at(millis: i64) -> Time {
@@ -892,6 +894,80 @@ fn what_is_left_over_goes_back_before_the_next_report() {
     // and when the clock was set back, at once.
     upkeep.settled(&account(), &leased(100, 99, 0));
     assert_eq!(upkeep.take_overfull(at(-50)).len(), 1);
+}
+
+#[test]
+fn what_nobody_needs_here_is_given_back_when_others_wait_for_it() {
+    let (gate, holder) = (closed(), holder());
+    let mut upkeep = Upkeep::default();
+    let good = answer(|_| {});
+    let answered = |upkeep: &mut Upkeep, response, now| {
+        upkeep.leases_answered(&gate, &holder, response, at(now), 0)
+    };
+    let good = Response {
+        status: 200,
+        body: &good,
+    };
+    // Nothing to say of this for now: it is not idle yet, and may all stay.
+    let mut cell = leased(100, 0, 100);
+    upkeep.leases_idle(at(0));
+    assert_eq!(upkeep.plan(&cell, at(10)), []);
+    // Others wait: the control plane is told what is held, at once.
+    upkeep.next_bundle(&gate, at(0)).unwrap();
+    assert_eq!(upkeep.bundle_answered(status(RECALL), at(10), 0), None);
+    assert!(upkeep.next_bundle(&gate, at(10)).is_some());
+    assert!(upkeep.leases_due(false, at(10)));
+    assert_eq!(upkeep.plan(&cell, at(10)), [(minute(), 0)]);
+    // Should the request be lost, it is told again.
+    upkeep.leases_sent(at(10));
+    assert_eq!(upkeep.plan(&cell, at(10)), []);
+    assert_eq!(answered(&mut upkeep, LOST, 20), None);
+    assert!(!upkeep.leases_due(false, at(20)));
+    assert!(upkeep.leases_due(false, at(220)));
+    assert_eq!(upkeep.plan(&cell, at(220)), [(minute(), 0)]);
+    upkeep.leases_sent(at(220));
+    // The answer says that nothing may stay, and what is left goes back without a pause.
+    answered(&mut upkeep, good, 230).unwrap();
+    let grant = Grant {
+        keep: 0,
+        ..issuer::grant(&account(), minute(), 100, at(60_000))
+    };
+    let refill = Op::Refill { grant, epoch: 1 };
+    refill.change(&mut cell, at(230)).unwrap();
+    assert!(upkeep.leases_due(false, at(230)));
+    assert_eq!(upkeep.plan(&cell, at(230)), [(minute(), 0)]);
+    Op::Ask { span: minute() }
+        .change(&mut cell, at(230))
+        .unwrap();
+    assert_eq!(cell.slots()[0].available(), 0);
+    // After that all is as before.
+    upkeep.leases_sent(at(230));
+    answered(&mut upkeep, good, 240).unwrap();
+    assert!(!upkeep.leases_due(false, at(1_239)));
+    assert!(upkeep.leases_due(false, at(1_240)));
+}
+
+#[test]
+fn what_is_wanted_while_a_request_is_under_way_is_told_after_it() {
+    let (gate, holder) = (closed(), holder());
+    let mut upkeep = Upkeep::default();
+    upkeep.leases_sent(at(0));
+    upkeep.bundle_answered(status(RECALL), at(5), 0);
+    assert!(!upkeep.leases_due(false, at(5)));
+    let good = answer(|_| {});
+    let good = Response {
+        status: 200,
+        body: &good,
+    };
+    upkeep
+        .leases_answered(&gate, &holder, good, at(10), 0)
+        .unwrap();
+    assert!(upkeep.leases_due(false, at(10)));
+    assert_eq!(upkeep.plan(&leased(100, 0, 100), at(10)), [(minute(), 0)]);
+    // Where nothing is held, there is nothing to tell.
+    upkeep.leases_idle(at(10));
+    assert!(!upkeep.leases_due(false, at(11)));
+    assert_eq!(upkeep.plan(&leased(100, 0, 100), at(11)), []);
 }
 
 #[test]

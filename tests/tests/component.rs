@@ -508,9 +508,21 @@ fn nothing_a_host_hands_in_traps() {
             assert!(
                 upkeep
                     .errands()
-                    .call_plan(store, errands, "nobody", &[0xff; 300], i64::MIN)?
+                    .call_plan(&mut *store, errands, "nobody", &[0xff; 300], i64::MIN)?
                     .is_empty()
             );
+            // What cannot be read is an empty cell. It may go where it is of a run, and stays where it is not.
+            let of_run = "agent:a|calls|run:r";
+            for (account, may_go) in [("nobody", false), ("agent:a|calls|hour", false), (of_run, true)] {
+                let goes = upkeep.errands().call_may_forget(
+                    &mut *store,
+                    errands,
+                    account,
+                    &[0xff; 300],
+                    i64::MIN,
+                )?;
+                assert_eq!(goes, may_go, "{account}");
+            }
             Ok(())
         })
         .unwrap();

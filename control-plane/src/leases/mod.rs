@@ -2,6 +2,7 @@
 //!
 //! Every request is one transaction: read what all holders have of the account, decide ([`rules`]), write, commit, and only then sign.
 
+pub(crate) mod recall;
 mod remedies;
 pub mod rules;
 pub mod runs;
@@ -105,16 +106,7 @@ async fn lease(
             "a number is beyond 2⁵³−1, which not every reader of JSON takes for what it is",
         ));
     }
-    let now = state.now();
-    let answer = match answer(&state, &gate, &request, now).await? {
-        Ok(answer) => answer,
-        Err(KnowsMore) => {
-            restored(&state, &gate.workspace, now).await?;
-            answer(&state, &gate, &request, now)
-                .await?
-                .map_err(|KnowsMore| Problem::internal("lease answer", &"still not learning"))?
-        }
-    };
+    let answer = settle_on(&state, &gate, &request).await?;
     let grants = &answer.grants;
     let short = grants.iter().filter(|grant| grant.retry_ms != 0).count();
     state
@@ -129,16 +121,67 @@ async fn lease(
     Ok(([(header::CONTENT_TYPE, "application/json")], envelope).into_response())
 }
 
-/// The holder has what we never gave, so our database was put back to an earlier state. Nothing was committed.
+/// The holder has what we never gave, so our database was put back to an earlier state.
 struct KnowsMore;
 
-/// One request, one transaction.
+/// Why a request was not answered. Nothing was committed.
+enum Unanswered {
+    KnowsMore,
+    /// Calls wait for these, and other gates may have what they do not use.
+    OthersHave(Vec<Account>),
+}
+
+impl From<KnowsMore> for Unanswered {
+    fn from(KnowsMore: KnowsMore) -> Unanswered {
+        Unanswered::KnowsMore
+    }
+}
+
+/// Answers a request, if need be after others have given something back.
+async fn settle_on(
+    state: &ControlPlane,
+    gate: &Gate,
+    request: &lease::Request,
+) -> Result<Answer, Problem> {
+    let workspace = &gate.workspace;
+    let mut waits = state.recalls().would_be_heard(workspace, state.now());
+    let mut learns = true;
+    loop {
+        let now = state.now();
+        match answer(state, gate, request, waits, now).await? {
+            Ok(answer) => return Ok(answer),
+            Err(Unanswered::OthersHave(accounts)) => {
+                let returns = state.recalls().returns(workspace);
+                recall(state, workspace, &accounts, now);
+                returns.await;
+                waits = false;
+            }
+            Err(Unanswered::KnowsMore) if learns => {
+                restored(state, workspace, now).await?;
+                learns = false;
+            }
+            Err(Unanswered::KnowsMore) => {
+                return Err(Problem::internal("lease answer", &"still not learning"));
+            }
+        }
+    }
+}
+
+/// Asks gates for what they do not use of these.
+fn recall(state: &ControlPlane, workspace: &WorkspaceId, accounts: &[Account], now: Time) {
+    if !accounts.is_empty() && state.recalls().want(workspace, accounts, now) {
+        state.metrics().recalls.inc();
+    }
+}
+
+/// One request, one transaction. Where it `waits`, it is not answered before others have been asked for what a call needs.
 async fn answer(
     state: &ControlPlane,
     gate: &Gate,
     request: &lease::Request,
+    waits: bool,
     now: Time,
-) -> Result<Result<Answer, KnowsMore>, Problem> {
+) -> Result<Result<Answer, Unanswered>, Problem> {
     let mut write = state.store().write().await?;
     let known = gates::heard_of(
         &mut write,
@@ -153,7 +196,7 @@ async fn answer(
     let suspects = now.millis() >= learning_until_ms.saturating_add(LEARN_AGAIN_AFTER_MS);
     let epoch = match rules::epoch(known, request.epoch) {
         Epoch::Running(epoch) if suspects && known.unwrap_or(0) < epoch => {
-            return Ok(Err(KnowsMore));
+            return Ok(Err(Unanswered::KnowsMore));
         }
         Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
         Epoch::Stale(running) => {
@@ -184,6 +227,8 @@ async fn answer(
         lifted: remedies::lifted(&mut write, &gate.workspace).await?,
     };
     let mut grants = Vec::with_capacity(request.asks.len());
+    let mut wanted = Vec::new();
+    let mut returned = false;
     if let Some(payload) = bundles::payload(state, &gate.workspace, &mut write).await? {
         for ask in &request.asks {
             let granted = grant(
@@ -196,12 +241,24 @@ async fn answer(
                 now,
             );
             match granted.await? {
-                Ok(grant) => grants.extend(grant),
-                Err(KnowsMore) => return Ok(Err(KnowsMore)),
+                Ok(Some(granted)) => {
+                    returned |= granted.gives_back;
+                    wanted.extend(granted.recalls.then(|| ask.account.clone()));
+                    grants.push(granted.grant);
+                }
+                Ok(None) => {}
+                Err(why) => return Ok(Err(why.into())),
             }
         }
     }
+    if waits && !wanted.is_empty() {
+        return Ok(Err(Unanswered::OthersHave(wanted)));
+    }
     write.commit().await?;
+    recall(state, &gate.workspace, &wanted, now);
+    if returned {
+        state.recalls().returned(&gate.workspace);
+    }
     state.mark().leased(now);
     Ok(Ok(Answer {
         workspace: gate.workspace.to_string(),
@@ -314,6 +371,15 @@ struct Holder<'a> {
     lifted: HashMap<String, i64>,
 }
 
+/// What came of one ask.
+struct Granted {
+    grant: Grant,
+    /// A call waits for what others may have.
+    recalls: bool,
+    /// Its holder has given something back.
+    gives_back: bool,
+}
+
 /// Answers one ask; `None` where there is no limit to lease from, or no such window about now.
 async fn grant(
     state: &ControlPlane,
@@ -323,7 +389,7 @@ async fn grant(
     holder: &Holder<'_>,
     ask: &lease::Ask,
     now: Time,
-) -> Result<Result<Option<Grant>, KnowsMore>, Problem> {
+) -> Result<Result<Option<Granted>, KnowsMore>, Problem> {
     let Some(limits) = limits(write, workspace, payload, &ask.account).await? else {
         return Ok(Ok(None));
     };
@@ -365,7 +431,10 @@ async fn grant(
         term_ms: state.settings().lease_term_ms(),
         learning_until_ms: holder.learning_until_ms,
     };
-    let rest = Others::of(&others, now.millis());
+    let rest = Others {
+        wait: state.recalls().is_wanted(workspace, &ask.account, now),
+        ..Others::of(&others, now.millis())
+    };
     let lease = rules::answer(mine, asked, rest, terms);
     let elsewhere = others
         .iter()
@@ -423,7 +492,7 @@ async fn grant(
         .execute(&mut **write)
         .await?;
     }
-    Ok(Ok(Some(Grant {
+    let grant = Grant {
         account: ask.account.clone(),
         window_start: span.start,
         window_end: span.end,
@@ -437,6 +506,11 @@ async fn grant(
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
         keep: rules::keep(&lease, rest, &terms),
+    };
+    Ok(Ok(Some(Granted {
+        grant,
+        recalls: rules::recalls(&lease, &asked, rest, &terms),
+        gives_back: lease.returned > mine.unwrap_or_default().returned,
     })))
 }
 

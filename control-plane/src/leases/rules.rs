@@ -99,19 +99,27 @@ pub struct Others {
     pub taken: u64,
     /// Holders with a live lease.
     pub active: u64,
+    /// What those have and, by their last word, neither used nor reserved.
+    pub unused: u64,
+    /// Whether a call somewhere has just waited in vain for more than was left.
+    pub wait: bool,
 }
 
 impl Others {
     /// Sums up their leases.
     pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>, now_ms: i64) -> Others {
-        leases
-            .into_iter()
-            .fold(Others::default(), |sum, lease| Others {
+        leases.into_iter().fold(Others::default(), |sum, lease| {
+            let live = lease.is_live(now_ms);
+            let unused = lease.unused().saturating_sub(lease.reserved);
+            Others {
                 taken: sum.taken.saturating_add(lease.taken()),
                 active: sum
                     .active
-                    .saturating_add(u64::from(lease.is_live(now_ms) && lease.held() > 0)),
-            })
+                    .saturating_add(u64::from(live && lease.held() > 0)),
+                unused: sum.unused.saturating_add(if live { unused } else { 0 }),
+                wait: false,
+            }
+        })
     }
 }
 
@@ -152,7 +160,7 @@ const KEPT_PARTS: u64 = 96;
 /// limit. Many may wait at once, and need no more of the same each.
 const CALLS_AHEAD: u64 = 4;
 
-/// When less than this part of a long window's limit is left that nobody has been leased, and others have leases, it is scarce: everybody gets
+/// When less than this part of a long window's limit is left that nobody has been leased, or a call waits for more than is left, and others have leases, it is scarce: everybody gets
 /// what its calls need and nothing ahead, and gives back the rest. Otherwise the last of it would lie about in small leases, and calls be refused
 /// at one gate for what another does not use.
 const SCARCE_PARTS: u64 = 12;
@@ -251,6 +259,16 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
     }
 }
 
+/// Others are asked for what they do not use at most so often; milliseconds. As often as a gate asks in vain.
+pub const RECALL_EVERY_MS: i64 = RETRY_MS;
+
+/// Whether others should be asked for what they do not use: a call waits for what they have, by this answer to `ask`. Of a short window that is no
+/// matter: it is over before long.
+pub fn recalls(lease: &Lease, ask: &Ask, others: Others, terms: &Terms) -> bool {
+    let waits = ask.want > 0 && !ask.ahead && lease.retry_ms != 0;
+    terms.is_long() && waits && others.unused > 0
+}
+
 /// What one holder that has `lease` may keep beside its calls under way. Of a short window that is no matter.
 pub fn keep(lease: &Lease, others: Others, terms: &Terms) -> u64 {
     match (terms.is_long(), is_scarce(lease, others, terms)) {
@@ -264,7 +282,8 @@ pub fn keep(lease: &Lease, others: Others, terms: &Terms) -> u64 {
 fn is_scarce(lease: &Lease, others: Others, terms: &Terms) -> bool {
     let taken = others.taken.saturating_add(lease.taken());
     let left = terms.limit.saturating_sub(taken);
-    terms.is_long() && others.active > 0 && left < terms.limit / SCARCE_PARTS
+    let scarce = left < terms.limit / SCARCE_PARTS || others.wait;
+    terms.is_long() && others.active > 0 && scarce
 }
 
 /// The window that starts at `start`, if it is the running one, the one before or the one after, by clocks up to five minutes apart.
@@ -318,7 +337,12 @@ mod tests {
     }
 
     fn others(taken: u64, active: u64) -> Others {
-        Others { taken, active }
+        Others {
+            taken,
+            active,
+            unused: 0,
+            wait: false,
+        }
     }
 
     fn terms(limit: u64) -> Terms {
@@ -473,6 +497,51 @@ mod tests {
         // Alone, nobody is waited for; of a minute the rest is back in a moment.
         assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 96);
         assert_eq!(keep(&lease, others(1_101, 2), &terms(1_200)), u64::MAX);
+    }
+
+    #[test]
+    fn what_others_do_not_use_is_asked_for_where_a_call_waits() {
+        let terms = day(1_000);
+        let held = |granted, settled, reserved, expires_ms| Lease {
+            granted,
+            settled,
+            reserved,
+            expires_ms,
+            ..Lease::default()
+        };
+        // 600 and 400 are held by others, 100 + 0 of that neither used nor reserved, and 50 by one that is lost.
+        let rest = [
+            held(600, 450, 50, TERM),
+            held(350, 300, 50, TERM),
+            held(50, 0, 0, 0),
+        ];
+        let rest = Others::of(&rest, terms.now_ms);
+        assert_eq!((rest.taken, rest.active, rest.unused), (1_000, 2, 100));
+        let waiting = ask(1, 0, 3);
+        let short = answer(None, waiting, rest, terms);
+        assert!(recalls(&short, &waiting, rest, &terms));
+        // Nobody has anything that is not needed; nobody waits; there was enough; the window is over soon.
+        let none = Others { unused: 0, ..rest };
+        assert!(!recalls(&short, &waiting, none, &terms));
+        let ahead = Ask {
+            ahead: true,
+            ..waiting
+        };
+        assert!(!recalls(&short, &ahead, rest, &terms));
+        assert!(!recalls(&short, &ask(1, 0, 0), rest, &terms));
+        let met = answer(None, waiting, others(0, 0), terms);
+        assert!(!recalls(&met, &waiting, rest, &terms));
+        let minute = Terms {
+            window_ms: 60_000,
+            ..terms
+        };
+        assert!(!recalls(&short, &waiting, rest, &minute));
+        // Where a large call waits, nothing may stay with those that do not call, though not little is left.
+        let mine = held(100, 0, 0, TERM);
+        let rest = others(500, 3);
+        assert_eq!(keep(&mine, rest, &terms), 1_000 / 96);
+        let rest = Others { wait: true, ..rest };
+        assert_eq!(keep(&mine, rest, &terms), 0);
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl wit::GuestErrands for Errands {
             .collect()
     }
 
+    fn may_forget(&self, account: String, cell: Vec<u8>, now: wit::Time) -> bool {
+        let is_of_a_run = Account::parse(&account).is_some_and(|account| account.run.is_some());
+        is_of_a_run && Cell::decode(&cell).is_forgotten(time(now))
+    }
+
     fn next_bundle(&self, gate: wit::GateBorrow<'_>, now: wit::Time) -> Option<wit::Errand> {
         let gate = gate.get::<Gate>().0.borrow();
         let next = self.0.borrow_mut().next_bundle(&gate, time(now));

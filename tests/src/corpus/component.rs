@@ -69,6 +69,7 @@ impl Host for InWasmtime {
             errands,
             journal: None,
             cells: BTreeMap::new(),
+            swap: Vec::new(),
             control_plane,
         };
         case.steps
@@ -91,6 +92,8 @@ struct Node {
     journal: Option<ResourceAny>,
     /// Account and cell, by key.
     cells: BTreeMap<String, (String, Vec<u8>)>,
+    /// What was to be changed last.
+    swap: Vec<CellOp>,
     control_plane: ControlPlane,
 }
 
@@ -130,6 +133,7 @@ impl Node {
                 })?,
                 Step::Swap(ops) => {
                     let outcome = self.swap(&ops, time)?;
+                    self.swap = ops;
                     let outcome = match &outcome {
                         Ok(cells) => Ok(cells.as_slice()),
                         Err(refused) => Err(*refused),
@@ -294,29 +298,49 @@ impl Node {
         Ok(())
     }
 
-    /// Asks for what a call waits for; whether an answer came.
+    /// Asks for what a call waits for; whether an answer came. As with every host, nobody asks where there is enough, or none to be had.
     fn lease(&mut self, wants: &[Want], answered: bool, now: i64) -> Result<bool> {
         let mut asks = Vec::new();
         for want in wants {
-            asks.extend(self.ask(&want.account, want.span, want.amount, now)?);
+            let mut ops = self.swap.iter();
+            let op = ops.find(|op| op.account == want.account);
+            let op = op.context("what is wanted was to be changed")?;
+            let old = self.cells.get(&op.key).map(|(_, cell)| cell.as_slice());
+            let outcome = self
+                .instance
+                .calls(|calls, store| calls.call_apply(store, &op.op, old, now))?;
+            if let Err(Refusal::NoLease | Refusal::Short) = outcome {
+                asks.extend(self.ask(&want.account, want.span, (0, want.amount), now)?);
+            }
         }
         Ok(answered && self.exchange_leases(&asks, now)?)
     }
 
-    /// Reports what was used.
+    /// Reports what was used, and asks for what will be needed.
     fn report(&mut self, now: i64) -> Result<()> {
         let errands = self.errands;
         let mut planned = Vec::new();
-        for (account, cell) in self.cells.values() {
+        let mut forgotten = Vec::new();
+        for (key, (account, cell)) in &self.cells {
+            let may_go = self.instance.upkeep(|upkeep, store| {
+                upkeep
+                    .errands()
+                    .call_may_forget(store, errands, account, cell, now)
+            })?;
+            if may_go {
+                forgotten.push(key.clone());
+                continue;
+            }
             planned.extend(self.instance.upkeep(|upkeep, store| {
                 upkeep
                     .errands()
                     .call_plan(store, errands, account, cell, now)
             })?);
         }
+        self.cells.retain(|key, _| !forgotten.contains(key));
         let mut asks = Vec::new();
         for want in planned {
-            asks.extend(self.ask(&want.account, want.span, 0, now)?);
+            asks.extend(self.ask(&want.account, want.span, (want.amount, 0), now)?);
         }
         if !asks.is_empty() {
             self.exchange_leases(&asks, now)?;
@@ -325,11 +349,17 @@ impl Node {
     }
 
     /// Notes the ask in its cell; nothing when somebody has asked already.
-    fn ask(&mut self, account: &str, span: Span, needed: u64, now: i64) -> Result<Option<Ask>> {
+    fn ask(
+        &mut self,
+        account: &str,
+        span: Span,
+        (amount, needed): (u64, u64),
+        now: i64,
+    ) -> Result<Option<Ask>> {
         let want = Want {
             account: account.to_string(),
             span,
-            amount: 0,
+            amount,
         };
         let op = self
             .instance

@@ -233,6 +233,18 @@ impl Node {
     fn lease(&mut self, wants: &[Want], answered: bool, now: Time) -> Result<bool> {
         let mut asks = Vec::new();
         for want in wants {
+            let reserve = Op::Reserve {
+                span: want.span,
+                amount: want.amount,
+            };
+            // As every host does: where there is enough, or none to be had, nobody asks.
+            let old = self.cells.get(&want.account).map(Vec::as_slice);
+            if !matches!(
+                reserve.apply(old, now),
+                Err(Refusal::NoLease | Refusal::Short)
+            ) {
+                continue;
+            }
             let ask = CellOp {
                 account: want.account.clone(),
                 op: Op::Ask { span: want.span },
@@ -246,13 +258,15 @@ impl Node {
         Ok(answered && self.exchange_leases(asks, now)?)
     }
 
-    /// Reports what was used.
+    /// Reports what was used, and asks for what will be needed; cells of runs that nobody has needed for a while go, as with every host.
     fn report(&mut self, now: Time) -> Result<()> {
+        self.cells
+            .retain(|account, cell| account.run.is_none() || !Cell::decode(cell).is_forgotten(now));
         let accounts: Vec<Account> = self.cells.keys().cloned().collect();
         let mut asks = Vec::new();
         for account in accounts {
             let cell = Cell::decode(self.cells.get(&account).context("a cell")?);
-            for (span, _) in self.upkeep.plan(&cell, now) {
+            for (span, wanted) in self.upkeep.plan(&cell, now) {
                 let ask = CellOp {
                     account: account.clone(),
                     op: Op::Ask { span },
@@ -260,7 +274,7 @@ impl Node {
                 if self.apply(&ask, now).is_ok() {
                     let cell = Cell::decode(self.cells.get(&account).context("a cell")?);
                     let slot = cell.slot(span.start).context("a slot")?;
-                    asks.push(upkeep::ask_for(&account, slot, 0, 0));
+                    asks.push(upkeep::ask_for(&account, slot, wanted, 0));
                 }
             }
         }

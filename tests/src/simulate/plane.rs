@@ -48,6 +48,8 @@ pub(super) trait Plane {
     fn publish(&mut self, limits: &Limits, now: Time);
     /// Answers an errand: status and body. What it commits is committed when it returns.
     fn answer(&mut self, errand: &Errand, now: Time) -> (u16, Vec<u8>);
+    /// Whether gates have been asked since the last look for what they do not use.
+    fn recalled(&mut self) -> bool;
     /// Copies what is committed.
     fn back_up(&mut self);
     /// Starts again with the last copy. Gives how long it grants nothing then, in milliseconds; `None` when there was no copy.
@@ -88,8 +90,19 @@ pub(super) struct Memory {
     envelope: Vec<u8>,
     ledger: Ledger,
     backup: Option<Ledger>,
+    recall: Recall,
     term_ms: i64,
     mutation: Option<Mutation>,
+}
+
+/// What is wanted back from gates. Nothing of it is stored.
+#[derive(Debug, Default)]
+struct Recall {
+    asked_ms: i64,
+    /// What calls wait for, and since when.
+    wanted: BTreeMap<Account, i64>,
+    /// Gates are to be told.
+    now: bool,
 }
 
 impl Memory {
@@ -122,6 +135,7 @@ impl Memory {
             envelope: Vec::new(),
             ledger: Ledger::default(),
             backup: None,
+            recall: Recall::default(),
             term_ms: i64::from(term_secs) * 1_000,
             mutation,
         }
@@ -201,6 +215,7 @@ impl Memory {
         };
         self.ledger.epochs.insert(request.holder.clone(), epoch);
         let mut grants = Vec::new();
+        let mut wanted = Vec::new();
         for ask in &request.asks {
             let (account, start) = (ask.account.clone(), ask.window_start);
             let Some(limit) = self.limit(&account) else {
@@ -258,8 +273,15 @@ impl Memory {
                     _ => learning_until_ms,
                 },
             };
-            let rest = Others::of(&others, now.millis());
+            let since_ms = self.recall.wanted.get(&account);
+            let rest = Others {
+                wait: since_ms.is_some_and(|since_ms| is_recent(*since_ms, now)),
+                ..Others::of(&others, now.millis())
+            };
             let lease = rules::answer(mine, asked, rest, terms);
+            if rules::recalls(&lease, &asked, rest, &terms) {
+                wanted.push(account.clone());
+            }
             let leases = self.ledger.leases.entry((account.clone(), span.start));
             leases.or_default().insert(holder, lease);
             let elsewhere: u64 = others.iter().map(|lease| lease.settled).sum();
@@ -279,6 +301,7 @@ impl Memory {
                 keep: rules::keep(&lease, rest, &terms),
             });
         }
+        self.want(wanted, now);
         let answer = Answer {
             workspace: WORKSPACE.to_owned(),
             holder: request.holder.clone(),
@@ -288,6 +311,22 @@ impl Memory {
             grants,
         };
         Ok((200, self.seal(LEASES_TYPE, &json(&answer))))
+    }
+
+    fn want(&mut self, accounts: Vec<Account>, now: Time) {
+        if accounts.is_empty() {
+            return;
+        }
+        let recall = &mut self.recall;
+        recall
+            .wanted
+            .retain(|_, since_ms| is_recent(*since_ms, now));
+        let since = accounts.into_iter().map(|account| (account, now.millis()));
+        recall.wanted.extend(since);
+        if !is_recent(recall.asked_ms, now) {
+            recall.asked_ms = now.millis();
+            recall.now = true;
+        }
     }
 
     fn take_in(&mut self, body: &[u8]) -> (u16, Vec<u8>) {
@@ -354,18 +393,25 @@ impl Plane for Memory {
         }
     }
 
+    fn recalled(&mut self) -> bool {
+        std::mem::take(&mut self.recall.now)
+    }
+
     fn back_up(&mut self) {
         self.backup = Some(self.ledger.clone());
     }
 
     fn restore(&mut self, now: Time) -> Option<i64> {
         self.ledger = self.backup.clone()?;
+        self.recall = Recall::default();
         let learning_ms = rules::learning_ms(self.term_ms);
         self.ledger.learning_until_ms = now.millis() + learning_ms;
         Some(learning_ms)
     }
 
-    fn restart(&mut self, _: Time) {}
+    fn restart(&mut self, _: Time) {
+        self.recall = Recall::default();
+    }
 
     fn token(&self, agent: &str, team: &str, now: Time) -> String {
         token(&self.key, KEY_ID.to_owned(), (agent, team), now)
@@ -374,6 +420,11 @@ impl Plane for Memory {
     fn trust(&self) -> Vec<PublicKey> {
         vec![public(&self.key)]
     }
+}
+
+/// Less than a second ago.
+fn is_recent(since_ms: i64, now: Time) -> bool {
+    now.millis().saturating_sub(since_ms).saturating_abs() < rules::RECALL_EVERY_MS
 }
 
 /// The token of an agent, signed with `key` of this name.

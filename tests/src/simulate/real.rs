@@ -40,10 +40,12 @@ pub(super) struct Real {
     service: Option<ControlPlane>,
     settings: Settings,
     now_us: Arc<AtomicI64>,
+    root: String,
     operator: String,
     gate: String,
     trust: Vec<PublicKey>,
     backed_up: bool,
+    recalls: u64,
 }
 
 impl Real {
@@ -62,10 +64,12 @@ impl Real {
             service: None,
             settings,
             now_us,
+            root: String::new(),
             operator: String::new(),
             gate: String::new(),
             trust: Vec::new(),
             backed_up: false,
+            recalls: 0,
         };
         real.start();
         real.enrol(now);
@@ -73,6 +77,7 @@ impl Real {
     }
 
     fn start(&mut self) {
+        self.recalls = 0;
         let opened = ControlPlane::open(self.scratch.path(), self.settings.clone());
         self.service = Some(must(self.runtime.block_on(opened)));
     }
@@ -94,6 +99,7 @@ impl Real {
             ));
         }
         let root = must(fs::read_to_string(self.scratch.path().join("root.key")));
+        self.root = root.trim().to_owned();
         let workspace = format!("/v1/workspaces/{WORKSPACE}");
         let post = |real: &Real, key: &str, path: &str| -> Value {
             let body = json!({"name": "simulator"}).to_string();
@@ -103,7 +109,7 @@ impl Real {
             must(serde_json::from_slice(&answer))
         };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let operator = post(self, root.trim(), &format!("{workspace}/operators"));
+        let operator = post(self, &self.root, &format!("{workspace}/operators"));
         self.operator = text(&operator["key"]);
         let gate = post(self, &self.operator, &format!("{workspace}/gates"));
         self.gate = text(&gate["key"]);
@@ -187,6 +193,18 @@ impl Plane for Real {
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         self.call(&self.gate, errand.method, path, &headers, &errand.body)
+    }
+
+    fn recalled(&mut self) -> bool {
+        let (status, metrics) = self.call(&self.root, "GET", "/metrics", &[], &[]);
+        assert!(status == 200 || self.service.is_none(), "{status}");
+        let metrics = String::from_utf8_lossy(&metrics);
+        let mut lines = metrics.lines();
+        let counted = lines.find_map(|line| line.strip_prefix("tollgate_recalls_total "));
+        let recalls = counted.and_then(|count| count.parse().ok()).unwrap_or(0);
+        // The service counts from its own start.
+        let before = std::mem::replace(&mut self.recalls, recalls);
+        recalls > before
     }
 
     fn back_up(&mut self) {

@@ -19,7 +19,7 @@ use tollgate_engine::{
     gate::Config,
     ledger::Unit,
     time::Time,
-    upkeep::{Errand, Kind},
+    upkeep::{Errand, Kind, RECALL},
 };
 
 const MS: i64 = 1_000;
@@ -66,6 +66,8 @@ pub(super) struct World {
     now_us: Cell<i64>,
     ids: Cell<u64>,
     events: RefCell<BTreeMap<(i64, u64), Event>>,
+    /// Requests for a bundle that the control plane holds, and when it would answer them.
+    held: RefCell<Vec<(Sender, (i64, u64))>>,
     plane: RefCell<Box<dyn Plane>>,
     plane_up: Cell<bool>,
     plane_skew_us: Cell<i64>,
@@ -126,6 +128,7 @@ impl World {
             now_us: Cell::new(scenario.start_secs * SEC),
             ids: Cell::new(0),
             events: RefCell::default(),
+            held: RefCell::default(),
             plane: RefCell::new(plane),
             plane_up: Cell::new(true),
             plane_skew_us: Cell::new(0),
@@ -176,9 +179,11 @@ impl World {
         roll(&mut self.dice.borrow_mut())
     }
 
-    fn at(&self, after_us: i64, event: Event) {
+    /// Has something happen later, and gives its place among all that happens.
+    fn at(&self, after_us: i64, event: Event) -> (i64, u64) {
         let key = (self.now_us.get() + after_us.max(0), self.next_id());
         self.events.borrow_mut().insert(key, event);
+        key
     }
 
     pub(super) fn run_soon(&self, worker: &Rc<Worker>) {
@@ -270,6 +275,10 @@ impl World {
         }
         let (status, body) = self.plane.borrow_mut().answer(errand, now);
         self.committed(sender, errand, status, &body);
+        if self.plane.borrow_mut().recalled() {
+            self.note(|| "gates are asked for what they do not use".to_owned());
+            self.recall();
+        }
         if self.strikes(Fault::PlaneCrash, 2) {
             self.note(|| "…and dies before it answers".to_owned());
             self.kill_plane();
@@ -279,15 +288,23 @@ impl World {
             self.note(|| format!("the answer to gate {} is lost", sender.gate));
             return;
         }
-        let held = if errand.kind == Kind::Bundle && status == 304 {
-            LONG_POLL_US
-        } else {
-            0
-        };
-        self.at(
-            held + self.passage_us(),
-            Event::AtGate(sender, status, body),
-        );
+        let is_held = errand.kind == Kind::Bundle && status == 304;
+        let after = if is_held { LONG_POLL_US } else { 0 } + self.passage_us();
+        let when = self.at(after, Event::AtGate(sender, status, body));
+        if is_held {
+            self.held.borrow_mut().push((sender, when));
+        }
+    }
+
+    /// Answers every request for a bundle that is held.
+    fn recall(&self) {
+        for (sender, when) in self.held.take() {
+            let answer = self.events.borrow_mut().remove(&when);
+            if answer.is_some() && !self.strikes(Fault::Loss, self.scenario.loss) {
+                let asked = Event::AtGate(sender, RECALL, Vec::new());
+                self.at(self.passage_us(), asked);
+            }
+        }
     }
 
     /// Tells the auditor what the control plane just did, whoever will hear of it.
