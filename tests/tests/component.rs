@@ -513,7 +513,11 @@ fn nothing_a_host_hands_in_traps() {
             );
             // What cannot be read is an empty cell. It may go where it is of a run, and stays where it is not.
             let of_run = "agent:a|calls|run:r";
-            for (account, may_go) in [("nobody", false), ("agent:a|calls|hour", false), (of_run, true)] {
+            for (account, may_go) in [
+                ("nobody", false),
+                ("agent:a|calls|hour", false),
+                (of_run, true),
+            ] {
                 let goes = upkeep.errands().call_may_forget(
                     &mut *store,
                     errands,

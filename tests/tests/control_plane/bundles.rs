@@ -13,7 +13,7 @@ use crate::harness::{Gate, Plane, Reply, START, Workspace, holder, text};
 
 const POLICY: &str = "scope: global\ncapabilities:\n  allow: ['model:small']\n";
 
-async fn poll(gate: &Gate<'_>, query: &str, etag: Option<&str>) -> Reply {
+pub(crate) async fn poll(gate: &Gate<'_>, query: &str, etag: Option<&str>) -> Reply {
     let workspace = gate.workspace;
     let mut request = Request::get(workspace.path(&format!("/gate/bundle{query}")))
         .header("authorization", format!("Bearer {}", gate.key));

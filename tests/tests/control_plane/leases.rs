@@ -1,8 +1,10 @@
 //! Leases through the API. The rules themselves have their tests beside them.
 
 use serde_json::{Value, json};
+use std::time::Duration;
 use tollgate_engine::lease::{self, Answer, Grant};
 
+use crate::bundles::poll;
 use crate::harness::{Plane, START, Workspace, ask, holder};
 
 /// So many calls a minute for every agent of `scope`.
@@ -120,6 +122,68 @@ async fn what_a_holder_gives_back_is_there_for_others() {
         (&json!("3"), &json!("7"), &json!("0"))
     );
     assert_eq!(row["holders"][0]["returned"], "4");
+}
+
+#[tokio::test]
+async fn what_another_gate_does_not_use_is_asked_for_before_a_call_is_refused() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let daily = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: day}\nspec: {budget: {daily_limit_tokens: 1000}}\n";
+    assert_eq!(workspace.apply(daily).await.status, 200);
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let etag = poll(&gate, "", None).await.headers["etag"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let day = START - START % 86_400;
+    let account = format!("agent:{agent}|tokens|day@UTC");
+    let asks = |seq, granted, returned, settled, want| {
+        vec![lease::Ask {
+            granted,
+            returned,
+            ..ask(&account, day, seq, settled, want)
+        }]
+    };
+    // One gate has 900 of 1,000 and uses 100; another needs 200, and nobody listens: there is no point in waiting.
+    let first = gate.leased(&holder(1), 0, asks(1, 0, 0, 0, 900)).await;
+    assert_eq!(only(&first).granted, 900);
+    gate.leased(&holder(1), 1, asks(2, 900, 0, 100, 0)).await;
+    let short = gate.leased(&holder(2), 0, asks(1, 0, 0, 0, 200)).await;
+    assert_eq!(only(&short).granted, 100);
+    assert_ne!(only(&short).retry_ms, 0);
+
+    let rest = async {
+        let asked = poll(&gate, "?wait=50", Some(&etag)).await;
+        assert_eq!((asked.status.as_u16(), asked.body.len()), (204, 0));
+        let report = gate.leased(&holder(1), 1, asks(3, 900, 0, 100, 0)).await;
+        // A call waits: nothing may stay but what calls have reserved.
+        assert_eq!(only(&report).keep, 0);
+        gate.leased(&holder(1), 1, asks(4, 900, 800, 100, 0)).await
+    };
+    let needs = async {
+        for seq in 2..100 {
+            // Within a second nobody is asked twice; and the first gate may not listen yet.
+            plane.advance(2);
+            let answer = gate.leased(&holder(2), 1, asks(seq, 100, 0, 0, 100)).await;
+            if only(&answer).retry_ms == 0 {
+                return answer;
+            }
+        }
+        panic!("nothing came back");
+    };
+    let (returned, granted) = tokio::join!(rest, needs);
+    assert_eq!(only(&returned).returned, 800);
+    assert_eq!(only(&granted).granted, 200);
+    // Whoever asks for more than everybody has waits a moment, and is told so.
+    let asked = poll(&gate, "?wait=50", Some(&etag));
+    let more = async {
+        plane.advance(2);
+        gate.leased(&holder(2), 1, asks(100, 200, 0, 200, 2_000))
+            .await
+    };
+    let (more, _) = tokio::join!(more, tokio::time::timeout(Duration::from_secs(1), asked));
+    assert_ne!(only(&more).retry_ms, 0);
 }
 
 /// What a gate says it was granted beyond what we know shows that our database is an old one.
