@@ -25,20 +25,21 @@ const CALLERS_PER_GATE: usize = 2;
 /// In nano-USD, per agent and day: each round has an agent of its own.
 const LIMIT: u64 = 10_000_000;
 /// What the stand-in's answer to a call costs: a prompt token at 250 and 8 of an answer at 2,000 nano-USD.
-const COST: u64 = 250 + 8 * 2_000;
+pub(crate) const COST: u64 = 250 + 8 * 2_000;
 /// Calls of a round before a gate is killed: about a third of what the budget holds.
 const BEFORE: usize = 200;
 /// Denials one after the other that make a caller give up. The gate that was killed is back by then.
 const ENOUGH: usize = 5;
 
-struct Gate {
+/// One more gate than a scene has.
+pub(crate) struct Gate {
     run: Run,
     settings: Settings,
-    envoy: Envoy,
+    pub(crate) envoy: Envoy,
 }
 
 impl Gate {
-    fn start(scene: &Scene, number: usize) -> Gate {
+    pub(crate) fn start(scene: &Scene, number: usize) -> Gate {
         let (workspace, upstream) = (&scene.stack.workspace, upstream(&scene.provider));
         let (mut settings, mut run) = alone(scene, gate_settings(workspace, &upstream));
         run.environment = gate_secrets(workspace, &upstream);

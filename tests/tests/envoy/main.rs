@@ -8,6 +8,7 @@ mod calls;
 mod failures;
 mod halts;
 mod killed;
+mod recall;
 mod scene;
 mod streams;
 mod upstream;
