@@ -25,7 +25,7 @@ use tollgate_engine::{
     lease::{Ask, MAX_ASKS},
     ledger::{self, Account, Op, Refusal, Span},
     time::Time,
-    upkeep::{self, Delivery, Errand, Holder, Journal, Kind, Response, Upkeep},
+    upkeep::{self, Delivery, Errand, Holder, Journal, Kind, RECALL, Response, Upkeep},
 };
 
 /// How long records are gathered before they are sealed.
@@ -246,7 +246,7 @@ impl Worker {
         let upkeep = &self.errands.upkeep;
         let envelope = upkeep.borrow_mut().bundle_answered(response, now, entropy);
         let Some(envelope) = envelope else {
-            if response.status != 304 {
+            if !matches!(response.status, 304 | RECALL) {
                 self.failed(Kind::Bundle, response.status);
             }
             return;

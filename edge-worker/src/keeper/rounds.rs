@@ -18,7 +18,7 @@ use tollgate_engine::{
     ledger::{self, Account, Op, Refusal, Span},
     sorted::Map,
     time::Time,
-    upkeep::{self, Delivery, Errand, Holder, Journal, Response},
+    upkeep::{self, Delivery, Errand, Holder, Journal, RECALL, Response},
 };
 
 /// Time between two looks at whether somebody else's question about the bundle has been answered.
@@ -214,7 +214,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             status,
             body: &body,
         };
-        if matches!(status, 200 | 304) {
+        if matches!(status, 200 | 304 | RECALL) {
             self.confirmed.set(Some(now));
         } else {
             self.failed("bundle", status);
