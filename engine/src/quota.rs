@@ -27,9 +27,7 @@ pub(crate) fn headers<'c>(
     charges: impl Iterator<Item = (&'c Charge, u64)>,
     now: Time,
 ) -> Vec<(&'static str, String)> {
-    // Four limits have room in it.
-    let list = || String::with_capacity(256);
-    let (mut policies, mut left) = (list(), list());
+    let (mut policies, mut left) = (String::new(), String::new());
     for (charge, taken) in charges.filter(|(charge, _)| !charge.alert) {
         let unit = match charge.account.unit {
             // The draft's own default.
@@ -40,8 +38,10 @@ pub(crate) fn headers<'c>(
             Unit::Errors | Unit::Seconds | Unit::Goals => continue,
         };
         for list in [&mut policies, &mut left] {
-            if !list.is_empty() {
-                list.push_str(", ");
+            match list.is_empty() {
+                // Four limits have room in it.
+                true => list.reserve(256),
+                false => list.push_str(", "),
             }
             push_name(list, charge);
         }
