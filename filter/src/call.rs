@@ -2,6 +2,7 @@
 
 use crate::{
     host::{self, Status},
+    profile::timed,
     worker::Worker,
 };
 use proxy_wasm::{
@@ -437,11 +438,15 @@ impl Context for Stream {
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, last: bool) -> Action {
-        self.request(|call| call.request_head(last))
+        timed("request headers", || {
+            self.request(|call| call.request_head(last))
+        })
     }
 
     fn on_http_request_body(&mut self, size: usize, last: bool) -> Action {
-        self.request(|call| call.request_body(size, last))
+        timed("request body", || {
+            self.request(|call| call.request_body(size, last))
+        })
     }
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
@@ -450,11 +455,15 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _: usize, last: bool) -> Action {
-        self.response(|call| call.response_head(last))
+        timed("response headers", || {
+            self.response(|call| call.response_head(last))
+        })
     }
 
     fn on_http_response_body(&mut self, size: usize, last: bool) -> Action {
-        self.response(|call| call.response_body(size, last))
+        timed("response body", || {
+            self.response(|call| call.response_body(size, last))
+        })
     }
 
     fn on_http_response_trailers(&mut self, _: usize) -> Action {
@@ -462,6 +471,6 @@ impl HttpContext for Stream {
     }
 
     fn on_log(&mut self) {
-        self.over();
+        timed("end", || self.over());
     }
 }

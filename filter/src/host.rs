@@ -4,6 +4,7 @@
 //! UTF-8, and one panic takes a worker's VM down with every call on it. Here every call returns its status and deals in bytes.
 #![expect(unsafe_code, reason = "host calls take raw pointers")]
 
+use crate::profile::timed;
 use proxy_wasm::types::{BufferType, LogLevel, MapType, MetricType};
 use std::{
     cell::RefCell,
@@ -29,12 +30,17 @@ impl Status {
 
 macro_rules! imports {
     ($module:literal $($name:ident($($argument:ident: $type:ty),*);)*) => {
-        #[cfg(target_arch = "wasm32")]
-        #[link(wasm_import_module = $module)]
-        unsafe extern "C" {
-            $(fn $name($($argument: $type),*) -> u32;)*
-        }
         $(
+            #[cfg(target_arch = "wasm32")]
+            #[inline]
+            unsafe fn $name($($argument: $type),*) -> u32 {
+                #[link(wasm_import_module = $module)]
+                unsafe extern "C" {
+                    fn $name($($argument: $type),*) -> u32;
+                }
+                // SAFETY: the caller's.
+                timed(stringify!($name), || unsafe { $name($($argument),*) })
+            }
             /// Where there is no Envoy every call says so (`UNIMPLEMENTED`), so that the crate is checked and tested like any other.
             #[cfg(not(target_arch = "wasm32"))]
             #[allow(clippy::too_many_arguments, reason = "Envoy's ABI")]
@@ -121,6 +127,21 @@ pub(crate) fn now() -> Time {
     check(status).map_or(Time::default(), |()| {
         Time::from_micros(i64::try_from(nanos / 1_000).unwrap_or(i64::MAX))
     })
+}
+
+/// The same in nanoseconds, for measuring how long things take.
+#[cfg(feature = "profile")]
+pub(crate) fn nanoseconds() -> u64 {
+    let mut nanos = 0;
+    #[cfg(target_arch = "wasm32")]
+    {
+        #[link(wasm_import_module = "env")]
+        unsafe extern "C" {
+            fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+        }
+        let _ = unsafe { proxy_get_current_time_nanoseconds(&raw mut nanos) };
+    }
+    nanos
 }
 
 /// 128 bits from the operating system.

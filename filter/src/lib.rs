@@ -7,6 +7,7 @@
 //! - `call` drives one exchange per HTTP stream.
 //! - `worker` is what the calls of one Envoy thread share; `errands` is what it does between them.
 //! - `store` is what the threads share.
+//! - `profile` measures all that, where the filter is built for it.
 //!
 //! Envoy makes one VM per thread, the main thread's included, and throws a crashed one away. So nothing that matters lives in a VM alone.
 
@@ -14,6 +15,7 @@ mod call;
 mod errands;
 mod host;
 mod metrics;
+mod profile;
 mod root;
 mod store;
 mod worker;

@@ -1,6 +1,6 @@
 //! The filter's life in one VM: configured, ticking, handing its answers on.
 
-use crate::{call::Stream, host, worker::Worker};
+use crate::{call::Stream, host, profile, worker::Worker};
 use proxy_wasm::{
     traits::{Context, HttpContext, RootContext},
     types::{Action, BufferType, ContextType, LogLevel},
@@ -110,6 +110,7 @@ impl RootContext for Root {
         if let Some(worker) = &self.worker {
             worker.tick();
         }
+        profile::tell();
     }
 
     fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {

@@ -36,13 +36,27 @@ pub fn targets() -> Result<()> {
 /// # Errors
 /// When the target cannot be installed or the build fails.
 pub fn filter() -> Result<PathBuf> {
-    tools::rust_target(FILTER_TARGET)?;
     progress::say("Building", "the Envoy filter");
+    filter_with(&[])
+}
+
+/// The same, telling where the time goes.
+///
+/// # Errors
+/// As [`filter`].
+pub fn measuring_filter() -> Result<PathBuf> {
+    progress::say("Building", "an Envoy filter that measures itself");
+    filter_with(&["--features", "profile"])
+}
+
+fn filter_with(arguments: &[&str]) -> Result<PathBuf> {
+    tools::rust_target(FILTER_TARGET)?;
+    let plain = ["--profile", "wasm", "--target", FILTER_TARGET];
     cargo::build(
         "tollgate-filter",
         "tollgate_filter",
         "wasm",
-        &["--profile", "wasm", "--target", FILTER_TARGET],
+        &[&plain, arguments].concat(),
     )
 }
 

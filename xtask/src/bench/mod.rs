@@ -6,6 +6,7 @@
 mod budgets;
 mod cost;
 mod edge;
+mod filter;
 mod load;
 mod policy;
 
@@ -69,6 +70,8 @@ const NOTES: &str = "\n## Notes\n";
 /// A part of the report that is measured by itself.
 #[derive(Clone, Copy, ValueEnum)]
 enum Section {
+    /// What a call takes inside the filter, by callback and by call to Envoy.
+    Filter,
     /// Decisions without a gate, beside other policy engines.
     Policy,
     /// Leases, how well they use a budget, and what accounts cost a call.
@@ -125,6 +128,7 @@ struct Sample {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     match options.only {
+        Some(Section::Filter) => filter::run(options),
         Some(Section::Policy) => policy::run(options.output.as_deref()),
         Some(Section::Budgets) => budgets::run(options),
         Some(Section::Edge) => edge::run(options),
