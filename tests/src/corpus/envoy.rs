@@ -68,6 +68,8 @@ struct State {
     /// The bundle has been handed out.
     has_bundle: bool,
     greeted: bool,
+    /// Answers that the control plane has given, but for refusals.
+    given: u64,
     /// The latest that the clock has ever shown. Whatever a gate does every second is due a second after it at the latest.
     latest: Time,
     script: Option<Script>,
@@ -94,6 +96,7 @@ impl Shared {
             if let (Some(bundle), false) = (&state.bundle, state.has_bundle) {
                 let bundle = wire::response(200, &[], bundle);
                 state.has_bundle = true;
+                state.given += 1;
                 return Ok(bundle);
             }
             let _state = self.changed.wait_while(state, |state| !state.over);
@@ -114,6 +117,7 @@ impl Shared {
             state.greeted = true;
         }
         let (status, body) = state.control_plane.answer(path, &request.body, now)?;
+        state.given += u64::from(status == 200);
         Ok(wire::response(status, &[], &body))
     }
 
@@ -147,6 +151,7 @@ impl Scene {
                 bundle,
                 has_bundle: false,
                 greeted: false,
+                given: 0,
                 latest: start,
                 script: None,
                 reached: None,
@@ -227,10 +232,10 @@ impl Scene {
         if now.secs() - self.shared.state().now.secs() < CLOCK_SKEW_SECS {
             return Ok(());
         }
+        let given = self.shared.state().given;
         process::wait_until("the gate to have its answers", DEADLINE, || {
-            let active = self.envoy.stat("cluster.control_plane.upstream_rq_active");
-            // One is the request for a bundle.
-            (active.ok().flatten()? <= 1).then_some(())
+            let taken = self.envoy.stat("cluster.control_plane.upstream_rq_200");
+            (taken.ok().flatten()? >= given).then_some(())
         })
     }
 
