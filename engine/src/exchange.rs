@@ -25,7 +25,7 @@ use crate::{
     gate::{Found, Gate, Search, Watches},
     halt,
     identity::{self, Caller, TOKEN_HEADER},
-    ledger::{Account, Op, Refusal, Span, Window},
+    ledger::{Account, Cell, Op, Refusal, Span, Window},
     meter::{Meter, Metered, Provider},
     price::Price,
     quota,
@@ -111,6 +111,20 @@ pub struct Want {
     pub span: Span,
     /// How much.
     pub amount: u64,
+}
+
+impl Want {
+    /// Whether to ask for it, by what lies in the cell now: there is not enough, and the control plane has not said that there is no more.
+    pub fn is_worth_asking(&self, mut cell: Cell, now: Time) -> bool {
+        let reserve = Op::Reserve {
+            span: self.span,
+            amount: self.amount,
+        };
+        matches!(
+            reserve.change(&mut cell, now),
+            Err(Refusal::NoLease | Refusal::Short)
+        )
+    }
 }
 
 /// How to change a request before it is sent on.

@@ -476,12 +476,12 @@ impl Upkeep {
         };
         // Now it is known how much may stay, and what is more goes back at once.
         let pause_ms = match self.recall {
-            Recall::Reporting => 0,
+            Recall::Reporting => {
+                self.recall = Recall::None;
+                0
+            }
             Recall::None | Recall::Heard => REPORT_EVERY_MS,
         };
-        if self.recall == Recall::Reporting {
-            self.recall = Recall::None;
-        }
         self.leases.succeeded(pause_ms, now);
         self.recounts = answer.learning;
         let epoch = (answer.epoch > holder.epoch).then_some(answer.epoch);

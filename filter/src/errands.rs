@@ -23,7 +23,7 @@ use tollgate_engine::{
     gate::Gate,
     journal::MAX_BATCH_RECORDS,
     lease::{Ask, MAX_ASKS},
-    ledger::{self, Account, Op, Refusal, Span},
+    ledger::{self, Account, Op, Span},
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, Kind, RECALL, Response, Upkeep},
 };
@@ -328,13 +328,8 @@ impl Worker {
 
     /// The ask for what waiting calls want, unless there is enough by now, or none to be had.
     fn ask_for_want(&self, holder: &Holder, want: &Want, now: Time) -> Option<Ask> {
-        let reserve = Op::Reserve {
-            span: want.span,
-            amount: want.amount,
-        };
-        match reserve.change(&mut self.store.cell(holder, &want.account), now) {
-            Err(Refusal::NoLease | Refusal::Short) => {}
-            Ok(()) | Err(Refusal::Exhausted { .. } | Refusal::AlreadyAsked) => return None,
+        if !want.is_worth_asking(self.store.cell(holder, &want.account), now) {
+            return None;
         }
         self.ask(holder, &want.account, want.span, 0, want.amount, now)
     }

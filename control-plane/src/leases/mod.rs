@@ -169,7 +169,7 @@ async fn settle_on(
 
 /// Asks gates for what they do not use of these.
 fn recall(state: &ControlPlane, workspace: &WorkspaceId, accounts: &[Account], now: Time) {
-    if !accounts.is_empty() && state.recalls().want(workspace, accounts, now) {
+    if state.recalls().want(workspace, accounts, now) {
         state.metrics().recalls.inc();
     }
 }

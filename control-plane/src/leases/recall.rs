@@ -2,12 +2,12 @@
 //!
 //! A gate at rest keeps a little of each limit for half a minute. That is no matter until a limit is nearly used up: then a call would be refused
 //! at one gate for what another does not need. So gates that wait for a bundle are told to report what they have; the answers tell them how little
-//! may stay, and the rest comes back. All in memory: what is lost with it is asked for again by the next call.
+//! may stay, and the rest comes back. What is wanted, and how often gates are asked, is among the rules ([`Wanted`]); here is who hears of it.
 
-use super::rules::RECALL_EVERY_MS;
+use super::rules::Wanted;
 use crate::workspaces::WorkspaceId;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -27,10 +27,7 @@ struct Recall {
     gates: watch::Sender<()>,
     /// Wakes the requests that wait, when something has come back.
     returns: watch::Sender<()>,
-    /// When gates were last asked; milliseconds since the Unix epoch.
-    asked_ms: i64,
-    /// What calls wait for, and since when.
-    wanted: BTreeMap<Account, i64>,
+    wanted: Wanted,
 }
 
 impl Default for Recall {
@@ -38,14 +35,9 @@ impl Default for Recall {
         Recall {
             gates: watch::Sender::new(()),
             returns: watch::Sender::new(()),
-            asked_ms: i64::MIN,
-            wanted: BTreeMap::new(),
+            wanted: Wanted::default(),
         }
     }
-}
-
-fn is_over(since_ms: i64, now: Time) -> bool {
-    now.millis().saturating_sub(since_ms).saturating_abs() >= RECALL_EVERY_MS
 }
 
 impl Recalls {
@@ -61,23 +53,14 @@ impl Recalls {
 
     /// Whether a call elsewhere waits for what is left of an account.
     pub(super) fn is_wanted(&self, workspace: &WorkspaceId, account: &Account, now: Time) -> bool {
-        self.of(workspace, |recall| {
-            let since_ms = recall.wanted.get(account);
-            since_ms.is_some_and(|since_ms| !is_over(*since_ms, now))
-        })
+        self.of(workspace, |recall| recall.wanted.has(account, now))
     }
 
     /// Calls wait for these. Whether gates have been asked for them: not where they were a moment ago.
     pub(super) fn want(&self, workspace: &WorkspaceId, accounts: &[Account], now: Time) -> bool {
         self.of(workspace, |recall| {
-            recall.wanted.retain(|_, since_ms| !is_over(*since_ms, now));
-            let since = accounts
-                .iter()
-                .map(|account| (account.clone(), now.millis()));
-            recall.wanted.extend(since);
-            let due = is_over(recall.asked_ms, now);
+            let due = recall.wanted.want(accounts, now);
             if due {
-                recall.asked_ms = now.millis();
                 recall.gates.send_replace(());
             }
             due
@@ -87,7 +70,7 @@ impl Recalls {
     /// Whether gates that are asked now would hear of it.
     pub(super) fn would_be_heard(&self, workspace: &WorkspaceId, now: Time) -> bool {
         self.of(workspace, |recall| {
-            recall.gates.receiver_count() > 0 && is_over(recall.asked_ms, now)
+            recall.gates.receiver_count() > 0 && recall.wanted.is_due(now)
         })
     }
 
@@ -134,7 +117,9 @@ mod tests {
         assert!(!recalls.is_wanted(&workspace, &day, at(1_000)));
         assert!(recalls.is_wanted(&workspace, &month, at(1_000)));
         assert!(!recalls.is_wanted(&other, &month, at(1_000)));
-        assert!(recalls.want(&workspace, &[], at(1_000)));
+        assert!(!recalls.want(&workspace, &[], at(1_000)));
+        assert!(!gate.has_changed().unwrap());
+        assert!(recalls.want(&workspace, std::slice::from_ref(&day), at(1_000)));
         assert!(gate.has_changed().unwrap());
         assert!(!stranger.has_changed().unwrap());
     }

@@ -3,6 +3,7 @@
 //! The promise is kept here: a grant never makes Σ over holders of max(granted − returned, settled) larger than the limit. A holder that
 //! is lost keeps what it was granted until the window ends, so nobody else is given the same amount again.
 
+use std::collections::BTreeMap;
 use tollgate_engine::{
     bundle::{CLOCK_SKEW_SECS, Payload},
     decide::span_of,
@@ -260,13 +261,54 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
 }
 
 /// Others are asked for what they do not use at most so often; milliseconds. As often as a gate asks in vain.
-pub const RECALL_EVERY_MS: i64 = RETRY_MS;
+const RECALL_EVERY_MS: i64 = RETRY_MS;
 
 /// Whether others should be asked for what they do not use: a call waits for what they have, by this answer to `ask`. Of a short window that is no
 /// matter: it is over before long.
 pub fn recalls(lease: &Lease, ask: &Ask, others: Others, terms: &Terms) -> bool {
     let waits = ask.want > 0 && !ask.ahead && lease.retry_ms != 0;
     terms.is_long() && waits && others.unused > 0
+}
+
+/// What calls wait for in vain, and when gates were last asked for what they do not use. Nothing of it is stored: what is lost with it is asked for
+/// again by the next call.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    asked: Option<Time>,
+    since: BTreeMap<Account, Time>,
+}
+
+impl Wanted {
+    /// Whether a call has just waited for this.
+    pub fn has(&self, account: &Account, now: Time) -> bool {
+        self.since
+            .get(account)
+            .is_some_and(|since| is_recent(*since, now))
+    }
+
+    /// Whether gates may be asked again.
+    pub fn is_due(&self, now: Time) -> bool {
+        self.asked.is_none_or(|asked| !is_recent(asked, now))
+    }
+
+    /// Calls wait for these. Whether gates are to be asked for them now: not where there are none, nor where gates were asked a moment ago.
+    pub fn want(&mut self, accounts: &[Account], now: Time) -> bool {
+        if accounts.is_empty() {
+            return false;
+        }
+        self.since.retain(|_, since| is_recent(*since, now));
+        let wanted = accounts.iter().map(|account| (account.clone(), now));
+        self.since.extend(wanted);
+        let due = self.is_due(now);
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+}
+
+fn is_recent(since: Time, now: Time) -> bool {
+    now.millis_since(since).saturating_abs() < RECALL_EVERY_MS
 }
 
 /// What one holder that has `lease` may keep beside its calls under way. Of a short window that is no matter.

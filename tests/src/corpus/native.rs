@@ -233,16 +233,9 @@ impl Node {
     fn lease(&mut self, wants: &[Want], answered: bool, now: Time) -> Result<bool> {
         let mut asks = Vec::new();
         for want in wants {
-            let reserve = Op::Reserve {
-                span: want.span,
-                amount: want.amount,
-            };
-            // As every host does: where there is enough, or none to be had, nobody asks.
-            let old = self.cells.get(&want.account).map(Vec::as_slice);
-            if !matches!(
-                reserve.apply(old, now),
-                Err(Refusal::NoLease | Refusal::Short)
-            ) {
+            let stored = self.cells.get(&want.account);
+            let cell = stored.map(|stored| Cell::decode(stored));
+            if !want.is_worth_asking(cell.unwrap_or_default(), now) {
                 continue;
             }
             let ask = CellOp {

@@ -5,7 +5,7 @@ use super::{Mutation, scenario::Limits};
 use ed25519_dalek::{Signer as _, SigningKey};
 use std::collections::BTreeMap;
 use tollgate_control_plane::leases::{
-    rules::{self, Epoch, Lease, Others, Terms},
+    rules::{self, Epoch, Lease, Others, Terms, Wanted},
     runs::Run,
 };
 use tollgate_engine::{
@@ -98,9 +98,7 @@ pub(super) struct Memory {
 /// What is wanted back from gates. Nothing of it is stored.
 #[derive(Debug, Default)]
 struct Recall {
-    asked_ms: i64,
-    /// What calls wait for, and since when.
-    wanted: BTreeMap<Account, i64>,
+    wanted: Wanted,
     /// Gates are to be told.
     now: bool,
 }
@@ -273,9 +271,8 @@ impl Memory {
                     _ => learning_until_ms,
                 },
             };
-            let since_ms = self.recall.wanted.get(&account);
             let rest = Others {
-                wait: since_ms.is_some_and(|since_ms| is_recent(*since_ms, now)),
+                wait: self.recall.wanted.has(&account, now),
                 ..Others::of(&others, now.millis())
             };
             let lease = rules::answer(mine, asked, rest, terms);
@@ -301,7 +298,7 @@ impl Memory {
                 keep: rules::keep(&lease, rest, &terms),
             });
         }
-        self.want(wanted, now);
+        self.recall.now |= self.recall.wanted.want(&wanted, now);
         let answer = Answer {
             workspace: WORKSPACE.to_owned(),
             holder: request.holder.clone(),
@@ -311,22 +308,6 @@ impl Memory {
             grants,
         };
         Ok((200, self.seal(LEASES_TYPE, &json(&answer))))
-    }
-
-    fn want(&mut self, accounts: Vec<Account>, now: Time) {
-        if accounts.is_empty() {
-            return;
-        }
-        let recall = &mut self.recall;
-        recall
-            .wanted
-            .retain(|_, since_ms| is_recent(*since_ms, now));
-        let since = accounts.into_iter().map(|account| (account, now.millis()));
-        recall.wanted.extend(since);
-        if !is_recent(recall.asked_ms, now) {
-            recall.asked_ms = now.millis();
-            recall.now = true;
-        }
     }
 
     fn take_in(&mut self, body: &[u8]) -> (u16, Vec<u8>) {
@@ -420,11 +401,6 @@ impl Plane for Memory {
     fn trust(&self) -> Vec<PublicKey> {
         vec![public(&self.key)]
     }
-}
-
-/// Less than a second ago.
-fn is_recent(since_ms: i64, now: Time) -> bool {
-    now.millis().saturating_sub(since_ms).saturating_abs() < rules::RECALL_EVERY_MS
 }
 
 /// The token of an agent, signed with `key` of this name.

@@ -701,13 +701,8 @@ impl Worker {
     }
 
     async fn ask_for_want(&self, holder: &Holder, want: &Want, now: Time) -> Option<Ask> {
-        let reserve = Op::Reserve {
-            span: want.span,
-            amount: want.amount,
-        };
-        match reserve.apply(Some(&self.cell(holder, &want.account).encode()), now) {
-            Err(Refusal::NoLease | Refusal::Short) => {}
-            Ok(_) | Err(Refusal::Exhausted { .. } | Refusal::AlreadyAsked) => return None,
+        if !want.is_worth_asking(self.cell(holder, &want.account), now) {
+            return None;
         }
         self.enlist(holder, &want.account).await;
         self.ask(holder, &want.account, want.span, 0, want.amount, now)
