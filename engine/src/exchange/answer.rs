@@ -233,7 +233,7 @@ impl Exchange {
 
     /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
     pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
-        if self.cut || (self.sent && self.answered.is_some()) {
+        if self.ended() {
             return Output::Cut(Vec::new());
         }
         if let Some(answer) = &mut self.rpc {
@@ -272,6 +272,11 @@ impl Exchange {
             self.stream = Some(stream);
         }
         output
+    }
+
+    /// Whether the gate itself has ended the upstream's answer. What comes of it after that is no matter: not every host still hears it.
+    pub(super) fn ended(&self) -> bool {
+        self.cut || (self.sent && self.answered.is_some())
     }
 
     /// Ends the response with these bytes.

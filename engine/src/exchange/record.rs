@@ -98,7 +98,7 @@ impl Exchange {
         let generated = matches!(route, Some(Route::Llm(_)));
         settlement.generated = generated;
         settlement.failed = match self.upstream_status {
-            Some(status) => status >= 400 || end == End::UpstreamBroken,
+            Some(status) => status >= 400 || (end == End::UpstreamBroken && !self.ended()),
             // Nobody waited for the answer.
             None => end != End::ClientLeft,
         };
