@@ -409,16 +409,22 @@ async fn poll(
         if !names(&headers, &bundle.etag) {
             return answer(StatusCode::OK, bundle);
         }
+        // A gate that holds no request open asks every second, and hears of what has been wanted since.
+        if poll.wait == 0 && state.recalls().is_any_wanted(&gate.workspace, state.now()) {
+            return Ok(RECALL.into_response());
+        }
         tokio::select! {
             changed = published.changed() => if changed.is_ok() { continue },
-            // `upkeep::RECALL`.
-            _ = recalled.changed() => return Ok(StatusCode::NO_CONTENT.into_response()),
+            _ = recalled.changed() => return Ok(RECALL.into_response()),
             _ = stopping.wait_for(|stopping| *stopping) => {}
             () = tokio::time::sleep_until(deadline) => {}
         }
         return answer(StatusCode::NOT_MODIFIED, bundle);
     }
 }
+
+/// `upkeep::RECALL`.
+const RECALL: StatusCode = StatusCode::NO_CONTENT;
 
 /// Whether `if-none-match` names this entity tag (RFC 9110 §13.1.2: weak comparison).
 fn names(headers: &HeaderMap, etag: &str) -> bool {

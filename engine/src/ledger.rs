@@ -429,6 +429,16 @@ impl Slot {
         now.millis().saturating_sub(self.used_ms).saturating_abs() >= self.idle_ms()
     }
 
+    /// Whether the control plane has yet to hear of something that was used or given back.
+    pub fn is_untold(&self) -> bool {
+        self.settled != self.reported || self.returned != self.told
+    }
+
+    /// When [`Slot::is_idle`] begins to hold, if no call comes before.
+    pub fn idle_from(&self) -> Time {
+        Time::from_millis(self.used_ms).plus_millis(self.idle_ms())
+    }
+
     /// What should go back: of what no call has reserved all that nobody uses, and else what is above [`Slot::keep`]. Calls reserve their worst
     /// case, so what they did not use piles up here.
     pub fn excess(&self, now: Time) -> u64 {
@@ -467,10 +477,13 @@ impl Slot {
             })
         } else if live && amount <= self.available() {
             Ok(())
+        } else if !live && self.available() > 0 {
+            // That there is no more to be had was said of what comes on top of this, and this is there once the lease is renewed.
+            Err(Refusal::NoLease)
         } else if self.is_exhausted(now) {
             Err(Refusal::Exhausted {
                 retry_ms: self.retry_ms,
-                left: if live { self.available() } else { 0 },
+                left: self.available(),
             })
         } else if live {
             Err(Refusal::Short)

@@ -516,13 +516,12 @@ impl Upkeep {
                 let running = slot.start <= now.secs() && now.secs() < slot.end;
                 // The answer may be lost, and in it a grant that nobody here knows of.
                 let unanswered = slot.asked_ms != 0 && !slot.is_asking(now);
-                let unreported =
-                    slot.settled != slot.reported || slot.returned != slot.told || unanswered;
+                let unreported = slot.is_untold() || unanswered;
                 let excess = slot.excess(now) > 0;
                 let in_use = unreported || slot.reserved > 0;
                 let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;
                 let low = slot.available() < slot.chunk / 2 && !slot.is_exhausted(now);
-                let recount = (self.recounts || self.recall == Recall::Heard) && slot.granted > 0;
+                let recount = (self.recounts || self.recall != Recall::None) && slot.granted > 0;
                 // An operator may have lifted it.
                 let closed = running && slot.is_suspended();
                 match running {
@@ -683,6 +682,17 @@ fn read_answer(gate: &Gate, holder: &Holder, body: &[u8], now: Time) -> Option<A
 fn is_remembered(span: Span, now: Time) -> bool {
     let length = span.end.saturating_sub(span.start);
     now.secs().saturating_sub(span.end) < length.saturating_add(CLOCK_SKEW_SECS)
+}
+
+/// When [`Upkeep::plan`] has what is left in `cell` go back, if no call comes before; `None` where nothing is left. A host that sleeps between
+/// calls wakes for that: others may need what nobody uses here.
+pub fn rests_until(cell: &Cell, now: Time) -> Option<Time> {
+    let goes_back = |slot: &&Slot| {
+        let (start, end) = (slot.start, slot.end);
+        slot.available() > 0 && is_remembered(Span { start, end }, now)
+    };
+    let slots = cell.slots().iter().filter(goes_back);
+    slots.map(Slot::idle_from).min()
 }
 
 /// The ask for one window of a cell, from what an [`Op::Ask`] left in it. `needed` is the total that calls wait for; 0 when none do.

@@ -189,6 +189,32 @@ fn what_is_exhausted_says_until_when() {
     );
 }
 
+/// A call that was refused because it needed more than there is says nothing about a smaller one.
+#[test]
+fn what_is_left_is_worth_renewing_when_there_is_no_more() {
+    let mut store = leased();
+    let retry_ms = millis(90_000);
+    let none_left = Grant {
+        retry_ms,
+        ..grant(2, 10)
+    };
+    store.apply(&refill(none_left, 1), at(20));
+    assert_eq!(
+        store.try_apply(&reserve(11), at(59_999)),
+        Err(Refusal::Exhausted { retry_ms, left: 10 })
+    );
+    for amount in [1, 10, 11] {
+        let reserved = store.try_apply(&reserve(amount), at(60_000));
+        assert_eq!(reserved, Err(Refusal::NoLease), "{amount}");
+    }
+    // With nothing left there is nothing to renew.
+    store.apply(&reserve(10), at(59_999));
+    assert_eq!(
+        store.try_apply(&reserve(1), at(60_000)),
+        Err(Refusal::Exhausted { retry_ms, left: 0 })
+    );
+}
+
 #[test]
 fn what_is_exhausted_is_so_by_a_clock_set_back_too() {
     let mut store = leased();
@@ -452,15 +478,14 @@ impl Model {
                     lease.reserved += amount;
                     lease.used_ms = now_ms;
                     Ok(())
+                } else if !live && taken < u128::from(lease.granted) {
+                    Err(Refusal::NoLease)
                 } else if lease.heard_ms <= now_ms && now_ms < lease.retry_ms {
                     Err(Refusal::Exhausted {
                         retry_ms: lease.retry_ms,
-                        left: match live {
-                            true => lease
-                                .granted
-                                .saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX)),
-                            false => 0,
-                        },
+                        left: lease
+                            .granted
+                            .saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX)),
                     })
                 } else if live {
                     Err(Refusal::Short)

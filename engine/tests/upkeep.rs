@@ -918,9 +918,10 @@ fn what_nobody_needs_here_is_given_back_when_others_wait_for_it() {
     assert!(upkeep.next_bundle(&gate, at(10)).is_some());
     assert!(upkeep.leases_due(false, at(10)));
     assert_eq!(upkeep.plan(&cell, at(10)), [(minute(), 0)]);
-    // Should the request be lost, it is told again.
+    // A host may look what there is to tell when it has said already that it tells it.
     upkeep.leases_sent(at(10));
-    assert_eq!(upkeep.plan(&cell, at(10)), []);
+    assert_eq!(upkeep.plan(&cell, at(10)), [(minute(), 0)]);
+    // Should the request be lost, it is told again.
     assert_eq!(answered(&mut upkeep, LOST, 20), None);
     assert!(!upkeep.leases_due(false, at(20)));
     assert!(upkeep.leases_due(false, at(220)));

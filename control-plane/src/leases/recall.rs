@@ -56,6 +56,11 @@ impl Recalls {
         self.of(workspace, |recall| recall.wanted.has(account, now))
     }
 
+    /// Whether one waits for anything. So a gate that cannot listen hears of it when it asks the next time.
+    pub(crate) fn is_any_wanted(&self, workspace: &WorkspaceId, now: Time) -> bool {
+        self.of(workspace, |recall| recall.wanted.is_any(now))
+    }
+
     /// Calls wait for these. Whether gates have been asked for them: not where they were a moment ago.
     pub(super) fn want(&self, workspace: &WorkspaceId, accounts: &[Account], now: Time) -> bool {
         self.of(workspace, |recall| {
@@ -116,6 +121,8 @@ mod tests {
         assert!(recalls.is_wanted(&workspace, &day, at(999)));
         assert!(!recalls.is_wanted(&workspace, &day, at(1_000)));
         assert!(recalls.is_wanted(&workspace, &month, at(1_000)));
+        assert!(recalls.is_any_wanted(&workspace, at(1_998)));
+        assert!(!recalls.is_any_wanted(&workspace, at(1_999)));
         assert!(!recalls.is_wanted(&other, &month, at(1_000)));
         assert!(!recalls.want(&workspace, &[], at(1_000)));
         assert!(!gate.has_changed().unwrap());

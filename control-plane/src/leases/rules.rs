@@ -286,6 +286,11 @@ impl Wanted {
             .is_some_and(|since| is_recent(*since, now))
     }
 
+    /// Whether a call has just waited for anything.
+    pub fn is_any(&self, now: Time) -> bool {
+        self.since.values().any(|since| is_recent(*since, now))
+    }
+
     /// Whether gates may be asked again.
     pub fn is_due(&self, now: Time) -> bool {
         self.asked.is_none_or(|asked| !is_recent(asked, now))

@@ -15,7 +15,7 @@ use tollgate_engine::{
     journal::Batch,
     json,
     lease::{Ask, MAX_ASKS},
-    ledger::{self, Account, Op, Refusal, Span},
+    ledger::{self, Account, Op, Refusal, Slot, Span},
     sorted::Map,
     time::Time,
     upkeep::{self, Delivery, Errand, Holder, Journal, RECALL, Response},
@@ -55,6 +55,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let look = async {
             loop {
                 join!(self.check_bundle(i64::MAX), self.ask_for_leases(false));
+                // Something was wanted back: what is held is told at once, and what may not stay goes with the next request.
+                while self.ask_for_leases(false).await {}
                 let over = within(&self.platform, ROUND_MS, &mut delivered).await;
                 if over.is_some() {
                     break;
@@ -77,10 +79,26 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         {
             self.platform.log("cannot make durable what is not yet");
         }
+        let next = begun.plus_millis(ROUND_MS);
         if awake || self.owes().await {
-            return Some(now.max(begun.plus_millis(ROUND_MS)));
+            return Some(now.max(next));
         }
-        oldest
+        let rests = self.rests_until(now).await.map(|until| until.max(next));
+        oldest.into_iter().chain(rests).min()
+    }
+
+    /// When what is held for calls that did not come goes back.
+    async fn rests_until(&self, now: Time) -> Option<Time> {
+        let holder = self.holder().await?;
+        let mut first: Option<Time> = None;
+        for account in self.accounts(&holder).await {
+            let cell = self.cell(&holder.id, &account).await;
+            first = first
+                .into_iter()
+                .chain(upkeep::rests_until(&cell, now))
+                .min();
+        }
+        first
     }
 
     /// Whether there is something that the control plane has to hear.
@@ -100,8 +118,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         }
         for account in self.accounts(&holder).await {
             let cell = self.cell(&holder.id, &account).await;
-            let unreported = |slot: &tollgate_engine::ledger::Slot| slot.settled != slot.reported;
-            if cell.slots().iter().any(unreported) {
+            if cell.slots().iter().any(Slot::is_untold) {
                 return true;
             }
         }
@@ -374,7 +391,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         for account in self.accounts(holder).await {
             let cell = self.cell(&holder.id, &account).await;
             let plan = self.upkeep.borrow().plan(&cell, now);
-            let over = |slot: &tollgate_engine::ledger::Slot| {
+            let over = |slot: &Slot| {
                 slot.end.saturating_mul(1_000).saturating_add(KEEP_CELL_MS) < now.millis()
             };
             let forgotten = account.run.is_some() && cell.is_forgotten(now);

@@ -2,9 +2,11 @@
 
 use super::{HOLDER, Keeper};
 use crate::{
+    message::Change,
     platform::{Broken, Platform, Request, RequestBody, Response, Unreachable},
     store::Memory,
 };
+use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::{
     future::{Either, poll_fn, select},
     stream::{self, Iter},
@@ -17,19 +19,31 @@ use std::{
     vec,
 };
 use tollgate_engine::{
+    bytes::to_base64,
+    envelope::{Envelope, EnvelopeSignature, LEASES_TYPE, pre_authentication_encoding},
     gate::Config,
     journal::{Batch, Receipt, SealKey},
+    lease::{Answer, Grant, Request as Asked},
+    ledger::{Account, Op, Span},
     sorted::Map,
     time::Time,
-    upkeep::Holder,
+    upkeep::{Holder, RECALL},
 };
 
 const WORKSPACE: &str = "ws-00000000-0000-4000-8000-000000000000";
 const ENROLMENT_KEY: &str = "not-a-real-key";
+/// Of the limit by which it leases, for every account.
+const DAY: Span = Span {
+    start: 0,
+    end: 86_400,
+};
+/// What it leases of each, and what of that may stay with a gate.
+const LEASED: u64 = 10;
+const KEPT: u64 = 4;
 /// The longest that anything here may take.
 const PATIENCE_MS: i64 = 60_000;
 
-/// A platform whose time is told, with a control plane that takes its time over records. It confirms every bundle and gives no leases.
+/// A platform whose time is told, with a control plane that takes its time over records. It confirms every bundle.
 #[derive(Clone)]
 struct Lab(Rc<Inside>);
 
@@ -38,8 +52,12 @@ struct Inside {
     /// The next moment at which a pause is over, of those asked about since time last moved.
     next_ms: Cell<i64>,
     receipt_takes_ms: u32,
+    /// Something that it has leased is wanted back.
+    recalls: Cell<bool>,
     /// What it was asked for, and when.
     asked: RefCell<Vec<(i64, &'static str)>>,
+    /// What of an account was told to have been given back, and when.
+    returned: RefCell<Vec<(i64, u64)>>,
 }
 
 impl Lab {
@@ -48,14 +66,59 @@ impl Lab {
             now_ms: Cell::new(0),
             next_ms: Cell::new(i64::MAX),
             receipt_takes_ms,
+            recalls: Cell::default(),
             asked: RefCell::default(),
+            returned: RefCell::default(),
         }))
+    }
+
+    /// Its answer to a lease request.
+    fn leases(&self, request: &[u8]) -> Vec<u8> {
+        let asked: Asked = serde_json::from_slice(request).unwrap();
+        let now_ms = self.0.now_ms.get();
+        let mut grants = Vec::new();
+        for ask in asked.asks {
+            let mut returned = self.0.returned.borrow_mut();
+            returned.push((now_ms, ask.returned));
+            grants.push(Grant {
+                seq: ask.seq,
+                granted: ask.granted,
+                returned: ask.returned,
+                settled: ask.settled,
+                spent: ask.settled,
+                keep: if self.0.recalls.get() { 0 } else { KEPT },
+                ..grant(ask.account)
+            });
+        }
+        let answer = Answer {
+            workspace: WORKSPACE.to_owned(),
+            holder: asked.holder,
+            epoch: asked.epoch,
+            issued_ms: now_ms,
+            learning: false,
+            grants,
+        };
+        let payload = serde_json::to_vec(&answer).unwrap();
+        let signature = key().sign(&pre_authentication_encoding(LEASES_TYPE, &payload));
+        let envelope = Envelope {
+            payload,
+            payload_type: LEASES_TYPE.to_owned(),
+            signatures: vec![EnvelopeSignature {
+                keyid: KEY_ID.to_owned(),
+                sig: signature.to_bytes().to_vec(),
+            }],
+        };
+        serde_json::to_vec(&envelope).unwrap()
     }
 
     fn asked_for(&self, what: &str) -> Vec<i64> {
         let asked = self.0.asked.borrow();
         let asked = asked.iter().filter(|(_, asked)| *asked == what);
         asked.map(|(at_ms, _)| *at_ms).collect()
+    }
+
+    fn returned(&self) -> Vec<(i64, u64)> {
+        self.0.returned.borrow().clone()
     }
 
     /// Lets time pass until `work` is done.
@@ -96,7 +159,9 @@ impl Platform for Lab {
         let at_ms = self.0.now_ms.get();
         self.0.asked.borrow_mut().push((at_ms, what));
         let (status, body) = match (what, request.body) {
+            ("bundle", _) if self.0.recalls.get() => (RECALL, Vec::new()),
             ("bundle", _) => (304, Vec::new()),
+            ("leases", RequestBody::Bytes(request)) => (200, self.leases(&request)),
             ("audit", RequestBody::Bytes(batch)) => {
                 self.pause(self.0.receipt_takes_ms).await;
                 let batch = Batch::read(&batch).unwrap();
@@ -128,6 +193,33 @@ impl Platform for Lab {
     fn log(&self, _line: &str) {}
 }
 
+const KEY_ID: &str = "k";
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+fn account() -> Account {
+    Account::parse("agent:a|calls|day@UTC").unwrap()
+}
+
+fn grant(account: Account) -> Grant {
+    Grant {
+        account,
+        window_start: DAY.start,
+        window_end: DAY.end,
+        seq: 0,
+        granted: LEASED,
+        returned: 0,
+        settled: 0,
+        spent: 0,
+        lifted_ms: 0,
+        expires_ms: 60_000,
+        retry_ms: 0,
+        keep: KEPT,
+    }
+}
+
 fn holder() -> Holder {
     Holder {
         epoch: 1,
@@ -138,7 +230,7 @@ fn holder() -> Holder {
 fn keeper(lab: &Lab) -> Keeper<Lab, Memory> {
     let settings = serde_json::json!({
         "workspace": WORKSPACE,
-        "trust": [{"key_id": "none", "public_key": format!("{}=", "A".repeat(43))}],
+        "trust": [{"key_id": KEY_ID, "public_key": to_base64(key().verifying_key().as_bytes())}],
         "enrolment_key": "env:KEY",
         "upstream": {},
     });
@@ -188,4 +280,55 @@ fn a_round_ends_while_records_keep_coming() {
     assert_eq!(lab.asked_for("audit"), [0, 300, 600, 900]);
     assert_eq!(lab.asked_for("bundle"), [0, 1_000]);
     assert_eq!(lab.now().millis(), 1_200);
+}
+
+/// A keeper that holds a lease, for which one call has come: a second after the beginning.
+fn after_a_call(lab: &Lab) -> Keeper<Lab, Memory> {
+    let keeper = keeper(lab);
+    lab.run(lab.pause(1_000));
+    let (grant, epoch) = (grant(account()), holder().epoch);
+    let (start, span) = (DAY.start, DAY);
+    for op in [
+        Op::Refill { grant, epoch },
+        Op::Reserve { span, amount: 3 },
+        Op::Settle {
+            start,
+            reserved: 3,
+            used: 2,
+        },
+    ] {
+        let account = account();
+        let change = Change { account, op };
+        lab.run(keeper.apply(&holder().id, &change, lab.now()))
+            .unwrap();
+    }
+    // What may not stay goes with the report.
+    assert_eq!(
+        lab.run(keeper.round()),
+        Some(Time::from_millis(31_000)),
+        "when nobody has used the rest for half a minute"
+    );
+    assert_eq!(lab.returned(), [(1_000, LEASED - 2 - KEPT)]);
+    keeper
+}
+
+#[test]
+fn a_keeper_that_sleeps_holds_nothing_for_longer_than_half_a_minute() {
+    let lab = Lab::new(0);
+    let keeper = after_a_call(&lab);
+    lab.run(lab.pause(30_000));
+    assert_eq!(lab.run(keeper.round()), None);
+    assert_eq!(lab.returned()[1..], [(31_000, LEASED - 2)]);
+}
+
+#[test]
+fn what_is_wanted_back_is_given_back_in_the_round_that_hears_of_it() {
+    let lab = Lab::new(0);
+    let keeper = after_a_call(&lab);
+    lab.run(lab.pause(500));
+    lab.0.recalls.set(true);
+    assert_eq!(lab.run(keeper.round()), None);
+    // First it is told what is there, and hears that nothing of it may stay.
+    let told = [(1_500, LEASED - 2 - KEPT), (1_500, LEASED - 2)];
+    assert_eq!(lab.returned()[1..], told);
 }

@@ -29,7 +29,7 @@ use tollgate_engine::{
     envelope::PublicKey,
     journal::SealKey,
     time::Time,
-    upkeep::Errand,
+    upkeep::{Errand, RECALL},
 };
 use tower::ServiceExt as _;
 
@@ -192,7 +192,11 @@ impl Plane for Real {
             .filter(|(name, _)| *name != "authorization")
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        self.call(&self.gate, errand.method, path, &headers, &errand.body)
+        match self.call(&self.gate, errand.method, path, &headers, &errand.body) {
+            // To who does not wait the service says so at once; who does hears of it from the world.
+            (RECALL, body) => (304, body),
+            answer => answer,
+        }
     }
 
     fn recalled(&mut self) -> bool {

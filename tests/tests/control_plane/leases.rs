@@ -152,6 +152,11 @@ async fn what_another_gate_does_not_use_is_asked_for_before_a_call_is_refused() 
     let short = gate.leased(&holder(2), 0, asks(1, 0, 0, 0, 200)).await;
     assert_eq!(only(&short).granted, 100);
     assert_ne!(only(&short).retry_ms, 0);
+    // A gate that holds no request open hears of it when it looks for policy the next time, a second later at most.
+    let looks = || poll(&gate, "", Some(&etag));
+    assert_eq!(looks().await.status.as_u16(), 204);
+    plane.advance(1);
+    assert_eq!(looks().await.status.as_u16(), 304);
 
     let rest = async {
         let asked = poll(&gate, "?wait=50", Some(&etag)).await;

@@ -118,6 +118,64 @@ spec:
     assert!(scene.records(200).len().is_multiple_of(200));
 }
 
+/// It would come back by itself half a minute later.
+#[test]
+fn what_a_gate_at_rest_keeps_is_there_for_a_call_at_another() {
+    const LIMIT: u64 = 12_000_000;
+    const COST: u64 = 16_250;
+    let scene = Scene::start("recall", &whole::budget("0.012"));
+    assert_eq!(scene.chat("hello", &[]).status, 200);
+    // Used, and held beside that, by a holder.
+    let share = |budget: &Value, ours: bool| {
+        let amount = |holder: &Value, field: &str| holder[field].as_str()?.parse::<u64>().ok();
+        let mut holders = budget["holders"].as_array()?.iter();
+        let holder = holders.find(|holder| (holder["holder"] == OTHER) != ours)?;
+        let settled = amount(holder, "settled")?;
+        let held = amount(holder, "granted")? - amount(holder, "returned")?;
+        Some((settled, held - settled))
+    };
+    let budget = || scene.budget("|nano_usd|day@UTC");
+    let kept = wait_for("the gate to have told", || match share(&budget()?, true)? {
+        (COST, kept) if kept <= LIMIT / 96 => Some(kept),
+        _ => None,
+    });
+    assert!(kept > 0);
+
+    // Another one needs all that is left.
+    let (control_plane, workspace) = scene.control_plane();
+    let mut seq = 0_u64;
+    wait_for("the gate to have nothing left", || {
+        let budget = budget()?;
+        let (_, has) = share(&budget, false).unwrap_or_default();
+        let ask = json!({
+            "account": budget["account"],
+            "window_start": budget["window_start"],
+            "seq": seq + 1,
+            "epoch": seq.min(1),
+            "granted": has.to_string(),
+            "returned": "0",
+            "settled": "0",
+            "reserved": "0",
+            "want": (LIMIT - COST - has).to_string(),
+        });
+        let request = json!({"holder": OTHER, "epoch": seq.min(1), "revision": 1, "asks": [ask]});
+        let path = format!("/v1/workspaces/{}/gate/leases", workspace.id);
+        control_plane
+            .call(
+                &workspace.enrolment_key,
+                "POST",
+                &path,
+                &request.to_string(),
+            )
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        seq += 1;
+        (share(&budget, true)? == (COST, 0) && has == LIMIT - COST).then_some(())
+    });
+}
+
+/// A holder of another gate's.
+const OTHER: &str = "h-00000000000000000000000000000007";
+
 #[test]
 fn a_slow_stream_arrives_as_it_is_sent() {
     let scene = Scene::start("slow", POLICY);
