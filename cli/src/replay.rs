@@ -379,7 +379,7 @@ impl Set {
             for document in documents {
                 document.models = Default::default();
                 document.mcp_tools = Default::default();
-                document.denied_tools.clear();
+                document.denied_tools = Default::default();
                 document.other_tools = None;
                 document.limits.retain(|limit| limit.tool.is_none());
             }

@@ -4,7 +4,7 @@
 use crate::issuer::{self, Towards};
 use std::{cell::RefCell, collections::BTreeMap};
 use tollgate_engine::{
-    bundle::{Payload, Redaction},
+    bundle::{Payload, Redaction, Texts},
     decide::Outcome,
     exchange::{
         CellOp, End, Exchange, Finished, Forward, LEASE_WAIT_MS, Output, Step, TOOL_OUTPUT_IS_DATA,
@@ -77,7 +77,7 @@ fn gates() -> Vec<Gate> {
     let mut open = issuer::payload(1);
     open.documents.change(|documents| {
         documents[0].patterns = Vec::new();
-        documents[0].denied_tools = Vec::new();
+        documents[0].denied_tools = Texts::new();
     });
     // What others block is taken out here, and models are told what tool output is.
     let mut budgeted = issuer::budgeted(1);

@@ -4,8 +4,10 @@
 //! or says why not. An older, foreign, expired or differently signed one never replaces a good one.
 
 mod documents;
+mod texts;
 
 pub use documents::Documents;
+pub use texts::Texts;
 
 use crate::{
     address::Range,
@@ -21,6 +23,7 @@ use crate::{
     time::Time,
 };
 use alloc::{
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -78,7 +81,8 @@ pub struct Payload {
     pub halts: Vec<Halt>,
 }
 
-/// One policy document, compiled. Every field can only narrow what the others allow.
+/// One policy document, compiled. Every field can only narrow what the others allow. Small, because a call looks at every field, and among thousands
+/// of documents they are in no cache: what few documents have is elsewhere.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
@@ -88,7 +92,7 @@ pub struct Document {
     pub scope: Scope,
     /// When calls may be made; `None` for always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub active: Option<ActiveHours>,
+    pub active: Option<Box<ActiveHours>>,
     /// Hosts that may be called; `None` where the document has no `network`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostPattern>>,
@@ -108,11 +112,11 @@ pub struct Document {
     #[serde(default, skip_serializing_if = "Names::is_open")]
     pub mcp_tools: Names,
     /// Tools with `tools.<name>.allow: false`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub denied_tools: Vec<String>,
+    #[serde(default, skip_serializing_if = "Texts::is_empty")]
+    pub denied_tools: Texts,
     /// What holds for every tool but those that are named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub other_tools: Option<OtherTools>,
+    pub other_tools: Option<Box<OtherTools>>,
     /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
@@ -123,8 +127,8 @@ pub struct Document {
     #[serde(default, skip_serializing_if = "Searched::is_both")]
     pub searched_in: Searched,
     /// `data.exempt_tools`: MCP tools in whose calls patterns are not looked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unsearched_tools: Vec<String>,
+    #[serde(default, skip_serializing_if = "Texts::is_empty")]
+    pub unsearched_tools: Texts,
     /// Tools with `tools.<name>.requires_approval_if`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<Approval>,
@@ -316,7 +320,7 @@ pub struct ToolCost {
 #[serde(deny_unknown_fields)]
 pub struct OtherTools {
     /// Those it names, as their author wrote them; case does not matter.
-    pub named: Vec<String>,
+    pub named: Texts,
     /// Whether the others may not be used.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub denied: bool,
@@ -360,10 +364,10 @@ impl HostPattern {
 pub struct Names {
     /// `None`: everything not denied. Compared exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub allow: Option<Vec<String>>,
+    pub allow: Option<Texts>,
     /// Compared without regard to ASCII case: a provider that reads names that way must not be a way round.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub deny: Vec<String>,
+    #[serde(default, skip_serializing_if = "Texts::is_empty")]
+    pub deny: Texts,
 }
 
 impl Names {

@@ -572,7 +572,7 @@ fn a_record_is_bounded_whatever_the_call_is_called() {
         .map(|number| {
             let mut document = document(&format!("{number}{}", "\u{1}".repeat(4_000)));
             document.no_network = true;
-            document.denied_tools = vec!["\u{1}".repeat(4_000)];
+            document.denied_tools = ["\u{1}".repeat(4_000)].iter().collect();
             document
         })
         .collect();

@@ -4,7 +4,7 @@ mod issuer;
 
 use issuer::{document, payload};
 use tollgate_engine::{
-    bundle::{Document, Limit, Names, Payload},
+    bundle::{Document, Limit, Names, Payload, Texts},
     facts::{
         BodyKind, Dialect, Facts, Head, Headers, MEDIA_TOKENS, Route, Unreadable, Upstream,
         bodies_matter, normal_host, read_json,
@@ -731,14 +731,18 @@ fn which_policies_need_bodies() {
     assert!(!one(|document| document.no_network = true));
     assert!(!one(|document| document.hosts = Some(Vec::new())));
     assert!(one(|document| document.patterns = vec!["a".to_string()]));
-    assert!(one(|document| document.denied_tools = vec!["a".to_string()]));
-    assert!(one(|document| document.models.deny = vec!["a".to_string()]));
+    assert!(one(
+        |document| document.denied_tools = Texts::from_iter(["a"])
+    ));
+    assert!(one(
+        |document| document.models.deny = Texts::from_iter(["a"])
+    ));
     assert!(one(|document| document.models = Names {
-        allow: Some(Vec::new()),
-        deny: Vec::new()
+        allow: Some(Texts::new()),
+        deny: Texts::new()
     }));
     assert!(one(
-        |document| document.mcp_tools.deny = vec!["a".to_string()]
+        |document| document.mcp_tools.deny = Texts::from_iter(["a"])
     ));
     for (unit, matters) in [
         (Unit::Calls, false),

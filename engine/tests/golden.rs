@@ -15,7 +15,7 @@ use tollgate_engine::{
     address::Range,
     bundle::{
         ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, OtherTools,
-        Payload, Redaction, Scope, Searched, ToolCost,
+        Payload, Redaction, Scope, Searched, Texts, ToolCost,
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
@@ -56,12 +56,12 @@ fn full_payload() -> Payload {
     payload.documents.change(|documents| {
         documents[0].no_network = true;
         documents[0].models = Names {
-            allow: Some(vec!["gpt-*".to_string()]),
-            deny: vec!["gpt-4o-audio*".to_string()],
+            allow: Some(Texts::from_iter(["gpt-*"])),
+            deny: Texts::from_iter(["gpt-4o-audio*"]),
         };
         documents[0].mcp_tools = Names {
             allow: None,
-            deny: vec!["shell".to_string()],
+            deny: Texts::from_iter(["shell"]),
         };
         for scope in [
             "org:acme",
@@ -75,13 +75,13 @@ fn full_payload() -> Payload {
             });
         }
         documents[0].limits[2].suspend = true;
-        documents[0].active = Some(ActiveHours {
+        documents[0].active = Some(Box::new(ActiveHours {
             hours: "09:00-18:00 UTC".to_string(),
             open: vec![Span {
                 start: 1_795_165_200,
                 end: 1_795_197_600,
             }],
-        });
+        }));
         documents[0].approvals.push(Approval {
             tool: "git".to_string(),
             // governance_level >= L2 || "main" in [args.branch]
@@ -138,14 +138,14 @@ fn full_payload() -> Payload {
         months: vec![1_793_491_200, 1_796_083_200],
     }];
     payload.shadow = vec![tollgate_engine::bundle::Document {
-        denied_tools: vec!["mail".to_string()],
+        denied_tools: Texts::from_iter(["mail"]),
         searched_in: Searched::Requests,
-        unsearched_tools: vec!["calc".to_string()],
-        other_tools: Some(OtherTools {
-            named: vec!["mail".to_string(), "git".to_string()],
+        unsearched_tools: Texts::from_iter(["calc"]),
+        other_tools: Some(Box::new(OtherTools {
+            named: Texts::from_iter(["mail", "git"]),
             denied: true,
             approval: Some(Program(vec![Instruction::Bool(true)])),
-        }),
+        })),
         redactions: vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),
             patterns: vec!["[0-9]{16}".to_string()],
@@ -182,7 +182,7 @@ fn bundle_envelope() {
     assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
     assert_eq!(read.documents[0].limits.len(), 5);
     assert_eq!(read.revoked_agents.len(), 1);
-    assert_eq!(read.shadow[0].denied_tools, ["mail"]);
+    assert_eq!(read.shadow[0].denied_tools, Texts::from_iter(["mail"]));
     assert_eq!(read.shadow[0].denied_addresses.len(), 3);
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 use tollgate_engine::{
     automaton::Compiled as Pattern,
-    bundle::{self, Calendar, HostPattern, Level, Limit, Names, Scope},
+    bundle::{self, Calendar, HostPattern, Level, Limit, Names, Scope, Texts},
     ledger::{Span, Unit, Window},
     price::PriceTable,
     scan,
@@ -234,7 +234,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
         active: document
             .active_hours
             .as_ref()
-            .map(|hours| active(hours, life))
+            .map(|hours| active(hours, life).map(Box::new))
             .transpose()?,
         hosts: document.network.as_deref().and_then(hosts),
         denied_hosts: denied(document, |denied| denied.hosts()),
@@ -250,13 +250,13 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
         }),
         denied_tools: named_tools(document)
             .filter(|tool| !tool.allow)
-            .map(|tool| tool.name.clone())
+            .map(|tool| &tool.name)
             .collect(),
         patterns,
         redactions,
         searched_in: document.data.applies_to,
-        unsearched_tools: document.data.exempt_tools.clone(),
-        other_tools: other_tools(document),
+        unsearched_tools: document.data.exempt_tools.iter().collect(),
+        other_tools: other_tools(document).map(Box::new),
         approvals: named_tools(document)
             .filter_map(|tool| {
                 Some(bundle::Approval {
@@ -287,9 +287,7 @@ fn other_tools(document: &Document) -> Option<bundle::OtherTools> {
     let others = document.tools.iter().find(|tool| tool.name == OTHERS)?;
     let approval = others.requires_approval_if.as_ref();
     (!others.allow || approval.is_some()).then(|| bundle::OtherTools {
-        named: named_tools(document)
-            .map(|tool| tool.name.clone())
-            .collect(),
+        named: named_tools(document).map(|tool| &tool.name).collect(),
         denied: !others.allow,
         approval: approval.map(|condition| condition.program.clone()),
     })
@@ -319,8 +317,7 @@ fn denied<T: PartialEq>(document: &Document, of_kind: fn(&Denied) -> Vec<T>) -> 
 
 /// The names of one kind. An allow list closes a kind only where it names one of it.
 fn names(document: &Document, of_kind: fn(&Capability) -> Option<&String>) -> Names {
-    let listed =
-        |list: &[Capability]| -> Vec<String> { list.iter().filter_map(of_kind).cloned().collect() };
+    let listed = |list: &[Capability]| -> Texts { list.iter().filter_map(of_kind).collect() };
     let allow = listed(&document.capabilities.allow);
     Names {
         allow: (!allow.is_empty()).then_some(allow),

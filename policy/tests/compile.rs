@@ -1,7 +1,7 @@
 //! Documents into what a gate runs, and the days of time zones.
 
 use tollgate_engine::{
-    bundle::{Level, OtherTools, Scope},
+    bundle::{Level, OtherTools, Scope, Texts},
     condition::{Instruction, Program},
     ledger::{Unit, Window},
 };
@@ -50,16 +50,10 @@ fn every_enforced_field_reaches_the_bundle() {
         .collect();
     assert_eq!(hosts, ["api.example", "*.slack.com"]);
     assert!(document.no_network);
-    assert_eq!(
-        document.models.allow.as_deref(),
-        Some(["gpt-*".to_string()].as_slice())
-    );
-    assert_eq!(document.models.deny, ["gpt-5"]);
-    assert_eq!(
-        document.mcp_tools.allow.as_deref(),
-        Some(["git".to_string()].as_slice())
-    );
-    assert_eq!(document.denied_tools, ["bash"]);
+    assert_eq!(document.models.allow, Some(Texts::from_iter(["gpt-*"])));
+    assert_eq!(document.models.deny, Texts::from_iter(["gpt-5"]));
+    assert_eq!(document.mcp_tools.allow, Some(Texts::from_iter(["git"])));
+    assert_eq!(document.denied_tools, Texts::from_iter(["bash"]));
     assert_eq!(document.patterns, ["(?u)(?:a[0-9])"]);
 
     let rules: Vec<_> = document
@@ -147,17 +141,17 @@ fn an_agent_block_is_a_document_for_the_agent() {
     assert_eq!(document.name, "support");
     let scope = "agent:01234567-89ab-cdef-0123-456789abcdef";
     assert_eq!(document.scope.to_string(), scope);
-    assert_eq!(document.denied_tools, ["drop_table"]);
+    assert_eq!(document.denied_tools, Texts::from_iter(["drop_table"]));
     assert_eq!(document.approvals[0].tool, "refund");
     let always = Program(vec![Instruction::Bool(true)]);
     assert_eq!(document.approvals[0].condition, always);
     assert_eq!(
         document.other_tools,
-        Some(OtherTools {
-            named: vec!["web_search".into(), "refund".into(), "drop_table".into()],
+        Some(Box::new(OtherTools {
+            named: Texts::from_iter(["web_search", "refund", "drop_table"]),
             denied: true,
             approval: None,
-        })
+        }))
     );
     // A star that restricts nothing says nothing.
     let open = v1("a", "{tools: {'*': {allow: true}, git: {allow: false}}}");

@@ -5,7 +5,9 @@ use std::{
     cell::{Cell, OnceCell},
     rc::Rc,
 };
-use tollgate_edge_worker::{self as edge, Ahead, GATHER_MS, Message, NOTE_MS, Platform as _};
+use tollgate_edge_worker::{
+    self as edge, Ahead, Alarm, GATHER_MS, Message, NOTE_MS, Platform as _, ROUND_MS,
+};
 use tollgate_engine::json;
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
@@ -14,8 +16,7 @@ use worker::{DurableObject, Env, Request, Response, Result, State, durable_objec
 pub struct Keeper {
     keeper: Rc<OnceCell<edge::Keeper<Cloudflare, Ahead<Stored>>>>,
     state: State,
-    /// An alarm is set.
-    alarmed: Cell<bool>,
+    alarm: Alarm,
     /// Calls are about to be noted.
     noting: Rc<Cell<bool>>,
 }
@@ -41,7 +42,7 @@ impl DurableObject for Keeper {
         Keeper {
             keeper,
             state,
-            alarmed: Cell::new(false),
+            alarm: Alarm::default(),
             noting: Rc::default(),
         }
     }
@@ -52,7 +53,7 @@ impl DurableObject for Keeper {
         };
         let message: Message =
             json::read(&request.bytes().await?).map_err(|why| why.to_string())?;
-        self.wake_in(GATHER_MS).await?;
+        self.wake_in(GATHER_MS, ROUND_MS).await?;
         if matches!(message, Message::Reserve { .. }) {
             self.note();
         }
@@ -61,11 +62,12 @@ impl DurableObject for Keeper {
     }
 
     async fn alarm(&self) -> Result<Response> {
-        self.alarmed.set(false);
+        self.alarm.rang();
         if let Some(keeper) = self.keeper.get()
             && let Some(next) = keeper.round().await
         {
-            self.wake_in(next.millis_since(Cloudflare.now())).await?;
+            let wait_ms = next.millis_since(Cloudflare.now());
+            self.wake_in(wait_ms, wait_ms).await?;
         }
         Response::empty()
     }
@@ -87,9 +89,11 @@ impl Keeper {
         });
     }
 
-    /// Sets the alarm, unless one is set: then it is due within a round, or there is nothing that would be due before.
-    async fn wake_in(&self, wait_ms: i64) -> Result<()> {
-        if self.alarmed.replace(true) {
+    /// Sees to it that the alarm rings in `wait_ms`, or leaves it as it is where it rings in `at_most_ms`.
+    async fn wake_in(&self, wait_ms: i64, at_most_ms: i64) -> Result<()> {
+        let now = Cloudflare.now();
+        let due = now.plus_millis(wait_ms);
+        if !self.alarm.moves_to(due, now.plus_millis(at_most_ms)) {
             return Ok(());
         }
         self.state.storage().set_alarm(wait_ms.max(0)).await

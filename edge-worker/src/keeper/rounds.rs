@@ -28,7 +28,7 @@ const LEASE_PAUSE_MS: u32 = 50;
 /// How long records are gathered before a round delivers them.
 pub const GATHER_MS: i64 = 200;
 /// Time between two rounds while there is something to do, and between two looks within one; also how often spending is reported while calls keep asking for leases.
-const ROUND_MS: i64 = 1_000;
+pub const ROUND_MS: i64 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
 const AWAKE_MS: i64 = 10_000;
 /// A bundle confirmed longer ago is asked for again before anybody is told to run it. A few rounds.

@@ -12,12 +12,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Documents {
     all: Vec<Document>,
     /// The place in `all` of the first document of a scope, or [`NONE`]; open addressing, a power of two and at most half full.
-    slots: Vec<usize>,
+    slots: Vec<u32>,
     /// For each document the next one of the same scope, or [`NONE`].
-    next: Vec<usize>,
+    next: Vec<u32>,
 }
 
-const NONE: usize = usize::MAX;
+/// A place at which there is no document: a bundle of so many would not be read.
+const NONE: u32 = u32::MAX;
 
 impl Documents {
     /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
@@ -49,7 +50,7 @@ impl Documents {
         ]
         .into_iter()
         .flat_map(|first| self.chain(first))
-        .filter_map(|at| self.all.get(at))
+        .filter_map(|at| self.at(at))
     }
 
     /// The documents of the scopes `tool:…` of any of `tools`, each once, in the bundle's order.
@@ -57,12 +58,12 @@ impl Documents {
         &'d self,
         tools: impl Iterator<Item = &'t str>,
     ) -> impl Iterator<Item = &'d Document> {
-        let mut found: Vec<usize> = tools
+        let mut found: Vec<u32> = tools
             .flat_map(|tool| self.chain(self.first(Key(Kind::Tool, tool))))
             .collect();
         sort_by_key(&mut found, |at| *at);
         found.dedup();
-        found.into_iter().filter_map(|at| self.all.get(at))
+        found.into_iter().filter_map(|at| self.at(at))
     }
 
     /// Whether there is none.
@@ -77,14 +78,19 @@ impl Documents {
         *self = all.into();
     }
 
-    fn chain(&self, first: usize) -> impl Iterator<Item = usize> + Clone {
-        let found = |at: usize| (at != NONE).then_some(at);
+    fn at(&self, place: u32) -> Option<&Document> {
+        self.all.get(usize::try_from(place).ok()?)
+    }
+
+    fn chain(&self, first: u32) -> impl Iterator<Item = u32> + Clone {
+        let found = |at: u32| (at != NONE).then_some(at);
         iter::successors(found(first), move |at| {
-            self.next.get(*at).copied().and_then(found)
+            let next = self.next.get(usize::try_from(*at).ok()?);
+            next.copied().and_then(found)
         })
     }
 
-    fn first(&self, key: Key<'_>) -> usize {
+    fn first(&self, key: Key<'_>) -> u32 {
         self.slot(key)
             .and_then(|slot| self.slots.get(slot))
             .copied()
@@ -98,7 +104,7 @@ impl Documents {
         let mut slot = key.hash() & mask;
         loop {
             let at = *self.slots.get(slot)?;
-            match self.all.get(at) {
+            match self.at(at) {
                 Some(document) if !key.is(&document.scope) => slot = (slot + 1) & mask,
                 Some(_) | None => return Some(slot),
             }
@@ -179,14 +185,13 @@ impl From<Vec<Document>> for Documents {
             all,
         };
         // From the last, so that the first of a scope stands at the head of its chain.
-        for at in (0..documents.all.len()).rev() {
-            let slot = documents
-                .all
-                .get(at)
-                .and_then(|document| documents.slot(Key::of(&document.scope)));
+        for place in (0..documents.all.len()).rev() {
+            let at = u32::try_from(place).unwrap_or(NONE);
+            let document = documents.at(at);
+            let slot = document.and_then(|document| documents.slot(Key::of(&document.scope)));
             if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot)) {
                 let after = core::mem::replace(head, at);
-                if let Some(next) = documents.next.get_mut(at) {
+                if let Some(next) = documents.next.get_mut(place) {
                     *next = after;
                 }
             }

@@ -157,12 +157,12 @@ impl Call<'_> {
     fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused = refusals(document, |check| check.network(self.head));
         if let Some(hosts) = &document.hosts {
-            let hosts: Vec<&str> = hosts.iter().map(|host| host.0.as_str()).collect();
+            let hosts = hosts.iter().map(|host| host.0.as_str());
             rules.push(ruled(
                 "network.allowlist",
                 &refused,
                 true,
-                format!("hosts that may be called: {}", listed(&hosts)),
+                format!("hosts that may be called: {}", listed(hosts)),
                 format!("add `{}` to the list, or call a host on it", self.head.host),
                 "a host that is not listed".to_string(),
             ));
@@ -178,7 +178,10 @@ impl Call<'_> {
                 "network.denylist",
                 &refused,
                 true,
-                format!("hosts that may not be called: {}", listed(&denied)),
+                format!(
+                    "hosts that may not be called: {}",
+                    listed(denied.iter().map(String::as_str))
+                ),
                 format!(
                     "call another host, or take what names `{}` off the list",
                     self.head.host
@@ -216,7 +219,7 @@ impl Call<'_> {
 
     fn tools(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused = refusals(document, |check| check.tools(self.facts));
-        for tool in &document.denied_tools {
+        for tool in document.denied_tools.iter() {
             rules.push(ruled(
                 &format!("tools.{tool}.allow"),
                 &refused,
@@ -231,7 +234,7 @@ impl Call<'_> {
                 "tools.*.allow",
                 &refused,
                 self.facts.tools().next().is_some(),
-                format!("no tools may be used but {}", listed(&others.named)),
+                format!("no tools may be used but {}", listed(others.named.iter())),
                 "leave other tools out of the request, or name them in the policy".to_string(),
                 "a call that offers or calls another tool".to_string(),
             ));
@@ -307,7 +310,7 @@ impl Call<'_> {
                 self.facts.tools().any(|used| others.includes(used)),
                 format!(
                     "the use of tools but {} needs approval where a condition holds",
-                    listed(&others.named)
+                    listed(others.named.iter())
                 ),
                 "leave other tools out, or change what the condition asks about".to_string(),
                 "a call with another tool for which the condition holds, or cannot be known"
@@ -415,7 +418,7 @@ fn names(
             "capabilities.deny",
             refused,
             said.is_some(),
-            format!("{kind}s denied: {}", listed(&names.deny)),
+            format!("{kind}s denied: {}", listed(names.deny.iter())),
             format!("use another {kind}, or remove what names {named} from the list"),
             format!("a {kind} on the list"),
         ));
@@ -425,19 +428,19 @@ fn names(
             "capabilities.allow",
             refused,
             said.is_some(),
-            format!("{kind}s allowed: {}", listed(allow)),
+            format!("{kind}s allowed: {}", listed(allow.iter())),
             format!("use a {kind} on the list, or add {named} to it"),
             format!("a {kind} that is not listed"),
         ));
     }
 }
 
-fn listed(names: &[impl AsRef<str>]) -> String {
-    if names.is_empty() {
-        return "none".to_string();
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.as_slice() {
+        [] => "none".to_string(),
+        names => names.join(", "),
     }
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    names.join(", ")
 }
 
 fn says(limit: &Limit) -> String {

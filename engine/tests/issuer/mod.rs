@@ -7,7 +7,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use regex_automata::{nfa::thompson, util::syntax};
 use tollgate_engine::{
     automaton::{Automaton, Compiled, MAX_STATES_BYTES},
-    bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope, Searched},
+    bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope, Searched, Texts},
     bytes::to_base64url,
     envelope::{BUNDLE_TYPE, Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
     gate::{Config, Gate},
@@ -168,7 +168,7 @@ pub(crate) fn payload(revision: u64) -> Payload {
                 HostPattern(LISTED_HOST.to_string()),
                 HostPattern("api.openai.com".to_string()),
             ]),
-            denied_tools: vec!["shell".to_string()],
+            denied_tools: Texts::from_iter(["shell"]),
             patterns: vec!["key-[a-z]{8}".to_string()],
             ..document("base")
         }]
@@ -195,12 +195,12 @@ pub(crate) fn document(name: &str) -> Document {
         no_network: false,
         models: Names::default(),
         mcp_tools: Names::default(),
-        denied_tools: Vec::new(),
+        denied_tools: Texts::new(),
         other_tools: None,
         patterns: Vec::new(),
         redactions: Vec::new(),
         searched_in: Searched::default(),
-        unsearched_tools: Vec::new(),
+        unsearched_tools: Texts::new(),
         approvals: Vec::new(),
         limits: Vec::new(),
         tool_costs: Vec::new(),

@@ -248,9 +248,7 @@ impl Scene {
             self.another_round()?;
             self.workerd = None;
         }
-        // A clock that is put forward ends the gate's timers, and with them the wait for an answer that is on its way.
-        let told = || (self.shared.state().errands == 0).then_some(());
-        let _ = process::wait_until("the gate to have been told", ROUND, told);
+        self.let_it_hear();
         let token = {
             let mut state = self.shared.state();
             state.script = Some(script.clone());
@@ -326,8 +324,15 @@ impl Scene {
         Ok(())
     }
 
+    /// A clock that is put forward ends the gate's timers, and with them the wait for an answer that is on its way.
+    fn let_it_hear(&self) {
+        let told = || (self.shared.state().errands == 0).then_some(());
+        let _ = process::wait_until("the gate to have been told", ROUND, told);
+    }
+
     /// Puts the clock forward to where a round is due. Gives how many there were.
     fn next_round(&self) -> Result<usize> {
+        self.let_it_hear();
         let mut state = self.shared.state();
         let due = state.now.plus_secs(DUE_SECS);
         self.shared.set_clock(&mut state, due)?;

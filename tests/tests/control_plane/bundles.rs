@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::Request;
 use serde_json::{Value, json};
 use tollgate_control_plane::Settings;
-use tollgate_engine::bundle::{Bundle, Payload};
+use tollgate_engine::bundle::{Bundle, Payload, Texts};
 use tollgate_engine::identity;
 
 use crate::harness::{Gate, Plane, Reply, START, Workspace, holder, text};
@@ -397,7 +397,7 @@ async fn two_workspaces_may_name_things_alike() {
         Err(tollgate_engine::bundle::InstallError::ForeignWorkspace)
     );
     let allowed = &payload(&bundle).documents[0].models.allow;
-    assert_eq!(allowed.as_deref(), Some(&["small".to_owned()][..]));
+    assert_eq!(*allowed, Some(Texts::from_iter(["small"])));
 }
 
 #[tokio::test]
