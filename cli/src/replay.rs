@@ -441,8 +441,8 @@ impl Set {
         let mut unknown = Vec::new();
         let generates = matches!(call.facts.route, Route::Llm(_) | Route::LlmUnknown);
         let priced = self.applying(call).any(|document| {
-            let mut costs = document.tool_costs.iter();
-            costs.any(|cost| call.uses(&cost.tool))
+            let mut tools = call.facts.tools();
+            tools.any(|tool| document.tool_cost(tool).is_some())
         });
         for document in self.applying(call) {
             // Whole, so that a new field cannot be forgotten here.

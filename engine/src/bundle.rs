@@ -166,6 +166,19 @@ impl Document {
         self.searched_in != Searched::Requests && self.searched().next().is_some()
     }
 
+    /// What one call of this MCP tool costs, in nano-USD, where the document says so.
+    pub fn tool_cost(&self, tool: &str) -> Option<u64> {
+        let is_it = |cost: &&ToolCost| cost.tool.eq_ignore_ascii_case(tool);
+        let named = self.tool_costs.iter().find(is_it).map(|cost| cost.nano_usd);
+        let others = || {
+            self.other_tools
+                .as_ref()
+                .filter(|others| others.includes(tool))?
+                .cost_nano_usd
+        };
+        named.or_else(others)
+    }
+
     fn exempts(&self, mcp_tool: Option<&str>) -> bool {
         mcp_tool.is_some_and(|tool| {
             let mut names = self.unsearched_tools.iter();
@@ -327,6 +340,9 @@ pub struct OtherTools {
     /// When somebody must approve the use of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Program>,
+    /// What one call of one over MCP costs, in nano-USD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_nano_usd: Option<u64>,
 }
 
 impl OtherTools {

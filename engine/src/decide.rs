@@ -617,12 +617,8 @@ fn tool_cost(met: &[&Document], facts: &Facts) -> u64 {
     let Some(tool) = &facts.said.mcp_tool else {
         return 0;
     };
-    met.iter()
-        .flat_map(|document| &document.tool_costs)
-        .filter(|cost| cost.tool.eq_ignore_ascii_case(tool))
-        .map(|cost| cost.nano_usd)
-        .max()
-        .unwrap_or(0)
+    let costs = met.iter().filter_map(|document| document.tool_cost(tool));
+    costs.max().unwrap_or(0)
 }
 
 /// Whether a document of this scope applies to everything `caller` does, or one for whom it acts.

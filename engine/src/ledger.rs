@@ -429,11 +429,6 @@ impl Slot {
         now.millis().saturating_sub(self.used_ms).saturating_abs() >= self.idle_ms()
     }
 
-    /// Whether the control plane has yet to hear of something that was used or given back.
-    pub fn is_untold(&self) -> bool {
-        self.settled != self.reported || self.returned != self.told
-    }
-
     /// When [`Slot::is_idle`] begins to hold, if no call comes before.
     pub fn idle_from(&self) -> Time {
         Time::from_millis(self.used_ms).plus_millis(self.idle_ms())

@@ -516,7 +516,8 @@ impl Upkeep {
                 let running = slot.start <= now.secs() && now.secs() < slot.end;
                 // The answer may be lost, and in it a grant that nobody here knows of.
                 let unanswered = slot.asked_ms != 0 && !slot.is_asking(now);
-                let unreported = slot.is_untold() || unanswered;
+                let unreported =
+                    slot.settled != slot.reported || slot.returned != slot.told || unanswered;
                 let excess = slot.excess(now) > 0;
                 let in_use = unreported || slot.reserved > 0;
                 let expiring = slot.expires_ms.saturating_sub(now.millis()) < RENEW_BEFORE_MS;

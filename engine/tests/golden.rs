@@ -145,6 +145,7 @@ fn full_payload() -> Payload {
             named: Texts::from_iter(["mail", "git"]),
             denied: true,
             approval: Some(Program(vec![Instruction::Bool(true)])),
+            cost_nano_usd: Some(1_000_000),
         })),
         redactions: vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),

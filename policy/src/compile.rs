@@ -282,14 +282,16 @@ fn named_tools(document: &Document) -> impl Iterator<Item = &Tool> {
     document.tools.iter().filter(|tool| tool.name != OTHERS)
 }
 
-/// `None` where nothing is said of the others, or nothing that restricts them.
+/// `None` where nothing is said of the others that matters.
 fn other_tools(document: &Document) -> Option<bundle::OtherTools> {
     let others = document.tools.iter().find(|tool| tool.name == OTHERS)?;
     let approval = others.requires_approval_if.as_ref();
-    (!others.allow || approval.is_some()).then(|| bundle::OtherTools {
+    let says = !others.allow || approval.is_some() || others.cost_nano_usd.is_some();
+    says.then(|| bundle::OtherTools {
         named: named_tools(document).map(|tool| &tool.name).collect(),
         denied: !others.allow,
         approval: approval.map(|condition| condition.program.clone()),
+        cost_nano_usd: others.cost_nano_usd,
     })
 }
 

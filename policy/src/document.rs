@@ -1336,9 +1336,6 @@ fn tools(
         }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
         let cost = take_added(&mut inner, "cost_usd", language, findings);
-        if let (Some(cost), OTHERS) = (&cost, name) {
-            not_enforced(findings, cost, "write it for each tool that is meant");
-        }
         let cost_nano_usd =
             cost.and_then(|cost| money_above_zero(&cost, findings, money::nano_usd));
         let requires_approval_if = inner

@@ -151,6 +151,7 @@ fn an_agent_block_is_a_document_for_the_agent() {
             named: Texts::from_iter(["web_search", "refund", "drop_table"]),
             denied: true,
             approval: None,
+            cost_nano_usd: None,
         }))
     );
     // A star that restricts nothing says nothing.

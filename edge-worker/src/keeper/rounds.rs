@@ -116,9 +116,15 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         {
             return true;
         }
+        let now = self.platform.now();
+        // That something was given back nobody hears of whose limit is no more, so it is said for a lease's time at most.
+        let untold = |slot: &Slot| {
+            let live = now.millis() < slot.expires_ms;
+            slot.settled != slot.reported || (live && slot.returned != slot.told)
+        };
         for account in self.accounts(&holder).await {
             let cell = self.cell(&holder.id, &account).await;
-            if cell.slots().iter().any(Slot::is_untold) {
+            if cell.slots().iter().any(untold) {
                 return true;
             }
         }

@@ -54,6 +54,8 @@ struct Inside {
     receipt_takes_ms: u32,
     /// Something that it has leased is wanted back.
     recalls: Cell<bool>,
+    /// No policy has limits any more.
+    unlimited: Cell<bool>,
     /// What it was asked for, and when.
     asked: RefCell<Vec<(i64, &'static str)>>,
     /// What of an account was told to have been given back, and when.
@@ -67,6 +69,7 @@ impl Lab {
             next_ms: Cell::new(i64::MAX),
             receipt_takes_ms,
             recalls: Cell::default(),
+            unlimited: Cell::default(),
             asked: RefCell::default(),
             returned: RefCell::default(),
         }))
@@ -80,6 +83,9 @@ impl Lab {
         for ask in asked.asks {
             let mut returned = self.0.returned.borrow_mut();
             returned.push((now_ms, ask.returned));
+            if self.0.unlimited.get() {
+                continue;
+            }
             grants.push(Grant {
                 seq: ask.seq,
                 granted: ask.granted,
@@ -331,4 +337,16 @@ fn what_is_wanted_back_is_given_back_in_the_round_that_hears_of_it() {
     // First it is told what is there, and hears that nothing of it may stay.
     let told = [(1_500, LEASED - 2 - KEPT), (1_500, LEASED - 2)];
     assert_eq!(lab.returned()[1..], told);
+}
+
+#[test]
+fn a_limit_that_is_no_more_keeps_nobody_awake() {
+    let lab = Lab::new(0);
+    let keeper = after_a_call(&lab);
+    lab.0.unlimited.set(true);
+    lab.run(lab.pause(30_000));
+    // It says that it has given back, and nobody answers to that.
+    assert_eq!(lab.run(keeper.round()), Some(Time::from_millis(32_000)));
+    lab.run(lab.pause(29_000));
+    assert_eq!(lab.run(keeper.round()), None, "its lease is over");
 }
