@@ -18,7 +18,7 @@ use std::{
 };
 use tollgate_engine::{
     bundle::InstallError,
-    exchange::{CellOp, End, Exchange, Forward, Output, Step},
+    exchange::{End, Exchange, Forward, Output, Step},
     facts,
     gate::{Config, Gate},
     ledger::Refusal,
@@ -296,50 +296,54 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                         Err(Unread::Broken) => return Verdict::Left,
                     }
                 }
+                Step::Swap(changes) if changes.is_empty() => {
+                    let taken = Ok(Vec::new());
+                    exchange.swapped(&mut gate.borrow_mut(), taken, self.platform.now())
+                }
                 Step::Swap(changes) => {
-                    let result = self.reserve(exchange.id(), changes).await;
+                    let message = Message::Reserve {
+                        call: exchange.id().to_owned(),
+                        changes: changes.into_iter().map(Change::from).collect(),
+                    };
+                    let reserved = self.reserve(message).await;
+                    let result = reserved.unwrap_or(Err((0, Refusal::NoLease)));
                     exchange.swapped(&mut gate.borrow_mut(), result, self.platform.now())
                 }
-                // The keeper knows what to undo.
+                // The keeper knows what to undo, and reserves as soon as it can: of many that wait each hears at once whether there was enough for it.
                 Step::AwaitLease {
                     undo: _,
                     wants,
                     deadline,
-                } => {
-                    let message = Message::Lease {
-                        call: exchange.id().to_owned(),
-                        wants: wants.into_iter().map(Want::from).collect(),
-                        wait_ms: deadline.millis_since(self.platform.now()),
-                    };
-                    if self.ask(message).await.is_none() {
-                        self.platform.pause(LEASE_PAUSE_MS).await;
+                } => match exchange.retry() {
+                    Step::Swap(changes) => {
+                        let message = Message::Lease {
+                            call: exchange.id().to_owned(),
+                            wants: wants.into_iter().map(Want::from).collect(),
+                            changes: changes.into_iter().map(Change::from).collect(),
+                            wait_ms: deadline.millis_since(self.platform.now()),
+                        };
+                        let reserved = self.reserve(message).await;
+                        if reserved.is_none() {
+                            self.platform.pause(LEASE_PAUSE_MS).await;
+                        }
+                        let result = reserved.unwrap_or(Err((0, Refusal::NoLease)));
+                        exchange.swapped(&mut gate.borrow_mut(), result, self.platform.now())
                     }
-                    exchange.retry()
-                }
+                    other => other,
+                },
                 Step::Forward(forward) => return Verdict::Forward(forward),
                 Step::Reply { reply, undo: _ } => return Verdict::Reply(written(reply)),
             };
         }
     }
 
-    async fn reserve(
-        &self,
-        call: &str,
-        changes: Vec<CellOp>,
-    ) -> Result<Vec<u64>, (usize, Refusal)> {
-        if changes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let message = Message::Reserve {
-            call: call.to_owned(),
-            changes: changes.into_iter().map(Change::from).collect(),
-        };
-        // A keeper that does not answer grants nothing.
-        let heard = self.ask(message).await.ok_or((0, Refusal::NoLease))?;
-        match heard.refused {
+    /// What came of a reservation; `None` where the keeper does not answer, and so grants nothing.
+    async fn reserve(&self, message: Message) -> Option<Result<Vec<u64>, (usize, Refusal)>> {
+        let heard = self.ask(message).await?;
+        Some(match heard.refused {
             Some(refused) => Err((refused.place, refused.why)),
             None => Ok(heard.taken),
-        }
+        })
     }
 
     async fn pass_on(self, mut exchange: Exchange, request: Request<P::Body>) -> Served<'a> {

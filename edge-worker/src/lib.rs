@@ -22,7 +22,7 @@
 //! - [`GATHER_MS`] after a message to the keeper ([`ROUND_MS`] where calls keep coming), or at a time of its choice: [`Keeper::round`], which does what is due once (is there a newer bundle,
 //!   leases to report and renew, records to deliver) and says when to come again. Rounds that come late cost freshness, nothing else. Where a platform has
 //!   one alarm for both, an [`Alarm`] knows which of them comes first.
-//! - Where the store is an [`Ahead`], [`NOTE_MS`] after a [`Message::Reserve`]: [`Keeper::note`].
+//! - Where the store is an [`Ahead`], [`NOTE_MS`] after a [`Message::Reserve`] or [`Message::Lease`] was answered: [`Keeper::note`].
 //! - At a cold start: [`Edge::install`] with an envelope from whatever cache there is, if there is one. It is verified like any other.
 //!
 //! # What holds

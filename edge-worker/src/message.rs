@@ -29,13 +29,15 @@ pub enum Message {
         /// The reservations, in order.
         changes: Vec<Change>,
     },
-    /// Give back what the call reserved, and come back when these can be reserved, never will be, or the wait is over. The wait is told and not its
-    /// end: the keeper may have another clock.
+    /// Give back what the call reserved, and reserve anew, all or nothing, when these can be reserved, never will be, or the wait is over. The wait
+    /// is told and not its end: the keeper may have another clock.
     Lease {
         /// The decision's id.
         call: String,
         /// What the call needs.
         wants: Vec<Want>,
+        /// The reservations.
+        changes: Vec<Change>,
         /// How long to wait at most.
         wait_ms: i64,
     },
@@ -63,6 +65,16 @@ pub struct Heard {
     /// What is taken of each limit, where all were made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Vec<u64>,
+}
+
+impl Heard {
+    /// Puts down what came of reservations.
+    pub(crate) fn reserved(&mut self, result: Result<Vec<u64>, Refused>) {
+        match result {
+            Ok(taken) => self.taken = taken,
+            Err(refused) => self.refused = Some(refused),
+        }
+    }
 }
 
 /// A reservation that was refused.
@@ -141,6 +153,7 @@ mod tests {
                 span,
                 amount: 7,
             }],
+            changes: Vec::new(),
             wait_ms: 1_000,
         };
         let text = serde_json::to_string(&message).unwrap();

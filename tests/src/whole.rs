@@ -324,20 +324,25 @@ pub fn minute() -> u64 {
         / 60
 }
 
-/// Runs `attempt` until no minute has begun in its middle.
+/// Runs `attempt` until no minute has begun in its middle, each time in another one.
 ///
 /// # Panics
-/// When that takes longer than two of them.
+/// When that takes longer than three of them.
 pub fn within_a_minute<T>(mut attempt: impl FnMut() -> T) -> T {
     let begun = Instant::now();
     loop {
         let before = minute();
         let result = attempt();
-        if minute() == before {
+        let after = minute();
+        if after == before {
             return result;
         }
+        // What it has used of this minute it does not have again.
+        let next = || (minute() > after).then_some(());
+        process::wait_until("the next minute", Duration::from_secs(61), next)
+            .unwrap_or_else(|error| panic!("{error:#}"));
         assert!(
-            begun.elapsed() < Duration::from_secs(120),
+            begun.elapsed() < Duration::from_secs(180),
             "never within one minute"
         );
     }

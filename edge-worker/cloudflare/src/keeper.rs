@@ -54,10 +54,11 @@ impl DurableObject for Keeper {
         let message: Message =
             json::read(&request.bytes().await?).map_err(|why| why.to_string())?;
         self.wake_in(GATHER_MS, ROUND_MS).await?;
-        if matches!(message, Message::Reserve { .. }) {
+        let reserves = matches!(message, Message::Reserve { .. } | Message::Lease { .. });
+        let heard = keeper.handle(message).await;
+        if reserves {
             self.note();
         }
-        let heard = keeper.handle(message).await;
         Response::from_bytes(serde_json::to_vec(&heard)?)
     }
 
@@ -91,9 +92,7 @@ impl Keeper {
 
     /// Sees to it that the alarm rings in `wait_ms`, or leaves it as it is where it rings in `at_most_ms`.
     async fn wake_in(&self, wait_ms: i64, at_most_ms: i64) -> Result<()> {
-        let now = Cloudflare.now();
-        let due = now.plus_millis(wait_ms);
-        if !self.alarm.moves_to(due, now.plus_millis(at_most_ms)) {
+        if !self.alarm.moves_to(Cloudflare.now(), wait_ms, at_most_ms) {
             return Ok(());
         }
         self.state.storage().set_alarm(wait_ms.max(0)).await

@@ -123,17 +123,18 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 self.confirm_bundle().await;
                 heard.envelope = self.other_bundle(etag).await;
             }
-            Message::Reserve { call, changes } => match self.reserve(&call, changes).await {
-                Ok(taken) => heard.taken = taken,
-                Err(refused) => heard.refused = Some(refused),
-            },
+            Message::Reserve { call, changes } => {
+                heard.reserved(self.reserve(&call, changes).await);
+            }
             Message::Lease {
                 call,
                 wants,
+                changes,
                 wait_ms,
             } => {
                 self.release(&call).await;
                 self.await_lease(&wants, wait_ms).await;
+                heard.reserved(self.reserve(&call, changes).await);
             }
             Message::Close {
                 call,
