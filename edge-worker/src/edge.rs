@@ -305,8 +305,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                         call: exchange.id().to_owned(),
                         changes: changes.into_iter().map(Change::from).collect(),
                     };
-                    let reserved = self.reserve(message).await;
-                    let result = reserved.unwrap_or(Err((0, Refusal::NoLease)));
+                    let result = self.reserve(message, 0).await;
                     exchange.swapped(&mut gate.borrow_mut(), result, self.platform.now())
                 }
                 // The keeper knows what to undo, and reserves as soon as it can: of many that wait each hears at once whether there was enough for it.
@@ -322,11 +321,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                             changes: changes.into_iter().map(Change::from).collect(),
                             wait_ms: deadline.millis_since(self.platform.now()),
                         };
-                        let reserved = self.reserve(message).await;
-                        if reserved.is_none() {
-                            self.platform.pause(LEASE_PAUSE_MS).await;
-                        }
-                        let result = reserved.unwrap_or(Err((0, Refusal::NoLease)));
+                        let result = self.reserve(message, LEASE_PAUSE_MS).await;
                         exchange.swapped(&mut gate.borrow_mut(), result, self.platform.now())
                     }
                     other => other,
@@ -337,13 +332,18 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
     }
 
-    /// What came of a reservation; `None` where the keeper does not answer, and so grants nothing.
-    async fn reserve(&self, message: Message) -> Option<Result<Vec<u64>, (usize, Refusal)>> {
-        let heard = self.ask(message).await?;
-        Some(match heard.refused {
+    /// What came of a reservation. A keeper that does not answer grants nothing; then this takes `pause_ms` more.
+    async fn reserve(&self, message: Message, pause_ms: u32) -> Result<Vec<u64>, (usize, Refusal)> {
+        let Some(heard) = self.ask(message).await else {
+            if pause_ms > 0 {
+                self.platform.pause(pause_ms).await;
+            }
+            return Err((0, Refusal::NoLease));
+        };
+        match heard.refused {
             Some(refused) => Err((refused.place, refused.why)),
             None => Ok(heard.taken),
-        })
+        }
     }
 
     async fn pass_on(self, mut exchange: Exchange, request: Request<P::Body>) -> Served<'a> {

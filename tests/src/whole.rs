@@ -155,6 +155,15 @@ impl Answer {
     }
 }
 
+/// What a holder of a budget has used, and what it holds beside that.
+#[must_use]
+pub fn share(holder: &Value) -> Option<(u64, u64)> {
+    let amount = |field: &str| holder[field].as_str()?.parse::<u64>().ok();
+    let settled = amount("settled")?;
+    let held = amount("granted")? - amount("returned")?;
+    Some((settled, held.saturating_sub(settled)))
+}
+
 /// A policy: so many dollars a day for each agent.
 #[must_use]
 pub fn budget(per_day_usd: &str) -> String {

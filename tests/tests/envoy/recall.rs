@@ -1,7 +1,6 @@
 //! What one gate does not use, when a call at another one needs it.
 
-use serde_json::Value;
-use tollgate_tests::whole::{Whole as _, answer, budget, chat_body, wait_for};
+use tollgate_tests::whole::{Whole as _, answer, budget, chat_body, share, wait_for};
 use ureq::http::Request;
 
 use crate::killed::{COST, Gate};
@@ -19,12 +18,7 @@ fn what_a_gate_at_rest_keeps_is_there_for_a_call_at_another() {
     // Used and kept by every gate that has called.
     let shares = || {
         let budget = scene.budget("|nano_usd|day@UTC")?;
-        let amount = |holder: &Value, field: &str| holder[field].as_str()?.parse::<u64>().ok();
-        let holders = budget["holders"].as_array()?.iter().map(|holder| {
-            let settled = amount(holder, "settled")?;
-            let held = amount(holder, "granted")? - amount(holder, "returned")?;
-            Some((settled, held.saturating_sub(settled)))
-        });
+        let holders = budget["holders"].as_array()?.iter().map(share);
         holders.collect::<Option<Vec<(u64, u64)>>>()
     };
     // One gate makes a single call, and keeps a little for the next.

@@ -127,14 +127,9 @@ fn what_a_gate_at_rest_keeps_is_there_for_a_call_at_another() {
     const COST: u64 = 16_250;
     let scene = Scene::start("recall", &whole::budget("0.012"));
     assert_eq!(scene.chat("hello", &[]).status, 200);
-    // Used, and held beside that, by a holder.
     let share = |budget: &Value, ours: bool| {
-        let amount = |holder: &Value, field: &str| holder[field].as_str()?.parse::<u64>().ok();
         let mut holders = budget["holders"].as_array()?.iter();
-        let holder = holders.find(|holder| (holder["holder"] == OTHER) != ours)?;
-        let settled = amount(holder, "settled")?;
-        let held = amount(holder, "granted")? - amount(holder, "returned")?;
-        Some((settled, held - settled))
+        whole::share(holders.find(|holder| (holder["holder"] == OTHER) != ours)?)
     };
     let budget = || scene.budget("|nano_usd|day@UTC");
     let kept = wait_for("the gate to have told", || match share(&budget()?, true)? {
