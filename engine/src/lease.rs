@@ -72,7 +72,8 @@ pub struct Answer {
     /// The control plane's database was put back to an earlier state. It grants nothing until it has heard what every holder has: tell it
     /// of every account.
     pub learning: bool,
-    /// One per ask that named an account with a limit. An ask without a grant has no limit any more.
+    /// One per ask that named an account with a limit, or one that the holder has leased from and that has none any more: all of that goes back.
+    /// An ask without a grant names neither, or a call waits at it for a limit that is no more.
     pub grants: Vec<Grant>,
 }
 

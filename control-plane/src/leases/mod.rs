@@ -380,7 +380,8 @@ struct Granted {
     gives_back: bool,
 }
 
-/// Answers one ask; `None` where there is no limit to lease from, or no such window about now.
+/// Answers one ask; `None` where there is no limit to lease from, or no such window about now. Who has leased what has no limit any more is heard
+/// to the end: it has used something since it last said so, and gives back the rest.
 async fn grant(
     state: &ControlPlane,
     write: &mut Write,
@@ -390,13 +391,16 @@ async fn grant(
     ask: &lease::Ask,
     now: Time,
 ) -> Result<Result<Option<Granted>, KnowsMore>, Problem> {
-    let Some(limits) = limits(write, workspace, payload, &ask.account).await? else {
-        return Ok(Ok(None));
-    };
+    let limits = limits(write, workspace, payload, &ask.account).await?;
+    let ended = limits.is_none();
+    let limits = limits.unwrap_or_default();
     // Where there are only alerts nothing is leased, and what is used is counted all the same.
     let limit = limits.lease.unwrap_or(0);
     let run = runs::of(write, workspace, &ask.account, now).await?;
     let span = match run {
+        // A call that waits is told nothing of a limit that is no more: its gate is about to have the policy that says so.
+        _ if ended && ask.want > 0 && !ask.ahead => None,
+        _ if ended => leased(write, workspace, holder, ask).await?,
         Some(run) => Some(run.span(&ask.account, limit, ask.window_start)),
         None => window(payload, &ask.account, ask.window_start, now),
     };
@@ -420,7 +424,10 @@ async fn grant(
     });
     let others: Vec<Lease> = others.into_iter().map(Row::lease).collect();
     let mine = mine.first().map(|row| row.lease());
-    let asked = Ask::of(ask, amount(holder.epoch));
+    let mut asked = Ask::of(ask, amount(holder.epoch));
+    if ended {
+        (asked.want, asked.ahead) = (0, false);
+    }
     if holder.suspects && asked.knows_more(mine) {
         return Ok(Err(KnowsMore));
     }
@@ -514,7 +521,32 @@ async fn grant(
     })))
 }
 
+/// The window of a lease that `holder` has, as it was leased; the calendar may know its time zone no more.
+async fn leased(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    holder: &Holder<'_>,
+    ask: &lease::Ask,
+) -> Result<Option<Span>, sqlx::Error> {
+    let end: Option<i64> = sqlx::query_scalar(
+        "SELECT window_end FROM leases
+         WHERE workspace = $1 AND account = $2 AND window_start = $3 AND holder = $4 AND epoch = $5",
+    )
+    .bind(workspace.as_str())
+    .bind(ask.account.to_string())
+    .bind(ask.window_start)
+    .bind(holder.name)
+    .bind(holder.epoch)
+    .fetch_optional(&mut **write)
+    .await?;
+    Ok(end.map(|end| Span {
+        start: ask.window_start,
+        end,
+    }))
+}
+
 /// What is set on an account, for anybody whose spending it counts.
+#[derive(Default)]
 struct Limits {
     /// The smallest that refuses calls.
     lease: Option<u64>,

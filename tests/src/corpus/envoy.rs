@@ -14,6 +14,7 @@ use super::{
 use crate::{Scratch, built, clock::Clock};
 use anyhow::{Context as _, Result, bail};
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -134,7 +135,7 @@ struct Scene {
     envoy: Envoy,
     shared: Arc<Shared>,
     _servers: [Server; 2],
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Scene {
@@ -205,7 +206,7 @@ impl Scene {
             envoy,
             shared,
             _servers: [upstream, control_plane],
-            _scratch: scratch,
+            scratch,
         })
     }
 
@@ -245,12 +246,24 @@ impl Scene {
         process::wait_until("the record", DEADLINE, || {
             let delivered = self.envoy.stat("wasmcustom.tollgate_journal_delivered");
             (delivered.ok().flatten()? >= calls).then_some(())
-        })?;
+        })
+        .with_context(|| self.said())?;
         let mut records = self.shared.state().control_plane.take_records();
         match (records.pop(), records.len()) {
             (Some(record), 0) => Ok(record),
             (_, others) => bail!("{} records of one call", others + 1),
         }
+    }
+
+    /// What the gate says of itself: why something did not come.
+    fn said(&self) -> String {
+        let log = fs::read_to_string(self.scratch.path().join("envoy.log")).unwrap_or_default();
+        let numbers = self.envoy.prometheus().unwrap_or_default();
+        let own: Vec<&str> = numbers
+            .lines()
+            .filter(|line| line.starts_with("tollgate_"))
+            .collect();
+        format!("its log:\n{log}\nits numbers:\n{}", own.join("\n"))
     }
 
     /// Lets the gate report what was used.

@@ -390,6 +390,59 @@ async fn windows_far_from_now_and_accounts_without_a_limit_get_no_grant() {
 }
 
 #[tokio::test]
+async fn a_limit_that_is_no_more_is_reported_to_the_end_and_given_back() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let apply = async |spec: &str| {
+        let head = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: day}\nspec: ";
+        let applied = workspace.apply(&format!("{head}{spec}\n")).await;
+        assert_eq!(applied.status, 200, "{}", applied.json());
+    };
+    // The calendar knows the days of a time zone only as long as a document has it.
+    apply("{budget: {daily_limit_tokens: 1000, timezone: Pacific/Chatham}}").await;
+    let account = format!("agent:{agent}|tokens|day@Pacific/Chatham");
+    // START is 08:00 UTC; Chatham is 13:45 ahead in its summer, so it is 21:45 there.
+    let day = START - (21 * 3_600 + 45 * 60);
+    let first = vec![ask(&account, day, 1, 0, 40)];
+    assert_eq!(only(&gate.leased(&holder(1), 0, first).await).granted, 40);
+
+    apply("{rate: {requests_per_minute: 10}}").await;
+    // It used 30 before it heard of that, and has 10 left.
+    let report = |seq: u64, returned: u64, want: u64, ahead: bool| lease::Ask {
+        granted: 40,
+        returned,
+        ahead,
+        ..ask(&account, day, seq, 30, want)
+    };
+    let heard = gate
+        .leased(&holder(1), 1, vec![report(2, 0, 10, true)])
+        .await;
+    let (granted, settled) = (only(&heard).granted, only(&heard).settled);
+    assert_eq!((granted, settled, only(&heard).keep), (40, 30, 0));
+    assert_eq!((only(&heard).seq, only(&heard).retry_ms), (2, 0));
+    let back = gate
+        .leased(&holder(1), 1, vec![report(3, 10, 0, false)])
+        .await;
+    assert_eq!((only(&back).returned, only(&back).settled), (10, 30));
+    // A call that waits for it hears of the policy instead, and whoever has leased nothing is not written down.
+    for (number, asked) in [
+        (1, report(4, 10, 10, false)),
+        (2, ask(&account, day, 1, 0, 0)),
+    ] {
+        let answer = gate
+            .leased(&holder(number), u64::from(number == 1), vec![asked])
+            .await;
+        assert_eq!(answer.grants, [], "holder {number}");
+    }
+    // Set again on the same day it counts what was used.
+    apply("{budget: {daily_limit_tokens: 40, timezone: Pacific/Chatham}}").await;
+    let asks = vec![ask(&account, day, 2, 0, 100)];
+    assert_eq!(only(&gate.leased(&holder(2), 1, asks).await).granted, 10);
+}
+
+#[tokio::test]
 async fn the_smallest_limit_in_force_counts() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
