@@ -340,12 +340,6 @@ impl Call {
             facts,
         })
     }
-
-    fn uses(&self, tool: &str) -> bool {
-        self.facts
-            .tools()
-            .any(|used| used.eq_ignore_ascii_case(tool))
-    }
 }
 
 /// A set of policies, taken apart by what a record can say about them.
@@ -486,7 +480,10 @@ impl Set {
                 add(redaction.rule.clone(), patterns, Outcome::Redact);
             }
             for limit in limits.iter().filter(|limit| !limit.alert) {
-                let other_tool = limit.tool.as_ref().is_some_and(|tool| !call.uses(tool));
+                let other_tool = limit.tool.as_ref().is_some_and(|tool| {
+                    let mut used = call.facts.tools();
+                    !used.any(|used| document.counts(tool, used))
+                });
                 let counts = match limit.unit {
                     Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => true,
                     Unit::NanoUsd if priced => true,

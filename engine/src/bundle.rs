@@ -166,6 +166,17 @@ impl Document {
         self.searched_in != Searched::Requests && self.searched().next().is_some()
     }
 
+    /// Whether a call that uses the tool `used` is one of those that a limit on `tool` counts.
+    pub fn counts(&self, tool: &str, used: &str) -> bool {
+        match others_in(tool) {
+            Some(_) => self
+                .other_tools
+                .as_ref()
+                .is_none_or(|others| others.includes(used)),
+            None => used.eq_ignore_ascii_case(tool),
+        }
+    }
+
     /// What one call of this MCP tool costs, in nano-USD, where the document says so.
     pub fn tool_cost(&self, tool: &str) -> Option<u64> {
         let is_it = |cost: &&ToolCost| cost.tool.eq_ignore_ascii_case(tool);
@@ -328,6 +339,19 @@ pub struct ToolCost {
     pub nano_usd: u64,
 }
 
+/// What a limit counts, and its accounts, where it is on all tools together that `document` does not name: callers make up names of tools, and an
+/// account for each would be memory without end. No tool that a policy names has a `*` in its name.
+pub fn others_of(document: &str) -> String {
+    format!("{OTHERS}{document}")
+}
+
+const OTHERS: char = '*';
+
+/// The document whose tools without a name an account with this tool counts; `None` where it is one tool's.
+pub(crate) fn others_in(tool: &str) -> Option<&str> {
+    tool.strip_prefix(OTHERS)
+}
+
 /// `tools."*"`: what holds for the tools that `tools` does not name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -472,7 +496,7 @@ pub struct Limit {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Counts only calls that use this tool, in lower case. Only per agent.
+    /// Counts only calls that use this tool, in lower case, or, as [`others_of`] names them, tools that its document does not name. Only per agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
     /// Counts each model by itself, and no calls but those to models. Not beside `tool`, nor of a run.

@@ -10,7 +10,7 @@ pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
     address::Place,
-    bundle::{Calendar, Document, Documents, Level, Limit, Payload, Scope},
+    bundle::{self, Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route, Said},
     identity::Caller,
@@ -225,7 +225,7 @@ impl Charge {
             document: Some(self.document.clone()),
             message: format!(
                 "the {what} of {whom}{tool}{model}, {limit} per {window}, does not cover the call; it resets at {at}{suspended}",
-                tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for the tool `{}`", shown(tool))),
+                tool = self.account.tool.as_ref().map_or(String::new(), |tool| format!(" for {}", tools_in_words(tool))),
                 model = self.account.model.as_ref().map_or(String::new(), |model| match model.as_str() {
                     OTHER_MODELS => " for models without a known price".to_string(),
                     model => format!(" for the model `{}`", shown(model)),
@@ -266,6 +266,14 @@ impl Charge {
 /// A principal's agent, team or organisation, in words.
 pub(crate) fn on_behalf(level: &str, id: &str) -> String {
     format!("the {level} `{}` (for which this agent acts)", shown(id))
+}
+
+/// The tools that an account of `tool` counts, in words.
+fn tools_in_words(tool: &str) -> String {
+    match bundle::others_in(tool) {
+        Some(document) => format!("all tools that `{}` does not name", shown(document)),
+        None => format!("the tool `{}`", shown(tool)),
+    }
 }
 
 /// A window in words.
@@ -939,7 +947,7 @@ fn limits(
             continue;
         }
         if let Some(tool) = &limit.tool
-            && !facts.tools().any(|used| used.eq_ignore_ascii_case(tool))
+            && !facts.tools().any(|used| document.counts(tool, used))
         {
             continue;
         }

@@ -286,7 +286,8 @@ fn named_tools(document: &Document) -> impl Iterator<Item = &Tool> {
 fn other_tools(document: &Document) -> Option<bundle::OtherTools> {
     let others = document.tools.iter().find(|tool| tool.name == OTHERS)?;
     let approval = others.requires_approval_if.as_ref();
-    let says = !others.allow || approval.is_some() || others.cost_nano_usd.is_some();
+    let counts = others.cost_nano_usd.is_some() || others.limit_per_hour.is_some();
+    let says = !others.allow || approval.is_some() || counts;
     says.then(|| bundle::OtherTools {
         named: named_tools(document).map(|tool| &tool.name).collect(),
         denied: !others.allow,
@@ -350,7 +351,10 @@ fn limits(document: &Document) -> Vec<Limit> {
     for tool in &document.tools {
         if let Some(amount) = tool.limit_per_hour {
             limits.push(Limit {
-                tool: Some(tool.name.to_ascii_lowercase()),
+                tool: Some(match tool.name == OTHERS {
+                    true => bundle::others_of(&document.name),
+                    false => tool.name.to_ascii_lowercase(),
+                }),
                 ..plain(
                     format!("tools.{}.limit_per_hour", tool.name),
                     Unit::Calls,

@@ -1331,8 +1331,6 @@ fn tools(
         };
         if let (Some(limit), false) = (&limit, hears_of) {
             not_enforced(findings, limit, "put it into a document of a broader scope");
-        } else if let (Some(limit), OTHERS) = (&limit, name) {
-            not_enforced(findings, limit, "write it for each tool that is meant");
         }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
         let cost = take_added(&mut inner, "cost_usd", language, findings);

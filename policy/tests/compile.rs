@@ -154,6 +154,23 @@ fn an_agent_block_is_a_document_for_the_agent() {
             cost_nano_usd: None,
         }))
     );
+    // A limit on them is of them all together, and of this document's.
+    let counted = v1("a", "{tools: {'*': {limit_per_hour: 9}, Git: {limit_per_hour: 5}}}");
+    let compiled = compile(&documents(&counted), NOV_20, NOV_20 + DAY).unwrap();
+    let document = &compiled.documents[0];
+    let limits = document.limits.iter();
+    let limits: Vec<(&str, Option<&str>, u64)> = limits
+        .map(|limit| (limit.rule.as_str(), limit.tool.as_deref(), limit.amount))
+        .collect();
+    assert_eq!(
+        limits,
+        [
+            ("tools.*.limit_per_hour", Some("*a"), 9),
+            ("tools.Git.limit_per_hour", Some("git"), 5),
+        ]
+    );
+    let counts = |tool: &str, used: &str| document.counts(tool, used);
+    assert!(counts("*a", "anything") && !counts("*a", "GIT") && counts("git", "GIT"));
     // A star that restricts nothing says nothing.
     let open = v1("a", "{tools: {'*': {allow: true}, git: {allow: false}}}");
     let compiled = compile(&documents(&open), NOV_20, NOV_20 + DAY).unwrap();

@@ -881,8 +881,9 @@ fn a_star_stands_for_all_other_tools_in_tollgate_v1() {
             &[],
         ),
         (&v1("{tools: {'*': {requires_approval_if: 'true'}}}"), &[]),
+        (&v1("{tools: {'*': {limit_per_hour: 5}}}"), &[]),
         (
-            &v1("{tools: {'*': {limit_per_hour: 5}}}"),
+            &v1("{scope: 'tool:git', tools: {'*': {limit_per_hour: 5}}}"),
             &["!P301 spec.tools[\"*\"].limit_per_hour"],
         ),
         (

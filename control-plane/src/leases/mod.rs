@@ -683,7 +683,7 @@ struct LeaseRequest {
     reason = "describes `engine::lease::Ask` in the API document"
 )]
 struct LeaseAsk {
-    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted, or `|model:<name>` where each model is; the window of a run is `run:<name>`
+    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted (`|tool:*<document>`: all tools that a document does not name), or `|model:<name>` where each model is; the window of a run is `run:<name>`
     #[schema(
         pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds|goals)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+|\|model:[^|]+)?$"
     )]

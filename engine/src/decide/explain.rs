@@ -447,10 +447,10 @@ fn says(limit: &Limit) -> String {
     format!(
         "at most {}{} per {} and {}",
         limit.unit.in_words(limit.amount),
-        limit
-            .tool
-            .as_ref()
-            .map_or(String::new(), |tool| format!(" that use `{tool}`")),
+        limit.tool.as_ref().map_or(String::new(), |tool| format!(
+            " that use {}",
+            super::tools_in_words(tool)
+        )),
         match limit.each_model {
             true => format!("{} and model", limit.per.name()),
             false => limit.per.name().to_string(),

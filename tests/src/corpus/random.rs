@@ -267,7 +267,9 @@ fn capabilities(dice: &mut Dice) -> Value {
 
 fn tools(dice: &mut Dice, of_tool: bool) -> Value {
     let mut tools = Map::new();
-    for name in some(dice, &TOOLS) {
+    let mut names = some(dice, &TOOLS);
+    names.extend(dice.chance(150).then_some("*"));
+    for name in names {
         let mut rules = Map::new();
         if dice.chance(200) {
             rules.insert("allow".to_string(), dice.chance(500).into());
