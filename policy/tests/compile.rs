@@ -155,7 +155,10 @@ fn an_agent_block_is_a_document_for_the_agent() {
         }))
     );
     // A limit on them is of them all together, and of this document's.
-    let counted = v1("a", "{tools: {'*': {limit_per_hour: 9}, Git: {limit_per_hour: 5}}}");
+    let counted = v1(
+        "a",
+        "{tools: {'*': {limit_per_hour: 9}, Git: {limit_per_hour: 5}}}",
+    );
     let compiled = compile(&documents(&counted), NOV_20, NOV_20 + DAY).unwrap();
     let document = &compiled.documents[0];
     let limits = document.limits.iter();
