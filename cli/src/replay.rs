@@ -480,10 +480,7 @@ impl Set {
                 add(redaction.rule.clone(), patterns, Outcome::Redact);
             }
             for limit in limits.iter().filter(|limit| !limit.alert) {
-                let other_tool = limit.tool.as_ref().is_some_and(|tool| {
-                    let mut used = call.facts.tools();
-                    !used.any(|used| document.counts(tool, used))
-                });
+                let other_tool = !document.counts(limit, call.facts.tools());
                 let counts = match limit.unit {
                     Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => true,
                     Unit::NanoUsd if priced => true,

@@ -166,15 +166,18 @@ impl Document {
         self.searched_in != Searched::Requests && self.searched().next().is_some()
     }
 
-    /// Whether a call that uses the tool `used` is one of those that a limit on `tool` counts.
-    pub fn counts(&self, tool: &str, used: &str) -> bool {
-        match others_in(tool) {
-            Some(_) => self
-                .other_tools
-                .as_ref()
-                .is_none_or(|others| others.includes(used)),
-            None => used.eq_ignore_ascii_case(tool),
-        }
+    /// Whether `limit`, one of this document's, is about calls that use `tools`.
+    pub fn counts<'t>(&self, limit: &Limit, mut tools: impl Iterator<Item = &'t str>) -> bool {
+        let is_other = |used| {
+            let others = self.other_tools.as_ref();
+            others.is_none_or(|others| others.includes(used))
+        };
+        limit.tool.as_deref().is_none_or(|tool| {
+            tools.any(|used| match others_in(tool) {
+                Some(_) => is_other(used),
+                None => used.eq_ignore_ascii_case(tool),
+            })
+        })
     }
 
     /// What one call of this MCP tool costs, in nano-USD, where the document says so.
@@ -339,15 +342,15 @@ pub struct ToolCost {
     pub nano_usd: u64,
 }
 
-/// What a limit counts, and its accounts, where it is on all tools together that `document` does not name: callers make up names of tools, and an
-/// account for each would be memory without end. No tool that a policy names has a `*` in its name.
+/// Stands for a tool's name, in limits and accounts, where all tools that `document` does not name are counted together: callers make up names of
+/// tools, and an account for each would be memory without end. No tool that a policy names has a `*` in its name.
 pub fn others_of(document: &str) -> String {
     format!("{OTHERS}{document}")
 }
 
 const OTHERS: char = '*';
 
-/// The document whose tools without a name an account with this tool counts; `None` where it is one tool's.
+/// The document that [`others_of`] was made for; `None` where `tool` is one tool's name.
 pub(crate) fn others_in(tool: &str) -> Option<&str> {
     tool.strip_prefix(OTHERS)
 }

@@ -946,9 +946,7 @@ fn limits(
         if limit.each_model && model.is_none() {
             continue;
         }
-        if let Some(tool) = &limit.tool
-            && !facts.tools().any(|used| document.counts(tool, used))
-        {
+        if !document.counts(limit, facts.tools()) {
             continue;
         }
         let mut refuse = |rule: &str, message: &'static str| {

@@ -165,7 +165,8 @@ pub struct Account {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Only what uses this tool; in lower case. Only agents have such accounts.
+    /// Only what uses this tool, in lower case, or all tools that a document does not name ([`crate::bundle::others_of`]). Only agents have such
+    /// accounts.
     pub tool: Option<String>,
     /// Only calls to this model, as the price table names it, or [`OTHER_MODELS`]. No account of a tool or a run has one.
     pub model: Option<String>,

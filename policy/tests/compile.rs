@@ -172,8 +172,11 @@ fn an_agent_block_is_a_document_for_the_agent() {
             ("tools.Git.limit_per_hour", Some("git"), 5),
         ]
     );
-    let counts = |tool: &str, used: &str| document.counts(tool, used);
-    assert!(counts("*a", "anything") && !counts("*a", "GIT") && counts("git", "GIT"));
+    let [others, git] = &document.limits[..] else {
+        unreachable!("there are two")
+    };
+    let counts = |limit, used: &str| document.counts(limit, [used].into_iter());
+    assert!(counts(others, "anything") && !counts(others, "GIT") && counts(git, "GIT"));
     // A star that restricts nothing says nothing.
     let open = v1("a", "{tools: {'*': {allow: true}, git: {allow: false}}}");
     let compiled = compile(&documents(&open), NOV_20, NOV_20 + DAY).unwrap();

@@ -14,7 +14,6 @@ use super::{
 use crate::{Scratch, built, clock::Clock};
 use anyhow::{Context as _, Result, bail};
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -135,7 +134,7 @@ struct Scene {
     envoy: Envoy,
     shared: Arc<Shared>,
     _servers: [Server; 2],
-    scratch: Scratch,
+    _scratch: Scratch,
 }
 
 impl Scene {
@@ -206,7 +205,7 @@ impl Scene {
             envoy,
             shared,
             _servers: [upstream, control_plane],
-            scratch,
+            _scratch: scratch,
         })
     }
 
@@ -257,7 +256,7 @@ impl Scene {
 
     /// What the gate says of itself: why something did not come.
     fn said(&self) -> String {
-        let log = fs::read_to_string(self.scratch.path().join("envoy.log")).unwrap_or_default();
+        let log = self.envoy.process.output().unwrap_or_default();
         let numbers = self.envoy.prometheus().unwrap_or_default();
         let own: Vec<&str> = numbers
             .lines()
