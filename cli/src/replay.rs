@@ -14,7 +14,7 @@ use std::{
     path::Path,
 };
 use tollgate_engine::{
-    bundle::{Document, Payload},
+    bundle::{Data, Document, Payload, Tools},
     condition::{self, Program},
     decide::{self, Outcome},
     facts::{BodyKind, Dialect, Facts, Head, Route},
@@ -356,10 +356,10 @@ impl Set {
         let mut known = whole.clone();
         known.documents.change(|documents| {
             for document in documents {
-                document.patterns.clear();
-                document.redactions.clear();
-                document.approvals.clear();
-                if let Some(others) = &mut document.other_tools {
+                document.data.patterns.clear();
+                document.data.redactions.clear();
+                document.tools.approvals.clear();
+                if let Some(others) = &mut document.tools.others {
                     others.approval = None;
                 }
                 // A rate of none needs no balance.
@@ -373,8 +373,7 @@ impl Set {
             for document in documents {
                 document.models = Default::default();
                 document.mcp_tools = Default::default();
-                document.denied_tools = Default::default();
-                document.other_tools = None;
+                document.tools = Default::default();
                 document.limits.retain(|limit| limit.tool.is_none());
             }
         });
@@ -427,6 +426,7 @@ impl Set {
         let documents = &self.whole.documents;
         documents
             .covering(&call.caller)
+            .into_iter()
             .chain(documents.about(call.facts.tools()))
     }
 
@@ -444,24 +444,27 @@ impl Set {
                 name,
                 scope: _,
                 active: _,
-                hosts: _,
-                denied_hosts: _,
-                denied_addresses: _,
-                no_network: _,
+                network: _,
                 models,
                 mcp_tools,
-                denied_tools,
-                other_tools,
+                tools,
+                data,
+                limits,
+            } = document;
+            let Tools {
+                denied: denied_tools,
+                others: other_tools,
+                approvals: _,
+                costs: _,
+            } = &**tools;
+            let Data {
                 patterns,
                 redactions,
                 // Answers are in no record.
                 searched_in: _,
                 unsearched_tools: _,
-                approvals: _,
-                limits,
-                tool_costs: _,
                 tool_output_is_data: _,
-            } = document;
+            } = &**data;
             let mut add = |rule: String, content: String, makes: Outcome| {
                 unknown.push(Unknown {
                     rule,
@@ -543,13 +546,13 @@ fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
         .map_err(|_| ()),
     };
     let mut asked = Vec::new();
-    for approval in &document.approvals {
+    for approval in &document.tools.approvals {
         let mut used = call.facts.tools();
         if let Some(tool) = used.find(|used| used.eq_ignore_ascii_case(&approval.tool)) {
             asked.push(ask(&approval.tool, tool, &approval.condition));
         }
     }
-    if let Some(others) = &document.other_tools
+    if let Some(others) = &document.tools.others
         && let Some(condition) = &others.approval
     {
         let used = call.facts.tools().filter(|tool| others.includes(tool));

@@ -158,7 +158,7 @@ async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Resul
     };
     let agents: i64 = sqlx::query_scalar(sql)
         .bind(workspace.as_str())
-        .bind(id)
+        .bind(&**id)
         .fetch_one(&mut **write)
         .await?;
     if agents == 0 {

@@ -76,18 +76,18 @@ fn gates() -> Vec<Gate> {
     // Rules that look at nothing but the host.
     let mut open = issuer::payload(1);
     open.documents.change(|documents| {
-        documents[0].patterns = Vec::new();
-        documents[0].denied_tools = Texts::new();
+        documents[0].data.patterns = Vec::new();
+        documents[0].tools.denied = Texts::NONE;
     });
     // What others block is taken out here, and models are told what tool output is.
     let mut budgeted = issuer::budgeted(1);
     budgeted.documents.change(|documents| {
-        let blocked = core::mem::take(&mut documents[0].patterns);
-        documents[0].redactions = vec![Redaction {
+        let blocked = core::mem::take(&mut documents[0].data.patterns);
+        documents[0].data.redactions = vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),
             patterns: blocked,
         }];
-        documents[0].tool_output_is_data = true;
+        documents[0].data.tool_output_is_data = true;
     });
     let gates: [(Towards, Payload); GATES] = [
         (Towards::Llm, budgeted),

@@ -4,9 +4,13 @@
 //! or says why not. An older, foreign, expired or differently signed one never replaces a good one.
 
 mod documents;
+mod part;
+mod short;
 mod texts;
 
 pub use documents::Documents;
+pub use part::{Part, Silent};
+pub use short::Short;
 pub use texts::Texts;
 
 use crate::{
@@ -22,17 +26,12 @@ use crate::{
     sorted::sort_by,
     time::Time,
 };
-use alloc::{
-    boxed::Box,
-    format,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The format this engine reads and the policy compiler writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// How far ahead of its own clock a gate accepts an issue time: five minutes, the usual bound of clock skew (RFC 4120 §1.6 uses the same).
 pub const CLOCK_SKEW_SECS: i64 = 300;
@@ -81,8 +80,14 @@ pub struct Payload {
     pub halts: Vec<Halt>,
 }
 
-/// One policy document, compiled. Every field can only narrow what the others allow. Small, because a call looks at every field, and among thousands
-/// of documents they are in no cache: what few documents have is elsewhere.
+/// What of a payload can be read whatever its format.
+#[derive(Deserialize)]
+struct Numbered {
+    format: u32,
+}
+
+/// One policy document, compiled. Every field can only narrow what the others allow. Small, because a call looks at all of a document, and among
+/// thousands they are in no cache: what few documents have is a [`Part`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
@@ -93,7 +98,31 @@ pub struct Document {
     /// When calls may be made; `None` for always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<Box<ActiveHours>>,
-    /// Hosts that may be called; `None` where the document has no `network`.
+    /// Where calls may go.
+    #[serde(default, skip_serializing_if = "Part::is_absent")]
+    pub network: Part<Network>,
+    /// `model:` capabilities.
+    #[serde(default, skip_serializing_if = "Names::is_open")]
+    pub models: Names,
+    /// `mcp_tool:` capabilities.
+    #[serde(default, skip_serializing_if = "Part::is_absent")]
+    pub mcp_tools: Part<Names>,
+    /// Which tools may be used.
+    #[serde(default, skip_serializing_if = "Part::is_absent")]
+    pub tools: Part<Tools>,
+    /// What content may pass.
+    #[serde(default, skip_serializing_if = "Part::is_absent")]
+    pub data: Part<Data>,
+    /// Budgets and rates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
+}
+
+/// `network`, and the capability to use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Hosts that may be called; `None` where the document does not list them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostPattern>>,
     /// Hosts that may not be called, also where they are among those that may.
@@ -104,56 +133,88 @@ pub struct Document {
     pub denied_addresses: Vec<Range>,
     /// `capabilities.deny: network_outbound`: no host at all.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
-    pub no_network: bool,
-    /// `model:` capabilities.
-    #[serde(default, skip_serializing_if = "Names::is_open")]
-    pub models: Names,
-    /// `mcp_tool:` capabilities.
-    #[serde(default, skip_serializing_if = "Names::is_open")]
-    pub mcp_tools: Names,
-    /// Tools with `tools.<name>.allow: false`.
+    pub denied: bool,
+}
+
+impl Silent for Network {
+    const SILENT: &'static Network = &Network {
+        hosts: None,
+        denied_hosts: Vec::new(),
+        denied_addresses: Vec::new(),
+        denied: false,
+    };
+}
+
+/// `tools`, but for the limits of their use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tools {
+    /// Those with `allow: false`.
     #[serde(default, skip_serializing_if = "Texts::is_empty")]
-    pub denied_tools: Texts,
+    pub denied: Texts,
     /// What holds for every tool but those that are named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub other_tools: Option<Box<OtherTools>>,
-    /// `data.sensitive_patterns`, in order; regular expressions that the compiler has checked.
+    pub others: Option<OtherTools>,
+    /// Those with `requires_approval_if`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
+    /// What their calls over MCP cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub costs: Vec<ToolCost>,
+}
+
+impl Silent for Tools {
+    const SILENT: &'static Tools = &Tools {
+        denied: Texts::NONE,
+        others: None,
+        approvals: Vec::new(),
+        costs: Vec::new(),
+    };
+}
+
+/// `data`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// `sensitive_patterns`, in order; regular expressions that the compiler has checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
     /// Patterns whose matches are taken out of what is sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub redactions: Vec<Redaction>,
-    /// `data.applies_to`: in what patterns are looked for.
+    /// `applies_to`: in what patterns are looked for.
     #[serde(default, skip_serializing_if = "Searched::is_both")]
     pub searched_in: Searched,
-    /// `data.exempt_tools`: MCP tools in whose calls patterns are not looked for.
+    /// `exempt_tools`: MCP tools in whose calls patterns are not looked for.
     #[serde(default, skip_serializing_if = "Texts::is_empty")]
     pub unsearched_tools: Texts,
-    /// Tools with `tools.<name>.requires_approval_if`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub approvals: Vec<Approval>,
-    /// Budgets and rates.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub limits: Vec<Limit>,
-    /// What the calls of MCP tools cost.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tool_costs: Vec<ToolCost>,
-    /// `data.tool_output_is_data`: models are told so.
+    /// `tool_output_is_data`: models are told so.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub tool_output_is_data: bool,
+}
+
+impl Silent for Data {
+    const SILENT: &'static Data = &Data {
+        patterns: Vec::new(),
+        redactions: Vec::new(),
+        searched_in: Searched::Both,
+        unsearched_tools: Texts::NONE,
+        tool_output_is_data: false,
+    };
 }
 
 impl Document {
     /// All patterns that content is searched for.
     pub fn searched(&self) -> impl Iterator<Item = &str> {
-        let redacted = self.redactions.iter();
+        let redacted = self.data.redactions.iter();
         let redacted = redacted.flat_map(|redaction| &redaction.patterns);
-        self.patterns.iter().chain(redacted).map(String::as_str)
+        let blocked = self.data.patterns.iter();
+        blocked.chain(redacted).map(String::as_str)
     }
 
     /// Whether the request of a call of this MCP tool (`None`: any other call) is searched for them.
     pub fn searches(&self, mcp_tool: Option<&str>) -> bool {
-        self.searched_in != Searched::Responses && !self.exempts(mcp_tool)
+        self.data.searched_in != Searched::Responses && !self.exempts(mcp_tool)
     }
 
     /// Whether the answer to it is.
@@ -163,13 +224,13 @@ impl Document {
 
     /// Whether any answers are.
     pub fn watches(&self) -> bool {
-        self.searched_in != Searched::Requests && self.searched().next().is_some()
+        self.data.searched_in != Searched::Requests && self.searched().next().is_some()
     }
 
     /// Whether `limit`, one of this document's, is about calls that use `tools`.
     pub fn counts<'t>(&self, limit: &Limit, mut tools: impl Iterator<Item = &'t str>) -> bool {
         let is_other = |used| {
-            let others = self.other_tools.as_ref();
+            let others = self.tools.others.as_ref();
             others.is_none_or(|others| others.includes(used))
         };
         limit.tool.as_deref().is_none_or(|tool| {
@@ -183,9 +244,15 @@ impl Document {
     /// What one call of this MCP tool costs, in nano-USD, where the document says so.
     pub fn tool_cost(&self, tool: &str) -> Option<u64> {
         let is_it = |cost: &&ToolCost| cost.tool.eq_ignore_ascii_case(tool);
-        let named = self.tool_costs.iter().find(is_it).map(|cost| cost.nano_usd);
+        let named = self
+            .tools
+            .costs
+            .iter()
+            .find(is_it)
+            .map(|cost| cost.nano_usd);
         let others = || {
-            self.other_tools
+            self.tools
+                .others
                 .as_ref()
                 .filter(|others| others.includes(tool))?
                 .cost_nano_usd
@@ -195,11 +262,14 @@ impl Document {
 
     fn exempts(&self, mcp_tool: Option<&str>) -> bool {
         mcp_tool.is_some_and(|tool| {
-            let mut names = self.unsearched_tools.iter();
+            let mut names = self.data.unsearched_tools.iter();
             names.any(|name| name.eq_ignore_ascii_case(tool))
         })
     }
 }
+
+/// What a scope names; a UUID has 36 bytes.
+pub type Id = Short<38>;
 
 /// Whom a document applies to; in text `global`, `org:<id>`, `team:<id>`, `agent:<uuid>` or `tool:<name>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,13 +277,13 @@ pub enum Scope {
     /// Every call of the workspace.
     Global,
     /// Every agent of an organisation.
-    Org(String),
+    Org(Id),
     /// Every agent of a team.
-    Team(String),
+    Team(Id),
     /// One agent, by UUID.
-    Agent(String),
+    Agent(Id),
     /// Calls that use this tool, of any agent.
-    Tool(String),
+    Tool(Id),
 }
 
 impl Scope {
@@ -226,7 +296,7 @@ impl Scope {
         if id.is_empty() {
             return None;
         }
-        let id = id.to_string();
+        let id = Id::from(id);
         match kind {
             "org" => Some(Scope::Org(id)),
             "team" => Some(Scope::Team(id)),
@@ -411,6 +481,13 @@ pub struct Names {
     /// Compared without regard to ASCII case: a provider that reads names that way must not be a way round.
     #[serde(default, skip_serializing_if = "Texts::is_empty")]
     pub deny: Texts,
+}
+
+impl Silent for Names {
+    const SILENT: &'static Names = &Names {
+        allow: None,
+        deny: Texts::NONE,
+    };
 }
 
 impl Names {
@@ -706,7 +783,11 @@ impl Bundle {
         let payload = envelope::open(envelope, envelope::BUNDLE_TYPE, trust)
             .map_err(InstallError::Envelope)?;
         let digest = Digest::of(&payload);
-        let payload: Payload = json::read(&payload).map_err(|_| InstallError::Malformed)?;
+        let payload: Payload =
+            json::read(&payload).map_err(|_| match json::read::<Numbered>(&payload) {
+                Ok(other) if other.format != FORMAT => InstallError::Format,
+                Ok(_) | Err(_) => InstallError::Malformed,
+            })?;
         if payload.format != FORMAT {
             return Err(InstallError::Format);
         }

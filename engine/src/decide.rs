@@ -404,8 +404,9 @@ impl Decision {
 
 /// The documents of a call: of `documents` those that apply to everything `caller` does, broadest first, then those of the tools it uses.
 fn met<'d>(documents: &'d Documents, caller: &Caller, facts: &Facts) -> Vec<&'d Document> {
-    let covering = documents.covering(caller);
-    covering.chain(documents.about(facts.tools())).collect()
+    let mut met = documents.covering(caller);
+    met.extend(documents.about(facts.tools()));
+    met
 }
 
 /// Decides one call. `patterns` numbers the bundle's patterns as in [`crate::scan::distinct`]; `hits` are those found in the call.
@@ -451,7 +452,7 @@ pub fn redacted(
     let found = met(&payload.documents, caller, facts)
         .into_iter()
         .filter(|document| document.searches(facts.said.mcp_tool.as_deref()))
-        .flat_map(|document| &document.redactions)
+        .flat_map(|document| &document.data.redactions)
         .flat_map(|redaction| &redaction.patterns)
         .map(String::as_str)
         .filter(|pattern| scan::has(patterns, hits, pattern));
@@ -478,7 +479,7 @@ pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -
         && facts.said.tools_at_work
         && met(documents, caller, facts)
             .iter()
-            .any(|document| document.tool_output_is_data)
+            .any(|document| document.data.tool_output_is_data)
 }
 
 /// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
@@ -638,9 +639,9 @@ pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
 pub(crate) fn covers_one(scope: &Scope, caller: &Caller) -> bool {
     match scope {
         Scope::Global => true,
-        Scope::Org(org) => caller.org.as_ref() == Some(org),
-        Scope::Team(team) => caller.team.as_ref() == Some(team),
-        Scope::Agent(agent) => caller.agent == *agent,
+        Scope::Org(org) => caller.org.as_deref() == Some(org),
+        Scope::Team(team) => caller.team.as_deref() == Some(team),
+        Scope::Agent(agent) => caller.agent == **agent,
         Scope::Tool(_) => false,
     }
 }
@@ -700,8 +701,11 @@ impl Check<'_> {
     }
 
     fn network(&mut self, head: &Head) {
-        let listed = self
-            .document
+        let network = &self.document.network;
+        if network.is_absent() {
+            return;
+        }
+        let listed = network
             .hosts
             .as_ref()
             .is_none_or(|hosts| hosts.iter().any(|pattern| pattern.matches(&head.host)));
@@ -711,7 +715,7 @@ impl Check<'_> {
                 format!("the host `{}` is not on the allowlist", head.host),
             );
         }
-        let (hosts, ranges) = (&self.document.denied_hosts, &self.document.denied_addresses);
+        let (hosts, ranges) = (&network.denied_hosts, &network.denied_addresses);
         let denied = hosts.iter().any(|pattern| pattern.matches(&head.host))
             || !ranges.is_empty()
                 && match Place::of(&head.host) {
@@ -726,7 +730,7 @@ impl Check<'_> {
                 format!("the host `{}` is on the denylist", head.host),
             );
         }
-        if self.document.no_network {
+        if network.denied {
             self.refuse(
                 "capabilities.deny",
                 "outbound network connections are denied".to_string(),
@@ -759,16 +763,16 @@ impl Check<'_> {
     }
 
     fn tools(&mut self, facts: &Facts) {
-        for tool in facts.tools() {
-            let denied = self
-                .document
-                .denied_tools
+        let tools = &self.document.tools;
+        for tool in facts.tools().filter(|_| !tools.is_absent()) {
+            let denied = tools
+                .denied
                 .iter()
                 .find(|denied| denied.eq_ignore_ascii_case(tool));
             if let Some(denied) = denied {
                 let rule = format!("tools.{denied}.allow");
                 self.refuse(rule, format!("the tool `{}` is not allowed", shown(denied)));
-            } else if let Some(others) = &self.document.other_tools
+            } else if let Some(others) = &tools.others
                 && others.denied
                 && others.includes(tool)
             {
@@ -794,7 +798,8 @@ impl Check<'_> {
     }
 
     fn data(&mut self, facts: &Facts, patterns: &[String], hits: &Hits) {
-        if !self.document.searches(facts.said.mcp_tool.as_deref()) {
+        if self.document.data.is_absent() || !self.document.searches(facts.said.mcp_tool.as_deref())
+        {
             return;
         }
         if hits.is_unfinished() && self.document.searched().next().is_some() {
@@ -803,7 +808,7 @@ impl Check<'_> {
                 "searching the content for sensitive patterns takes more effort than a gate spends on one call".to_string(),
             );
         }
-        for (index, pattern) in self.document.patterns.iter().enumerate() {
+        for (index, pattern) in self.document.data.patterns.iter().enumerate() {
             if scan::has(patterns, hits, pattern) {
                 self.refuse(
                     format!("data.sensitive_patterns[{index}]"),
@@ -811,7 +816,7 @@ impl Check<'_> {
                 );
             }
         }
-        for redaction in &self.document.redactions {
+        for redaction in &self.document.data.redactions {
             let mut looked_for = redaction.patterns.iter();
             if looked_for.any(|pattern| scan::has(patterns, hits, pattern)) {
                 self.object(
@@ -834,7 +839,7 @@ impl Check<'_> {
         now: Time,
     ) {
         let document = self.document;
-        let named = document.approvals.iter().filter_map(|approval| {
+        let named = document.tools.approvals.iter().filter_map(|approval| {
             let is_it = |used: &&str| used.eq_ignore_ascii_case(&approval.tool);
             let tool = facts.tools().find(is_it)?;
             Some((
@@ -844,7 +849,7 @@ impl Check<'_> {
                 &approval.condition,
             ))
         });
-        let others = document.other_tools.iter().flat_map(|others| {
+        let others = document.tools.others.iter().flat_map(|others| {
             let used = facts.tools().filter(|tool| others.includes(tool));
             let each = used.zip(core::iter::repeat(others.approval.as_ref()));
             each.filter_map(|(tool, condition)| Some((tool, tool, "*", condition?)))
@@ -1221,7 +1226,7 @@ pub fn limits_on<'p>(
         model.filter(|model| *model == OTHER_MODELS || payload.prices.models.contains_key(*model));
     let documents = &payload.documents;
     let about = documents.about(account.tool.as_deref().into_iter());
-    in_force(documents.covering(caller).chain(about))
+    in_force(documents.covering(caller).into_iter().chain(about))
         .filter(move |(limit, document)| {
             concerned(&document.scope, caller).any(|(_, one)| {
                 let counted_in = account_of(limit, one, account.run.as_deref(), model);

@@ -853,15 +853,12 @@ fn count_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<u64>, Un
 /// Whether any document of the bundle has a rule that needs to read bodies. Coarse on purpose: which documents apply may depend on the body.
 pub fn bodies_matter(payload: &Payload) -> bool {
     payload.documents.iter().any(|document| {
-        (document.searched_in != crate::bundle::Searched::Responses
+        (document.data.searched_in != crate::bundle::Searched::Responses
             && document.searched().next().is_some())
-            || !document.denied_tools.is_empty()
-            || document.other_tools.is_some()
+            || !document.tools.is_absent()
             || !document.models.is_open()
             || !document.mcp_tools.is_open()
-            || !document.approvals.is_empty()
-            || !document.tool_costs.is_empty()
-            || document.tool_output_is_data
+            || document.data.tool_output_is_data
             || document
                 .limits
                 .iter()

@@ -310,7 +310,7 @@ fn searches(payload: &Payload) -> Result<(Search, Search), Unreadable> {
     let redactions = payload
         .documents
         .iter()
-        .flat_map(|document| &document.redactions);
+        .flat_map(|document| &document.data.redactions);
     let redacted = redactions.flat_map(|redaction| &redaction.patterns);
     for pattern in scan::distinct(redacted.map(String::as_str)) {
         masker(payload, pattern)?;
@@ -374,7 +374,7 @@ impl Gate {
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
         self.instructs = bundle.payload().is_some_and(|payload| {
             let mut documents = payload.documents.iter();
-            documents.any(|document| document.tool_output_is_data)
+            documents.any(|document| document.data.tool_output_is_data)
         });
         self.bundle = bundle;
         self.tokens.clear();

@@ -69,7 +69,7 @@ impl Watch {
         let place = |pattern: &String| patterns.binary_search(&pattern.as_str()).ok();
         let mut rules = Vec::new();
         for document in documents {
-            let blocking = document.patterns.iter().enumerate();
+            let blocking = document.data.patterns.iter().enumerate();
             rules.extend(blocking.map(|(index, pattern)| Rule {
                 patterns: place(pattern).into_iter().collect(),
                 reason: Reason {
@@ -79,7 +79,7 @@ impl Watch {
                     cause: Cause::Policy,
                 },
             }));
-            rules.extend(document.redactions.iter().map(|redaction| Rule {
+            rules.extend(document.data.redactions.iter().map(|redaction| Rule {
                 patterns: redaction.patterns.iter().filter_map(place).collect(),
                 reason: Reason {
                     rule: redaction.rule.clone().into(),

@@ -19,11 +19,11 @@ fn searching(patterns: &[&str], redact: bool) -> Gate {
     let mut payload = budgeted(1);
     payload.documents.change(|documents| {
         let patterns: Vec<String> = patterns.iter().map(|pattern| pattern.to_string()).collect();
-        documents[0].patterns.clear();
+        documents[0].data.patterns.clear();
         match redact {
-            false => documents[0].patterns = patterns,
+            false => documents[0].data.patterns = patterns,
             true => {
-                documents[0].redactions = vec![Redaction {
+                documents[0].data.redactions = vec![Redaction {
                     rule: "data.sensitive_patterns[0]".to_string(),
                     patterns,
                 }];

@@ -102,7 +102,7 @@ fn the_successor_is_installed_and_named() {
     let next = with(|payload| {
         payload
             .documents
-            .change(|documents| documents[0].hosts = None);
+            .change(|documents| documents[0].network.hosts = None);
     });
     gate.install(&bundle(&next), NOW).unwrap();
     assert_eq!(gate.bundle().revision(), 11);
@@ -307,9 +307,12 @@ fn foreign_channel() {
 
 #[test]
 fn another_format() {
-    for format in [0, 1, 3] {
+    for format in [0, 2, 4] {
         let other = with(|payload| payload.format = format);
         refuses(&bundle(&other), InstallError::Format);
+        // With whatever else is in it.
+        let other = serde_json::json!({"format": format, "documents": {"first": []}});
+        refuses(&sealed(BUNDLE_TYPE, &other), InstallError::Format);
     }
 }
 
@@ -335,8 +338,8 @@ fn issued_in_the_future() {
 fn searching(redact: bool, automata: impl FnOnce(&mut Vec<Compiled>)) -> Vec<u8> {
     let mut payload = issuer::whole(&with(|payload| {
         payload.documents.change(|documents| match redact {
-            false => documents[0].patterns.push("other".to_string()),
-            true => documents[0].redactions.push(Redaction {
+            false => documents[0].data.patterns.push("other".to_string()),
+            true => documents[0].data.redactions.push(Redaction {
                 rule: "data.sensitive_patterns[1]".to_string(),
                 patterns: vec!["other".to_string()],
             }),
@@ -502,7 +505,7 @@ fn duplicate_keys_in_the_payload() {
     let good = String::from_utf8(json(&payload(11))).unwrap();
     for twice in [
         good.replacen('{', "{\"revision\":12,", 1),
-        good.replacen("\"name\":", "\"hosts\":null,\"name\":", 1),
+        good.replacen("\"name\":", "\"network\":{},\"name\":", 1),
     ] {
         let signed = json(&envelope(
             BUNDLE_TYPE,

@@ -30,8 +30,11 @@ fn named(scopes: &[(&str, &str)]) -> Documents {
         .collect()
 }
 
-fn names<'d>(documents: impl Iterator<Item = &'d Document>) -> Vec<&'d str> {
-    documents.map(|document| document.name.as_str()).collect()
+fn names<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Vec<&'d str> {
+    documents
+        .into_iter()
+        .map(|document| document.name.as_str())
+        .collect()
 }
 
 #[test]
@@ -151,15 +154,16 @@ fn whatever_the_scopes_a_walk_over_all_documents_finds_the_same() {
         let used = pick(&mut random, &ids);
         let walked = documents.iter().filter(|document| match &document.scope {
             Scope::Global => true,
-            Scope::Org(id) => Some(id) == who.org.as_ref(),
-            Scope::Team(id) => Some(id) == who.team.as_ref(),
-            Scope::Agent(id) => *id == who.agent,
+            Scope::Org(id) => Some(&**id) == who.org.as_deref(),
+            Scope::Team(id) => Some(&**id) == who.team.as_deref(),
+            Scope::Agent(id) => **id == *who.agent,
             Scope::Tool(id) => id.eq_ignore_ascii_case(used),
         });
         let walked: Vec<String> = walked.map(|document| document.name.clone()).collect();
         let documents = Documents::from(documents);
         let found = documents
             .covering(&who)
+            .into_iter()
             .chain(documents.about([used].into_iter()));
         assert_eq!(names(found), walked);
         met += walked.len();

@@ -146,7 +146,7 @@ fn tools_only() -> Payload {
     let mut payload = payload(1);
     payload
         .documents
-        .change(|documents| documents[0].patterns = Vec::new());
+        .change(|documents| documents[0].data.patterns = Vec::new());
     payload
 }
 
@@ -155,10 +155,10 @@ fn patterns_in_shadow_are_searched_and_stop_nothing() {
     let mut tried = payload(1);
     tried
         .documents
-        .change(|documents| documents[0].patterns = Vec::new());
+        .change(|documents| documents[0].data.patterns = Vec::new());
     let mut shadow = issuer::document("tried");
     // As many states as the text has bytes: a search for this gives up, one for the other does not.
-    shadow.patterns = vec!["secret".to_string(), "(a|b)*a(a|b){12}".to_string()];
+    shadow.data.patterns = vec!["secret".to_string(), "(a|b)*a(a|b){12}".to_string()];
     tried.shadow = vec![shadow].into();
     let mut gate = gate(Towards::Anywhere, &tried);
     let found = |exchange: &Exchange| -> Vec<String> {
@@ -182,7 +182,7 @@ fn patterns_in_shadow_are_searched_and_stop_nothing() {
     assert_eq!(found(&exchange), [""; 0]);
     tried
         .documents
-        .change(|documents| documents[0].patterns = vec!["other".to_string()]);
+        .change(|documents| documents[0].data.patterns = vec!["other".to_string()]);
     gate.install(
         &issuer::bundle(&Payload {
             revision: 2,
@@ -230,7 +230,7 @@ fn a_plus_is_searched_as_itself_and_as_a_space() {
     let mut both = payload(1);
     let patterns = ["a b", r"c\+d"].map(String::from).to_vec();
     both.documents
-        .change(|documents| documents[0].patterns = patterns);
+        .change(|documents| documents[0].data.patterns = patterns);
     let mut gate = gate(Towards::Anywhere, &both);
     for (path, verdict) in [
         ("/?q=a+b", "data.sensitive_patterns[0]"),
@@ -317,7 +317,7 @@ fn text_that_is_json_is_searched_both_ways() {
     let patterns = [r#""secret":"#, "key-[a-z]{8}"].map(String::from).to_vec();
     across
         .documents
-        .change(|documents| documents[0].patterns = patterns);
+        .change(|documents| documents[0].data.patterns = patterns);
     let mut gate = gate(Towards::Anywhere, &across);
     for (body, verdict) in [
         (r#"{"secret":1}"#, "data.sensitive_patterns[0]"),
@@ -571,8 +571,8 @@ fn a_record_is_bounded_whatever_the_call_is_called() {
     wordy.documents = (0..40)
         .map(|number| {
             let mut document = document(&format!("{number}{}", "\u{1}".repeat(4_000)));
-            document.no_network = true;
-            document.denied_tools = ["\u{1}".repeat(4_000)].iter().collect();
+            document.network.denied = true;
+            document.tools.denied = ["\u{1}".repeat(4_000)].iter().collect();
             document
         })
         .collect();
@@ -622,7 +622,7 @@ fn the_answer_says_how_much_was_taken_out() {
     let mut payload = budgeted(1);
     payload.documents.change(|documents| {
         documents[0].limits.clear();
-        documents[0].redactions = vec![Redaction {
+        documents[0].data.redactions = vec![Redaction {
             rule: "data.sensitive_patterns[0]".to_string(),
             patterns: vec!["cut-[0-9]".to_string()],
         }];

@@ -728,18 +728,20 @@ fn which_policies_need_bodies() {
         serde_json::from_value(limit).unwrap()
     };
     assert!(!one(|_| {}));
-    assert!(!one(|document| document.no_network = true));
-    assert!(!one(|document| document.hosts = Some(Vec::new())));
-    assert!(one(|document| document.patterns = vec!["a".to_string()]));
+    assert!(!one(|document| document.network.denied = true));
+    assert!(!one(|document| document.network.hosts = Some(Vec::new())));
     assert!(one(
-        |document| document.denied_tools = Texts::from_iter(["a"])
+        |document| document.data.patterns = vec!["a".to_string()]
+    ));
+    assert!(one(
+        |document| document.tools.denied = Texts::from_iter(["a"])
     ));
     assert!(one(
         |document| document.models.deny = Texts::from_iter(["a"])
     ));
     assert!(one(|document| document.models = Names {
-        allow: Some(Texts::new()),
-        deny: Texts::new()
+        allow: Some(Texts::NONE),
+        deny: Texts::NONE
     }));
     assert!(one(
         |document| document.mcp_tools.deny = Texts::from_iter(["a"])

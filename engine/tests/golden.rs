@@ -14,8 +14,8 @@ use std::{fs, path::PathBuf};
 use tollgate_engine::{
     address::Range,
     bundle::{
-        ActiveHours, Approval, Bundle, Calendar, HostPattern, Level, Limit, Names, OtherTools,
-        Payload, Redaction, Scope, Searched, Texts, ToolCost,
+        ActiveHours, Approval, Bundle, Calendar, Data, HostPattern, Level, Limit, Names, Network,
+        OtherTools, Payload, Redaction, Scope, Searched, Texts, ToolCost, Tools,
     },
     condition::{Fact, Instruction, Program},
     envelope::{self, LEASES_TYPE},
@@ -54,7 +54,7 @@ fn full_payload() -> Payload {
     let mut payload = budgeted(42);
     payload.issued_at = NOW.secs();
     payload.documents.change(|documents| {
-        documents[0].no_network = true;
+        documents[0].network.denied = true;
         documents[0].models = Names {
             allow: Some(Texts::from_iter(["gpt-*"])),
             deny: Texts::from_iter(["gpt-4o-audio*"]),
@@ -62,7 +62,8 @@ fn full_payload() -> Payload {
         documents[0].mcp_tools = Names {
             allow: None,
             deny: Texts::from_iter(["shell"]),
-        };
+        }
+        .into();
         for scope in [
             "org:acme",
             "team:platform",
@@ -82,7 +83,7 @@ fn full_payload() -> Payload {
                 end: 1_795_197_600,
             }],
         }));
-        documents[0].approvals.push(Approval {
+        documents[0].tools.approvals.push(Approval {
             tool: "git".to_string(),
             // governance_level >= L2 || "main" in [args.branch]
             condition: Program(vec![
@@ -138,29 +139,41 @@ fn full_payload() -> Payload {
         months: vec![1_793_491_200, 1_796_083_200],
     }];
     payload.shadow = vec![tollgate_engine::bundle::Document {
-        denied_tools: Texts::from_iter(["mail"]),
-        searched_in: Searched::Requests,
-        unsearched_tools: Texts::from_iter(["calc"]),
-        other_tools: Some(Box::new(OtherTools {
-            named: Texts::from_iter(["mail", "git"]),
-            denied: true,
-            approval: Some(Program(vec![Instruction::Bool(true)])),
-            cost_nano_usd: Some(1_000_000),
-        })),
-        redactions: vec![Redaction {
-            rule: "data.sensitive_patterns[0]".to_string(),
-            patterns: vec!["[0-9]{16}".to_string()],
-        }],
-        tool_costs: vec![ToolCost {
-            tool: "calc".to_string(),
-            nano_usd: 2_000_000,
-        }],
-        tool_output_is_data: true,
-        denied_hosts: vec![HostPattern("*.internal".to_string())],
-        denied_addresses: ["169.254.169.254", "10.0.0.0/8", "fe80::/10"]
-            .iter()
-            .filter_map(|range| Range::parse(range))
-            .collect(),
+        network: Network {
+            denied_hosts: vec![HostPattern("*.internal".to_string())],
+            denied_addresses: ["169.254.169.254", "10.0.0.0/8", "fe80::/10"]
+                .iter()
+                .filter_map(|range| Range::parse(range))
+                .collect(),
+            ..Network::default()
+        }
+        .into(),
+        tools: Tools {
+            denied: Texts::from_iter(["mail"]),
+            others: Some(OtherTools {
+                named: Texts::from_iter(["mail", "git"]),
+                denied: true,
+                approval: Some(Program(vec![Instruction::Bool(true)])),
+                cost_nano_usd: Some(1_000_000),
+            }),
+            costs: vec![ToolCost {
+                tool: "calc".to_string(),
+                nano_usd: 2_000_000,
+            }],
+            ..Tools::default()
+        }
+        .into(),
+        data: Data {
+            redactions: vec![Redaction {
+                rule: "data.sensitive_patterns[0]".to_string(),
+                patterns: vec!["[0-9]{16}".to_string()],
+            }],
+            searched_in: Searched::Requests,
+            unsearched_tools: Texts::from_iter(["calc"]),
+            tool_output_is_data: true,
+            ..Data::default()
+        }
+        .into(),
         ..issuer::document("tried")
     }]
     .into();
@@ -178,13 +191,13 @@ fn bundle_envelope() {
     let mut gate = Gate::new(config(Towards::Anywhere));
     gate.install(&kept, NOW).unwrap();
     let read = gate.bundle().payload().unwrap();
-    assert_eq!((read.format, read.revision), (2, 42));
+    assert_eq!((read.format, read.revision), (3, 42));
     assert_eq!(read.documents.len(), 5);
-    assert_eq!(read.documents[1].scope, Scope::Org("acme".to_string()));
+    assert_eq!(read.documents[1].scope, Scope::Org("acme".into()));
     assert_eq!(read.documents[0].limits.len(), 5);
     assert_eq!(read.revoked_agents.len(), 1);
-    assert_eq!(read.shadow[0].denied_tools, Texts::from_iter(["mail"]));
-    assert_eq!(read.shadow[0].denied_addresses.len(), 3);
+    assert_eq!(read.shadow[0].tools.denied, Texts::from_iter(["mail"]));
+    assert_eq!(read.shadow[0].network.denied_addresses.len(), 3);
 }
 
 /// What is in the envelope, for people to read.

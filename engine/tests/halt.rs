@@ -20,7 +20,7 @@ fn running(halts: Vec<Halt>) -> Gate {
     payload.halts = halts;
     payload.documents.change(|documents| {
         for document in documents {
-            document.searched_in = Searched::Requests;
+            document.data.searched_in = Searched::Requests;
         }
     });
     gate(Towards::Llm, &payload)

@@ -117,7 +117,9 @@ pub fn compile(
 /// The patterns of all documents, compiled. `None` where a gate would not take them: the author should hear it first.
 fn automata(enforced: &[bundle::Document], shadow: &[bundle::Document]) -> Option<Vec<Pattern>> {
     // Only what is enforced is taken out of anything.
-    let redactions = enforced.iter().flat_map(|document| &document.redactions);
+    let redactions = enforced
+        .iter()
+        .flat_map(|document| &document.data.redactions);
     let redacted: HashSet<&String> = redactions
         .flat_map(|redaction| &redaction.patterns)
         .collect();
@@ -236,10 +238,13 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             .as_ref()
             .map(|hours| active(hours, life).map(Box::new))
             .transpose()?,
-        hosts: document.network.as_deref().and_then(hosts),
-        denied_hosts: denied(document, |denied| denied.hosts()),
-        denied_addresses: denied(document, |denied| denied.addresses()),
-        no_network: capabilities.deny.contains(&Capability::NetworkOutbound),
+        network: bundle::Network {
+            hosts: document.network.as_deref().and_then(hosts),
+            denied_hosts: denied(document, |denied| denied.hosts()),
+            denied_addresses: denied(document, |denied| denied.addresses()),
+            denied: capabilities.deny.contains(&Capability::NetworkOutbound),
+        }
+        .into(),
         models: names(document, |capability| match capability {
             Capability::Model(name) => Some(name),
             _ => None,
@@ -247,16 +252,28 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
         mcp_tools: names(document, |capability| match capability {
             Capability::McpTool(name) => Some(name),
             _ => None,
-        }),
-        denied_tools: named_tools(document)
+        })
+        .into(),
+        tools: tools(document).into(),
+        data: bundle::Data {
+            patterns,
+            redactions,
+            searched_in: document.data.applies_to,
+            unsearched_tools: document.data.exempt_tools.iter().collect(),
+            tool_output_is_data: document.data.tool_output_is_data,
+        }
+        .into(),
+        limits: limits(document),
+    })
+}
+
+fn tools(document: &Document) -> bundle::Tools {
+    bundle::Tools {
+        denied: named_tools(document)
             .filter(|tool| !tool.allow)
             .map(|tool| &tool.name)
             .collect(),
-        patterns,
-        redactions,
-        searched_in: document.data.applies_to,
-        unsearched_tools: document.data.exempt_tools.iter().collect(),
-        other_tools: other_tools(document).map(Box::new),
+        others: other_tools(document),
         approvals: named_tools(document)
             .filter_map(|tool| {
                 Some(bundle::Approval {
@@ -265,8 +282,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
                 })
             })
             .collect(),
-        limits: limits(document),
-        tool_costs: named_tools(document)
+        costs: named_tools(document)
             .filter_map(|tool| {
                 Some(bundle::ToolCost {
                     tool: tool.name.clone(),
@@ -274,8 +290,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
                 })
             })
             .collect(),
-        tool_output_is_data: document.data.tool_output_is_data,
-    })
+    }
 }
 
 fn named_tools(document: &Document) -> impl Iterator<Item = &Tool> {

@@ -689,7 +689,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         let agent = agent::read(&field, findings);
         match (&body.scope, agent.id) {
             (_, None) => {}
-            (None, Some((id, _))) => body.scope = Some(Scope::Agent(id)),
+            (None, Some((id, _))) => body.scope = Some(Scope::Agent(id.as_str().into())),
             (Some(_), Some((_, at))) => {
                 let path = child(&field.path, "id");
                 let message = "whom the policy is for is said twice; remove `scope` or `id`";
@@ -754,7 +754,7 @@ fn scope(field: &Field<'_>, findings: &mut Findings) -> Option<Scope> {
             "`{}` is not a UUID such as 01234567-89ab-cdef-0123-456789abcdef",
             shown(&id)
         )),
-        Some(Scope::Agent(id)) => Some(Scope::Agent(id.to_ascii_lowercase())),
+        Some(Scope::Agent(id)) => Some(Scope::Agent(id.to_ascii_lowercase().as_str().into())),
         Some(scope @ (Scope::Org(_) | Scope::Team(_) | Scope::Tool(_))) => {
             let id = text.split_once(':').map_or("", |(_, id)| id);
             match name_problem(id) {

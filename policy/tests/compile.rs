@@ -41,20 +41,21 @@ fn every_enforced_field_reaches_the_bundle() {
     );
     let compiled = compile(&documents(&text), NOV_20, NOV_20 + DAY).expect("compiles");
     let document = &compiled.documents[0];
-    assert_eq!(document.scope, Scope::Team("platform".to_string()));
+    assert_eq!(document.scope, Scope::Team("platform".into()));
     let hosts: Vec<&str> = document
+        .network
         .hosts
         .iter()
         .flatten()
         .map(|host| host.0.as_str())
         .collect();
     assert_eq!(hosts, ["api.example", "*.slack.com"]);
-    assert!(document.no_network);
+    assert!(document.network.denied);
     assert_eq!(document.models.allow, Some(Texts::from_iter(["gpt-*"])));
     assert_eq!(document.models.deny, Texts::from_iter(["gpt-5"]));
     assert_eq!(document.mcp_tools.allow, Some(Texts::from_iter(["git"])));
-    assert_eq!(document.denied_tools, Texts::from_iter(["bash"]));
-    assert_eq!(document.patterns, ["(?u)(?:a[0-9])"]);
+    assert_eq!(document.tools.denied, Texts::from_iter(["bash"]));
+    assert_eq!(document.data.patterns, ["(?u)(?:a[0-9])"]);
 
     let rules: Vec<_> = document
         .limits
@@ -141,18 +142,18 @@ fn an_agent_block_is_a_document_for_the_agent() {
     assert_eq!(document.name, "support");
     let scope = "agent:01234567-89ab-cdef-0123-456789abcdef";
     assert_eq!(document.scope.to_string(), scope);
-    assert_eq!(document.denied_tools, Texts::from_iter(["drop_table"]));
-    assert_eq!(document.approvals[0].tool, "refund");
+    assert_eq!(document.tools.denied, Texts::from_iter(["drop_table"]));
+    assert_eq!(document.tools.approvals[0].tool, "refund");
     let always = Program(vec![Instruction::Bool(true)]);
-    assert_eq!(document.approvals[0].condition, always);
+    assert_eq!(document.tools.approvals[0].condition, always);
     assert_eq!(
-        document.other_tools,
-        Some(Box::new(OtherTools {
+        document.tools.others,
+        Some(OtherTools {
             named: Texts::from_iter(["web_search", "refund", "drop_table"]),
             denied: true,
             approval: None,
             cost_nano_usd: None,
-        }))
+        })
     );
     // A limit on them is of them all together, and of this document's.
     let counted = v1(
@@ -180,7 +181,7 @@ fn an_agent_block_is_a_document_for_the_agent() {
     // A star that restricts nothing says nothing.
     let open = v1("a", "{tools: {'*': {allow: true}, git: {allow: false}}}");
     let compiled = compile(&documents(&open), NOV_20, NOV_20 + DAY).unwrap();
-    assert_eq!(compiled.documents[0].other_tools, None);
+    assert_eq!(compiled.documents[0].tools.others, None);
 }
 
 #[test]
@@ -351,7 +352,7 @@ fn an_allow_list_closes_only_the_kinds_it_names() {
             .clone()
     };
     let plain = compiled("{capabilities: {allow: [network_outbound]}}");
-    assert!(plain.models.is_open() && plain.mcp_tools.is_open() && !plain.no_network);
+    assert!(plain.models.is_open() && plain.mcp_tools.is_open() && !plain.network.denied);
     let models = compiled("{capabilities: {allow: ['model:a']}}");
     assert!(models.models.allow.is_some() && models.mcp_tools.is_open());
     let tools = compiled("{capabilities: {allow: ['mcp_tool:a']}}");
@@ -368,12 +369,22 @@ fn a_denylist_alone_leaves_other_hosts_open() {
     let [a, b] = &*compiled.documents else {
         panic!("{compiled:?}")
     };
-    assert_eq!(a.hosts, None);
-    assert_eq!(b.hosts, Some(Vec::new()));
-    let hosts: Vec<&str> = a.denied_hosts.iter().map(|host| host.0.as_str()).collect();
+    assert_eq!(a.network.hosts, None);
+    assert_eq!(b.network.hosts, Some(Vec::new()));
+    let hosts: Vec<&str> = a
+        .network
+        .denied_hosts
+        .iter()
+        .map(|host| host.0.as_str())
+        .collect();
     assert_eq!(hosts[..3], ["a.example", "localhost", "*.localhost"]);
     // What `private` says again is there once.
-    let ranges: Vec<String> = a.denied_addresses.iter().map(ToString::to_string).collect();
+    let ranges: Vec<String> = a
+        .network
+        .denied_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(ranges[..3], ["10.0.0.0/8", "0.0.0.0/8", "100.64.0.0/10"]);
 }
 
@@ -383,7 +394,7 @@ fn network_without_entries_allows_nothing() {
         let parsed = parse("a.yaml", text.as_bytes(), true);
         assert!(!parsed.has_errors(), "{text}");
         let compiled = compile(&parsed.documents, NOV_20, NOV_20 + DAY).expect("compiles");
-        compiled.documents[0].hosts.as_ref().map(Vec::len)
+        compiled.documents[0].network.hosts.as_ref().map(Vec::len)
     };
     assert_eq!(hosts("scope: global"), None);
     assert_eq!(hosts("network: {}"), Some(0));

@@ -599,7 +599,7 @@ async fn limits(
             callers.extend(
                 sqlx::query_as("SELECT id, org, team FROM agents WHERE workspace = $1 AND id = $2")
                     .bind(workspace.as_str())
-                    .bind(agent)
+                    .bind(&**agent)
                     .fetch_optional(&mut *connection)
                     .await?,
             );

@@ -1,9 +1,9 @@
 //! The documents of a bundle, found by scope: a call meets a handful of them, however many there are.
 
 use super::{Document, Scope};
-use crate::{decide::covers_one, identity::Caller, sorted::sort_by_key};
+use crate::{identity::Caller, sorted::sort_by_key};
 use alloc::{vec, vec::Vec};
-use core::{fmt, iter, ops::Deref};
+use core::{fmt, ops::Deref};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Documents in the bundle's order, with a hash table over their scopes. What is hashed was signed by the control plane, so nobody but
@@ -11,46 +11,34 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Default)]
 pub struct Documents {
     all: Vec<Document>,
-    /// The place in `all` of the first document of a scope, or [`NONE`]; open addressing, a power of two and at most half full.
-    slots: Vec<u32>,
-    /// For each document the next one of the same scope, or [`NONE`].
-    next: Vec<u32>,
+    /// Open addressing, a power of two of them and at most half full. Documents of one scope stand in the bundle's order.
+    slots: Vec<Slot>,
+}
+
+/// Where a document is found. With the whole hash, so that no other is read on the way: among thousands each is in memory that is in no cache.
+#[derive(Clone, Copy)]
+struct Slot {
+    hash: u32,
+    /// In `all`, or [`EMPTY`].
+    place: u32,
 }
 
 /// A place at which there is no document: a bundle of so many would not be read.
-const NONE: u32 = u32::MAX;
+const EMPTY: u32 = u32::MAX;
 
 impl Documents {
     /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
-    pub fn covering<'d, 'c>(
-        &'d self,
-        caller: &'c Caller,
-    ) -> impl Iterator<Item = &'d Document> + use<'d, 'c> {
-        let others = caller.acts_for.iter().enumerate();
-        let theirs = others.flat_map(move |(at, one)| {
-            let before = move || caller.all().take(at + 1);
-            self.covering_one(one)
-                .filter(move |document| !before().any(|other| covers_one(&document.scope, other)))
-        });
-        self.covering_one(caller).chain(theirs)
-    }
-
-    fn covering_one<'d>(&'d self, caller: &Caller) -> impl Iterator<Item = &'d Document> + use<'d> {
-        [
-            self.first(Key(Kind::Global, "")),
-            caller
-                .org
-                .as_ref()
-                .map_or(NONE, |org| self.first(Key(Kind::Org, org))),
-            caller
-                .team
-                .as_ref()
-                .map_or(NONE, |team| self.first(Key(Kind::Team, team))),
-            self.first(Key(Kind::Agent, &caller.agent)),
-        ]
-        .into_iter()
-        .flat_map(|first| self.chain(first))
-        .filter_map(|at| self.at(at))
+    pub fn covering(&self, caller: &Caller) -> Vec<&Document> {
+        let mut found = Vec::with_capacity(USUALLY);
+        for (at, one) in caller.all().enumerate() {
+            let before = || caller.all().take(at).flat_map(keys);
+            for key in keys(one) {
+                if !before().any(|other| other == key) {
+                    self.each(key, |_, document| found.push(document));
+                }
+            }
+        }
+        found
     }
 
     /// The documents of the scopes `tool:…` of any of `tools`, each once, in the bundle's order.
@@ -58,12 +46,15 @@ impl Documents {
         &'d self,
         tools: impl Iterator<Item = &'t str>,
     ) -> impl Iterator<Item = &'d Document> {
-        let mut found: Vec<u32> = tools
-            .flat_map(|tool| self.chain(self.first(Key(Kind::Tool, tool))))
-            .collect();
-        sort_by_key(&mut found, |at| *at);
-        found.dedup();
-        found.into_iter().filter_map(|at| self.at(at))
+        let mut found = Vec::new();
+        for tool in tools {
+            self.each(Key(Kind::Tool, tool), |place, document| {
+                found.push((place, document));
+            });
+        }
+        sort_by_key(&mut found, |(place, _)| *place);
+        found.dedup_by_key(|(place, _)| *place);
+        found.into_iter().map(|(_, document)| document)
     }
 
     /// Whether there is none.
@@ -78,43 +69,47 @@ impl Documents {
         *self = all.into();
     }
 
+    /// The documents of one scope, each with its place, in the bundle's order.
+    fn each<'d>(&'d self, key: Key<'_>, mut take: impl FnMut(u32, &'d Document)) {
+        let hash = key.hash();
+        let mut next = first(hash, self.slots.len());
+        // Half of the slots are empty, so the search ends.
+        while let Some(slot) = self.slots.get(next)
+            && let Some(document) = self.at(slot.place)
+        {
+            if slot.hash == hash && key.is(&document.scope) {
+                take(slot.place, document);
+            }
+            next = (next + 1) & (self.slots.len() - 1);
+        }
+    }
+
     fn at(&self, place: u32) -> Option<&Document> {
         self.all.get(usize::try_from(place).ok()?)
     }
+}
 
-    fn chain(&self, first: u32) -> impl Iterator<Item = u32> + Clone {
-        let found = |at: u32| (at != NONE).then_some(at);
-        iter::successors(found(first), move |at| {
-            let next = self.next.get(usize::try_from(*at).ok()?);
-            next.copied().and_then(found)
-        })
-    }
+/// How many documents a call meets, most often; where there are more, that costs a copy.
+const USUALLY: usize = 16;
 
-    fn first(&self, key: Key<'_>) -> u32 {
-        self.slot(key)
-            .and_then(|slot| self.slots.get(slot))
-            .copied()
-            .unwrap_or(NONE)
-    }
-
-    /// The slot of `key`, or the empty one where it would stand. `None` only where there are no slots.
-    fn slot(&self, key: Key<'_>) -> Option<usize> {
-        let mask = self.slots.len().checked_sub(1)?;
-        // Half of the slots are empty, so the search ends.
-        let mut slot = key.hash() & mask;
-        loop {
-            let at = *self.slots.get(slot)?;
-            match self.at(at) {
-                Some(document) if !key.is(&document.scope) => slot = (slot + 1) & mask,
-                Some(_) | None => return Some(slot),
-            }
-        }
-    }
+/// The place, of `slots` many, at which a search for `hash` begins.
+fn first(hash: u32, slots: usize) -> usize {
+    usize::try_from(hash).unwrap_or(0) & slots.saturating_sub(1)
 }
 
 /// A scope, for comparing and hashing without a copy of its name.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Key<'k>(Kind, &'k str);
+
+/// The scopes that cover everything an agent does, broadest first.
+fn keys(caller: &Caller) -> impl Iterator<Item = Key<'_>> {
+    let org = caller.org.as_deref().map(|id| Key(Kind::Org, id));
+    let team = caller.team.as_deref().map(|id| Key(Kind::Team, id));
+    let agent = Key(Kind::Agent, &caller.agent);
+    [Some(Key(Kind::Global, "")), org, team, Some(agent)]
+        .into_iter()
+        .flatten()
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -138,16 +133,18 @@ impl<'k> Key<'k> {
 
     /// Tools are the same in any case.
     fn is(self, scope: &Scope) -> bool {
-        let Key(kind, id) = Key::of(scope);
-        kind == self.0
-            && match kind {
-                Kind::Tool => id.eq_ignore_ascii_case(self.1),
-                Kind::Global | Kind::Org | Kind::Team | Kind::Agent => id == self.1,
-            }
+        let (sought, id) = (self.0, self.1.as_bytes());
+        match scope {
+            Scope::Global => sought == Kind::Global,
+            Scope::Org(org) => sought == Kind::Org && org.as_bytes() == id,
+            Scope::Team(team) => sought == Kind::Team && team.as_bytes() == id,
+            Scope::Agent(agent) => sought == Kind::Agent && agent.as_bytes() == id,
+            Scope::Tool(tool) => sought == Kind::Tool && tool.as_bytes().eq_ignore_ascii_case(id),
+        }
     }
 
     /// FNV-1a over eight bytes at a time, folded so that the low bits depend on all of them.
-    fn hash(self) -> usize {
+    fn hash(self) -> u32 {
         const PRIME: u64 = 0x0000_0100_0000_01b3;
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for chunk in self.1.as_bytes().chunks(8) {
@@ -159,8 +156,7 @@ impl<'k> Key<'k> {
         }
         hash = (hash ^ u64::from(self.0.number())).wrapping_mul(PRIME);
         hash ^= hash >> 32;
-        // The low 32 bits everywhere, so that a gate of 32 bits finds what one of 64 finds.
-        usize::try_from(hash & 0xffff_ffff).unwrap_or(0)
+        u32::try_from(hash & 0xffff_ffff).unwrap_or(0)
     }
 }
 
@@ -178,25 +174,24 @@ impl Kind {
 
 impl From<Vec<Document>> for Documents {
     fn from(all: Vec<Document>) -> Documents {
-        let slots = all.len().saturating_mul(2).next_power_of_two();
-        let mut documents = Documents {
-            next: vec![NONE; all.len()],
-            slots: vec![NONE; slots],
-            all,
+        let empty = Slot {
+            hash: 0,
+            place: EMPTY,
         };
-        // From the last, so that the first of a scope stands at the head of its chain.
-        for place in (0..documents.all.len()).rev() {
-            let at = u32::try_from(place).unwrap_or(NONE);
-            let document = documents.at(at);
-            let slot = document.and_then(|document| documents.slot(Key::of(&document.scope)));
-            if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot)) {
-                let after = core::mem::replace(head, at);
-                if let Some(next) = documents.next.get_mut(place) {
-                    *next = after;
-                }
+        let mut slots = vec![empty; all.len().saturating_mul(2).next_power_of_two()];
+        for (place, document) in (0..).zip(&all) {
+            let hash = Key::of(&document.scope).hash();
+            let first = first(hash, slots.len());
+            let (before, from) = slots.split_at_mut(first);
+            let free = from
+                .iter_mut()
+                .chain(before)
+                .find(|slot| slot.place == EMPTY);
+            if let Some(slot) = free {
+                *slot = Slot { hash, place };
             }
         }
-        documents
+        Documents { all, slots }
     }
 }
 

@@ -1,26 +1,25 @@
 //! A list of strings in one allocation.
 
-use alloc::{boxed::Box, string::String, vec::Vec};
+use super::Short;
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Strings one behind the other, each after its length. A call meets a document that was long not needed, and reading it is waiting for memory:
 /// so for a list of names once, and not again for each name.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Texts(Box<str>);
+pub struct Texts(Short<22>);
 
 /// A length is written as two digits of this base, and a digit as the character with that number: these all are characters.
 const BASE: usize = 0xD800;
 
 impl Texts {
-    /// None.
-    pub fn new() -> Texts {
-        Texts::default()
-    }
+    /// No strings.
+    pub const NONE: Texts = Texts(Short::EMPTY);
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.as_bytes().is_empty()
     }
 
     /// In their order.
@@ -54,7 +53,7 @@ impl<T: AsRef<str>> FromIterator<T> for Texts {
             all.extend([digit(text.len() / BASE), digit(text.len() % BASE)]);
             all.push_str(text);
         }
-        Texts(all.into_boxed_str())
+        Texts(all.as_str().into())
     }
 }
 

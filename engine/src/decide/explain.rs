@@ -156,7 +156,7 @@ impl Call<'_> {
 
     fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused = refusals(document, |check| check.network(self.head));
-        if let Some(hosts) = &document.hosts {
+        if let Some(hosts) = &document.network.hosts {
             let hosts = hosts.iter().map(|host| host.0.as_str());
             rules.push(ruled(
                 "network.allowlist",
@@ -168,10 +168,17 @@ impl Call<'_> {
             ));
         }
         let denied: Vec<String> = document
+            .network
             .denied_hosts
             .iter()
             .map(|host| host.0.clone())
-            .chain(document.denied_addresses.iter().map(ToString::to_string))
+            .chain(
+                document
+                    .network
+                    .denied_addresses
+                    .iter()
+                    .map(ToString::to_string),
+            )
             .collect();
         if !denied.is_empty() {
             rules.push(ruled(
@@ -189,7 +196,7 @@ impl Call<'_> {
                 "a host on the list".to_string(),
             ));
         }
-        if document.no_network {
+        if document.network.denied {
             rules.push(ruled(
                 "capabilities.deny",
                 &refused,
@@ -219,7 +226,7 @@ impl Call<'_> {
 
     fn tools(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused = refusals(document, |check| check.tools(self.facts));
-        for tool in document.denied_tools.iter() {
+        for tool in document.tools.denied.iter() {
             rules.push(ruled(
                 &format!("tools.{tool}.allow"),
                 &refused,
@@ -229,7 +236,12 @@ impl Call<'_> {
                 format!("a call that offers or calls `{tool}`"),
             ));
         }
-        if let Some(others) = document.other_tools.as_ref().filter(|others| others.denied) {
+        if let Some(others) = document
+            .tools
+            .others
+            .as_ref()
+            .filter(|others| others.denied)
+        {
             rules.push(ruled(
                 "tools.*.allow",
                 &refused,
@@ -247,7 +259,7 @@ impl Call<'_> {
         let refused = refusals(document, |check| {
             check.data(self.facts, self.patterns, self.hits);
         });
-        for index in 0..document.patterns.len() {
+        for index in 0..document.data.patterns.len() {
             rules.push(ruled(
                 &format!("data.sensitive_patterns[{index}]"),
                 &refused,
@@ -257,7 +269,7 @@ impl Call<'_> {
                 "content that matches it".to_string(),
             ));
         }
-        for redaction in &document.redactions {
+        for redaction in &document.data.redactions {
             rules.push(ruled(
                 &redaction.rule,
                 &refused,
@@ -268,7 +280,7 @@ impl Call<'_> {
                     .to_string(),
             ));
         }
-        if document.tool_output_is_data {
+        if document.data.tool_output_is_data {
             rules.push(ruled(
                 "data.tool_output_is_data",
                 &refused,
@@ -284,7 +296,7 @@ impl Call<'_> {
         let refused = refusals(document, |check| {
             check.approval(self.caller, self.head, self.facts, self.estimate, self.now);
         });
-        for approval in &document.approvals {
+        for approval in &document.tools.approvals {
             let tool = &approval.tool;
             let mut used = self.facts.tools();
             rules.push(ruled(
@@ -300,7 +312,7 @@ impl Call<'_> {
     }
 
     fn other_approvals(&self, document: &Document, refused: &[Reason], rules: &mut Vec<Ruled>) {
-        let Some(others) = &document.other_tools else {
+        let Some(others) = &document.tools.others else {
             return;
         };
         if others.approval.is_some() {

@@ -7,7 +7,10 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use regex_automata::{nfa::thompson, util::syntax};
 use tollgate_engine::{
     automaton::{Automaton, Compiled, MAX_STATES_BYTES},
-    bundle::{self, Document, HostPattern, Level, Limit, Names, Payload, Scope, Searched, Texts},
+    bundle::{
+        self, Data, Document, HostPattern, Level, Limit, Names, Network, Part, Payload, Scope,
+        Texts, Tools,
+    },
     bytes::to_base64url,
     envelope::{BUNDLE_TYPE, Envelope, EnvelopeSignature, PublicKey, pre_authentication_encoding},
     gate::{Config, Gate},
@@ -164,12 +167,24 @@ pub(crate) fn payload(revision: u64) -> Payload {
         issued_at: NOW.secs() - 60,
         expires_at: NOW.secs() + 86_400,
         documents: vec![Document {
-            hosts: Some(vec![
-                HostPattern(LISTED_HOST.to_string()),
-                HostPattern("api.openai.com".to_string()),
-            ]),
-            denied_tools: Texts::from_iter(["shell"]),
-            patterns: vec!["key-[a-z]{8}".to_string()],
+            network: Network {
+                hosts: Some(vec![
+                    HostPattern(LISTED_HOST.to_string()),
+                    HostPattern("api.openai.com".to_string()),
+                ]),
+                ..Network::default()
+            }
+            .into(),
+            tools: Tools {
+                denied: Texts::from_iter(["shell"]),
+                ..Tools::default()
+            }
+            .into(),
+            data: Data {
+                patterns: vec!["key-[a-z]{8}".to_string()],
+                ..Data::default()
+            }
+            .into(),
             ..document("base")
         }]
         .into(),
@@ -189,22 +204,12 @@ pub(crate) fn document(name: &str) -> Document {
         name: name.to_string(),
         scope: Scope::Global,
         active: None,
-        hosts: None,
-        denied_hosts: Vec::new(),
-        denied_addresses: Vec::new(),
-        no_network: false,
+        network: Part::default(),
         models: Names::default(),
-        mcp_tools: Names::default(),
-        denied_tools: Texts::new(),
-        other_tools: None,
-        patterns: Vec::new(),
-        redactions: Vec::new(),
-        searched_in: Searched::default(),
-        unsearched_tools: Texts::new(),
-        approvals: Vec::new(),
+        mcp_tools: Part::default(),
+        tools: Part::default(),
+        data: Part::default(),
         limits: Vec::new(),
-        tool_costs: Vec::new(),
-        tool_output_is_data: false,
     }
 }
 
