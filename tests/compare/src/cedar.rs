@@ -84,11 +84,9 @@ impl Engine for Cedar {
     }
 
     fn decide(&mut self, place: usize) -> bool {
-        let answer = self.authorizer.is_authorized(
-            &self.requests[place],
-            &self.policies,
-            &self.entities[0],
-        );
+        let answer =
+            self.authorizer
+                .is_authorized(&self.requests[place], &self.policies, &self.entities[0]);
         answer.decision() == Decision::Allow
     }
 }

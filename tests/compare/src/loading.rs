@@ -56,10 +56,14 @@ pub(crate) fn report(out: &mut String) -> Result<()> {
         tollgate_policy::check_together(&mut parsed);
         // A thousand different patterns are more than one gate takes; nothing else is wrong with them.
         let errors = parsed.iter().flat_map(|file| &file.diagnostics);
-        ensure!(errors.filter(|found| found.is_error()).all(|found| found.code == "P211"));
+        ensure!(
+            errors
+                .filter(|found| found.is_error())
+                .all(|found| found.code == "P211")
+        );
         Ok(())
     })?;
-    let payload = super::tollgate::payload(RULES)?;
+    let payload = super::tollgate::payload(RULES, super::tollgate::ONE_MODEL)?;
     let envelope = signed(&payload)?;
     let trust = PublicKey {
         key_id: "k".to_owned(),
@@ -71,7 +75,10 @@ pub(crate) fn report(out: &mut String) -> Result<()> {
             channel: payload.channel.clone(),
             trust: vec![trust.clone()],
             enrolment_key: Secret::new(String::new()),
-            upstream: Upstream { host: None, llm: false },
+            upstream: Upstream {
+                host: None,
+                llm: false,
+            },
             openai_key: None,
             anthropic_key: None,
             body_cap_bytes: 1 << 20,

@@ -203,8 +203,13 @@ fn main() -> Result<()> {
     let mut report = String::from(
         "| engine | 10 documents | 10,009 documents: one more for each of 10,000 agents |\n|---|---|---|\n",
     );
-    let engines: [(&str, fn(usize) -> Result<Box<dyn Engine>>, usize); 3] = [
+    let engines: [(&str, fn(usize) -> Result<Box<dyn Engine>>, usize); 4] = [
         ("Tollgate", tollgate::load, 20_000),
+        (
+            "Tollgate, three models in each agent's document and not one",
+            tollgate::load_longer,
+            20_000,
+        ),
         ("cedar-policy 4.14.1", cedar::load, 2_000),
         ("regorus 0.14.1 (RVM)", rego::load, 2_000),
     ];

@@ -21,12 +21,12 @@ struct Tollgate {
     callers: Vec<Caller>,
 }
 
-/// The policy, with a document for each of `agents` agents.
-pub(crate) fn payload(agents: usize) -> Result<Payload> {
+/// The policy, with a document for each of `agents` agents, which denies it these models.
+pub(crate) fn payload(agents: usize, denied: &str) -> Result<Payload> {
     let mut documents = read(include_str!("../policies/tollgate.yaml"))?;
     for number in 0..agents {
         documents.extend(read(&format!(
-            "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: agent-{number}}}\nspec:\n  scope: agent:{}\n  capabilities: {{deny: ['model:gpt-4o']}}\n",
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: agent-{number}}}\nspec:\n  scope: agent:{}\n  capabilities: {{deny: [{denied}]}}\n",
             agent(number)
         ))?);
     }
@@ -48,9 +48,21 @@ pub(crate) fn payload(agents: usize) -> Result<Payload> {
     }))?)
 }
 
+pub(crate) const ONE_MODEL: &str = "'model:gpt-4o'";
+const THREE_MODELS: &str = "'model:gpt-4o', 'model:o1-pro', 'model:claude-opus-*'";
+
 pub(crate) fn load(agents: usize) -> Result<Box<dyn Engine>> {
+    of(payload(agents, ONE_MODEL)?)
+}
+
+/// A longer list, which is not in place.
+pub(crate) fn load_longer(agents: usize) -> Result<Box<dyn Engine>> {
+    of(payload(agents, THREE_MODELS)?)
+}
+
+fn of(payload: Payload) -> Result<Box<dyn Engine>> {
     Ok(Box::new(Tollgate {
-        payload: payload(agents)?,
+        payload,
         facts: facts(&MEASURED)?,
         head: head(&MEASURED)?,
         callers: Vec::new(),
@@ -120,7 +132,10 @@ impl Engine for Tollgate {
     }
 
     fn prepare(&mut self, agents: &[usize]) -> Result<()> {
-        self.callers = agents.iter().map(|number| caller(&MEASURED, *number)).collect();
+        self.callers = agents
+            .iter()
+            .map(|number| caller(&MEASURED, *number))
+            .collect();
         Ok(())
     }
 
