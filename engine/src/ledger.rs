@@ -153,8 +153,8 @@ pub const OTHER_MODELS: &str = "*";
 /// Begins the names of cells ([`Account::cell_key`]).
 pub const CELL_KEY: &str = "cell ";
 
-/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|tool:<name>` behind it where one tool is counted, or
-/// `|model:<name>` where each model is counted by itself; of a run `agent:<id>|nano_usd|run:<name>`.
+/// Something that can be spent from. In text `agent:<id>|nano_usd|day@UTC`, with `|model:<name>` behind it where each model is counted by itself,
+/// and `|tool:<name>` behind that where one tool is counted; of a run `agent:<id>|nano_usd|run:<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
     /// Whose spending is counted together…
@@ -165,10 +165,10 @@ pub struct Account {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Only what uses this tool, in lower case, or all tools that a document does not name ([`crate::bundle::others_of`]). Only agents have such
-    /// accounts.
+    /// Only what uses this tool, in lower case, or all tools that a document does not name ([`crate::bundle::others_of`]). Of more than one agent
+    /// only where the name has no `|` in it.
     pub tool: Option<String>,
-    /// Only calls to this model, as the price table names it, or [`OTHER_MODELS`]. No account of a tool or a run has one.
+    /// Only calls to this model, as the price table names it, or [`OTHER_MODELS`]. No account of a run has one.
     pub model: Option<String>,
     /// The run whose account it is; there where `window` is [`Window::Run`], and only then. Only agents have runs.
     pub run: Option<String>,
@@ -181,12 +181,18 @@ impl Account {
         let mut parts = text.splitn(4, '|');
         let (entity, unit, window) = (parts.next()?, parts.next()?, parts.next()?);
         let part = parts.next();
-        let named = |kind: &str| {
-            let name = part.and_then(|part| part.strip_prefix(kind));
-            name.filter(|name| !name.is_empty())
+        let (model, part) = match part.and_then(|part| part.strip_prefix("model:")) {
+            None => (None, part),
+            Some(rest) => match rest.split_once('|') {
+                None => (Some(rest), None),
+                Some((model, part)) => (Some(model), Some(part)),
+            },
         };
-        let (tool, model) = (named("tool:"), named("model:"));
-        if part.is_some() && tool.is_none() && model.is_none() {
+        let tool = match part {
+            None => None,
+            Some(part) => Some(part.strip_prefix("tool:")?),
+        };
+        if model == Some("") || tool == Some("") {
             return None;
         }
         let (level, id) = entity.split_once(':')?;
@@ -212,12 +218,12 @@ impl Account {
             None => (Window::parse(window)?, None),
         };
         // The names of teams and organisations may contain the separator too; an agent's is a UUID. So no text has two readings.
-        let of_agent = tool.is_some() || run.is_some() || unit.is_looked_at();
+        let of_agent =
+            run.is_some() || unit.is_looked_at() || tool.is_some_and(|tool| tool.contains('|'));
         let whole =
             run.is_some() == (window == Window::Run) && (run.is_some() || !unit.is_looked_at());
-        // Of any level; the separator in a model's name would make two readings again.
-        let of_model = model.is_none_or(|model| run.is_none() && !model.contains('|'));
-        if id.is_empty() || (of_agent && level != Level::Agent) || !whole || !of_model {
+        let runs_a_model = run.is_some() && model.is_some();
+        if id.is_empty() || (of_agent && level != Level::Agent) || !whole || runs_a_model {
             return None;
         }
         Some(Account {
@@ -254,12 +260,12 @@ impl Account {
             _,
             _,
             _,
-            mark,
-            tool,
             model_mark,
             model,
+            mark,
+            tool,
         ] = self.pieces();
-        [level, colon, id, mark, tool, model_mark, model].concat()
+        [level, colon, id, model_mark, model, mark, tool].concat()
     }
 
     /// Whether two accounts count the same but for unit and window.
@@ -298,8 +304,8 @@ impl Account {
         let (model_mark, model) = model.map_or(("", ""), |model| ("|model:", model));
         let (level, unit) = (self.level.name(), self.unit.name());
         [
-            level, ":", &self.id, "|", unit, "|", window, zone, run_mark, run, tool_mark, tool,
-            model_mark, model,
+            level, ":", &self.id, "|", unit, "|", window, zone, run_mark, run, model_mark, model,
+            tool_mark, tool,
         ]
     }
 }
@@ -322,7 +328,7 @@ impl<'de> Deserialize<'de> for Account {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Account, D::Error> {
         Account::parse(&String::deserialize(deserializer)?).ok_or_else(|| {
             serde::de::Error::custom(
-                "expected <level>:<id>|<unit>|<window>[|tool:<name>] or [|model:<name>]",
+                "expected <level>:<id>|<unit>|<window>[|model:<name>][|tool:<name>]",
             )
         })
     }

@@ -963,6 +963,9 @@ fn accounts_are_read_as_they_are_written() {
         "agent:a|calls|hour",
         "agent:a|calls|hour|tool:bash",
         "agent:a|calls|hour|tool:a|tool:b c",
+        "team:a:b|calls|hour|tool:bash",
+        "org:acme|nano_usd|day@UTC|model:gpt-4o|tool:bash",
+        "agent:a|tokens|hour|model:*|tool:a|model:b",
     ] {
         let account = Account::parse(text).unwrap();
         assert_eq!(account.to_string(), text);
@@ -983,6 +986,13 @@ fn accounts_are_read_as_they_are_written() {
         "agent:a|calls|hour|bash",
         // A team may be named `a|calls|hour|tool:x`; what it spends must not be read as a tool's account.
         "team:a|calls|hour|tool:x|nano_usd|day@UTC",
+        "team:a|calls|hour|model:x|nano_usd|day@UTC",
+        "team:a|calls|hour|model:x|tool:y|nano_usd|day@UTC",
+        "agent:a|calls|hour|model:",
+        "agent:a|calls|hour|model:|tool:x",
+        "agent:a|calls|hour|model:x|",
+        "agent:a|calls|hour|model:x|tool:",
+        "agent:a|calls|run:r|model:x",
         "agent:a|calls|day@",
         "agent:a|calls|day",
         "agent:a|calls|minute|more",

@@ -655,22 +655,18 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     if let Some(field) = &rate_field {
         body.rate = rate(field, findings);
     }
-    if let Some(Scope::Tool(_)) = body.scope {
-        let budget = body.budget.as_ref();
+    if let Some(Scope::Tool(tool)) = &body.scope
+        && tool.contains('|')
+    {
         let counted = [
-            (
-                &budget_field,
-                budget.map(|budget| (budget.per, budget.each_model)),
-            ),
-            (
-                &rate_field,
-                body.rate.map(|rate| (rate.per, rate.each_model)),
-            ),
+            (&budget_field, body.budget.as_ref().map(|budget| budget.per)),
+            (&rate_field, body.rate.map(|rate| rate.per)),
         ];
-        for (field, counts) in counted {
-            let plainly = counts.is_none_or(|counts| counts == (Level::Agent, false));
-            if let Some(field) = field.as_ref().filter(|_| !plainly) {
-                let instead = "count what a tool is used for per agent, all models together";
+        for (field, per) in counted {
+            let of_several = per.is_some_and(|per| per != Level::Agent);
+            if let Some(field) = field.as_ref().filter(|_| of_several) {
+                // Its account could be another's.
+                let instead = "count a tool with `|` in its name per agent";
                 not_enforced(findings, field, instead);
             }
         }

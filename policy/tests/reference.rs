@@ -180,7 +180,7 @@ fn random_policy(dice: &mut Dice) -> Policy {
         policy.hours = (start != end).then_some((start, end));
     }
     policy.stopped = dice.one_in(12);
-    policy.each_model = policy.stopped && !of_tool && dice.one_in(2);
+    policy.each_model = policy.stopped && dice.one_in(2);
     policy.warned = !policy.stopped && dice.one_in(8);
     policy.secret = dice.one_in(4);
     policy.redacts = dice.one_in(2);
@@ -371,19 +371,21 @@ fn reference(policies: &[(String, Policy)], call: &Call) -> Verdict {
 
 /// The accounts with nothing in them that the caller's call would be counted in. Of limits that count the same, one is asked: any of those that let
 /// nothing through. Each tool is counted by itself.
-fn stopped(policies: &[(String, Policy)], call: &Call) -> BTreeSet<(&'static str, &'static str)> {
+fn stopped(
+    policies: &[(String, Policy)],
+    call: &Call,
+) -> BTreeSet<(&'static str, &'static str, bool)> {
     let What::Chat { tools, .. } = &call.what else {
         return BTreeSet::new();
     };
     let counted = |policy: &Policy| match policy.scope.strip_prefix("tool:") {
         Some(tool) => tools.iter().copied().find(|used| *used == tool),
-        None if policy.each_model => is_for(policy, call).then_some("of this model"),
         None => is_for(policy, call).then_some("all"),
     };
     policies
         .iter()
         .filter(|(_, policy)| policy.stopped)
-        .filter_map(|(_, policy)| Some((call.agent, counted(policy)?)))
+        .filter_map(|(_, policy)| Some((call.agent, counted(policy)?, policy.each_model)))
         .collect()
 }
 

@@ -549,7 +549,7 @@ fn additions_need_tollgate_v1() {
         ),
         (
             &v1("{scope: 'tool:bash', rate: {requests_per_minute: 1, each: model}}"),
-            &["!P301 spec.rate"],
+            &[],
         ),
         (
             &v1("{budget: {daily_limit_usd: 1, lower_max_tokens: true}}"),
@@ -647,7 +647,7 @@ fn rollout_and_replaces_are_of_tollgate_v1() {
 }
 
 #[test]
-fn tool_documents_count_the_calls_of_each_agent_that_use_it() {
+fn tool_documents_count_the_calls_that_use_it() {
     all(&[
         (
             &v1(
@@ -659,7 +659,25 @@ fn tool_documents_count_the_calls_of_each_agent_that_use_it() {
             &v1(
                 "{scope: 'tool:bash', budget: {daily_limit_usd: 1, per: team}, rate: {requests_per_minute: 1, per: workspace}}",
             ),
+            &[],
+        ),
+        (
+            &v1(
+                "{scope: 'tool:bash', budget: {daily_limit_usd: 1, each: model}, rate: {requests_per_minute: 1, per: org, each: model}}",
+            ),
+            &[],
+        ),
+        (
+            &v1(
+                "{scope: 'tool:a|b', budget: {daily_limit_usd: 1, per: team}, rate: {requests_per_minute: 1, per: workspace}}",
+            ),
             &["!P301 spec.budget", "!P301 spec.rate"],
+        ),
+        (
+            &v1(
+                "{scope: 'tool:a|b', budget: {daily_limit_usd: 1, each: model}, rate: {requests_per_minute: 1}}",
+            ),
+            &[],
         ),
         (
             &v1("{scope: 'tool:bash', tools: {git: {limit_per_hour: 1}}}"),

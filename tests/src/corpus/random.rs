@@ -220,10 +220,10 @@ fn spec(dice: &mut Dice, open: bool) -> Value {
             }}),
         );
     }
-    if !of_tool && dice.chance(500) {
+    if dice.chance(500) {
         add("budget", budget(dice));
     }
-    if !of_tool && dice.chance(350) {
+    if dice.chance(350) {
         let calls = *dice.pick(&[0, 1, 1, 2, 3, 50]);
         let mut rate = json!({"requests_per_minute": calls, "per": per(dice)});
         if dice.chance(300) {

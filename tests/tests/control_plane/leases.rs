@@ -464,6 +464,36 @@ async fn the_smallest_limit_in_force_counts() {
 }
 
 #[tokio::test]
+async fn what_a_team_may_use_a_tool_for_is_leased_apart_from_all_else() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let blue = workspace.agent("blue").await;
+    let policy = rate("tool:Bash", 6).replace("per: agent", "per: team, each: model");
+    let applied = workspace.apply(&policy).await;
+    assert_eq!(applied.status, 200, "{}", applied.json());
+    let gate = workspace.gate().await;
+    let asks = [
+        "team:blue|calls|minute|model:gpt-4o|tool:bash",
+        "team:blue|calls|minute|model:*|tool:bash",
+        // None of these is limited: another tool, no model, no tool, a team that nobody is in, each agent.
+        "team:blue|calls|minute|model:gpt-4o|tool:git",
+        "team:blue|calls|minute|tool:bash",
+        "team:blue|calls|minute|model:gpt-4o",
+        "team:red|calls|minute|model:gpt-4o|tool:bash",
+        &format!("agent:{blue}|calls|minute|model:gpt-4o|tool:bash"),
+    ]
+    .map(|account| ask(account, MINUTE, 1, 0, 100));
+    let answer = gate.leased(&holder(1), 0, asks.to_vec()).await;
+    let granted = answer.grants.iter();
+    let granted: Vec<_> = granted
+        .map(|grant| (grant.account.to_string(), grant.granted))
+        .collect();
+    let expected =
+        ["gpt-4o", "*"].map(|model| (format!("team:blue|calls|minute|model:{model}|tool:bash"), 6));
+    assert_eq!(granted, expected);
+}
+
+#[tokio::test]
 async fn a_holder_belongs_to_the_gate_that_named_it_first() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
