@@ -85,7 +85,7 @@ const NOW: i64 = 20_777 * 86_400 + 37_800;
 fn ask(asked: &Value) -> Option<Value> {
     let program = match condition::compile(asked["condition"].as_str()?) {
         Ok(program) => program,
-        Err(error) => return Some(json!({"refused": error.to_string()})),
+        Err(errors) => return Some(json!({"refused": errors.first()?.to_string()})),
     };
     let pairs: &[(&[u8], &[u8])] = &[
         (b":method", b"POST"),

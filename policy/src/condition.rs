@@ -31,8 +31,27 @@ impl fmt::Display for ConditionError {
     }
 }
 
-/// Reads, checks and compiles a condition.
-pub fn compile(text: &str) -> Result<Program, ConditionError> {
+/// Reads, checks and compiles a condition. Of one that cannot be read the first error is told, of any other every wrong name and type.
+pub fn compile(text: &str) -> Result<Program, Vec<ConditionError>> {
+    let expression = read(text).map_err(|error| vec![error])?;
+    let lowered = lower(&expression).map_err(|mut errors| {
+        errors.sort_by_key(|error| error.at);
+        errors
+    })?;
+    match lowered.kind {
+        Kind::Bool | Kind::Any => {}
+        other => {
+            let message = format!("a condition must be true or false; this is {other}");
+            return wrong(expression.at, message);
+        }
+    }
+    if lowered.code.len() > MAX_STEPS {
+        return Err(vec![too_long()]);
+    }
+    Ok(Program(lowered.code))
+}
+
+fn read(text: &str) -> Parsed {
     let tokens = tokens(text)?;
     if tokens.len() > MAX_TOKENS {
         return Err(too_long());
@@ -49,20 +68,7 @@ pub fn compile(text: &str) -> Result<Program, ConditionError> {
             format!("expected an operator or the end, found {}", token.what),
         ));
     }
-    let lowered = lower(&expression)?;
-    match lowered.kind {
-        Kind::Bool | Kind::Any => {}
-        other => {
-            return Err(error(
-                expression.at,
-                format!("a condition must be true or false; this is {other}"),
-            ));
-        }
-    }
-    if lowered.code.len() > MAX_STEPS {
-        return Err(too_long());
-    }
-    Ok(Program(lowered.code))
+    Ok(expression)
 }
 
 fn too_long() -> ConditionError {
@@ -490,7 +496,43 @@ impl Lowered {
     }
 }
 
-fn lower(expression: &Expression) -> Result<Lowered, ConditionError> {
+/// An expression as code, or everything that is wrong with it.
+type Checked = Result<Lowered, Vec<ConditionError>>;
+
+fn wrong<T>(at: usize, message: impl Into<String>) -> Result<T, Vec<ConditionError>> {
+    Err(vec![error(at, message)])
+}
+
+/// All of these as code, or what is wrong with any.
+fn each<'e>(
+    expressions: impl IntoIterator<Item = &'e Expression>,
+) -> Result<Vec<Lowered>, Vec<ConditionError>> {
+    let (mut all, mut errors) = (Vec::new(), Vec::new());
+    for expression in expressions {
+        match lower(expression) {
+            Ok(lowered) => all.push(lowered),
+            Err(more) => errors.extend(more),
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(all),
+        false => Err(errors),
+    }
+}
+
+/// Both of these.
+fn two(first: &Expression, second: &Expression) -> Result<(Lowered, Lowered), Vec<ConditionError>> {
+    match (lower(first), lower(second)) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (first, second) => Err([first.err(), second.err()]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect()),
+    }
+}
+
+fn lower(expression: &Expression) -> Checked {
     let at = expression.at;
     match &expression.node {
         Node::Name(name) => name_of(name, at),
@@ -504,15 +546,16 @@ fn lower(expression: &Expression) -> Result<Lowered, ConditionError> {
             Ok(in_arguments(of)?.then(Instruction::Member(name.clone()), Kind::Any))
         }
         Node::At(of, place) => {
-            let (of, place_at, place) = (lower(of)?, place.at, lower(place)?);
+            let place_at = place.at;
+            let (of, place) = two(of, place)?;
             let kind = match of.kind {
                 Kind::Any if place.is(Kind::Text) || place.is(Kind::Int) => Kind::Any,
                 Kind::ListOf(item) if place.is(Kind::Int) => kind_of(item),
                 Kind::Any | Kind::ListOf(_) => {
                     let message = format!("{} does not name a place in a list", place.kind);
-                    return Err(error(place_at, message));
+                    return wrong(place_at, message);
                 }
-                other => return Err(error(at, format!("{other} has no places"))),
+                other => return wrong(at, format!("{other} has no places")),
             };
             let mut code = of.code;
             code.extend(place.code);
@@ -530,17 +573,17 @@ fn lower(expression: &Expression) -> Result<Lowered, ConditionError> {
                 "-" if lowered.kind == Kind::Any => {
                     Ok(lowered.then(Instruction::Negate, Kind::Any))
                 }
-                sign => Err(error(
+                sign => wrong(
                     at,
                     format!("`{sign}` cannot be applied to {}", lowered.kind),
-                )),
+                ),
             }
         }
         Node::Binary(sign, left, right) => binary(sign, left, right, at),
     }
 }
 
-fn name_of(name: &str, at: usize) -> Result<Lowered, ConditionError> {
+fn name_of(name: &str, at: usize) -> Checked {
     if name == "true" || name == "false" {
         return Ok(Lowered::of(
             vec![Instruction::Bool(name == "true")],
@@ -556,21 +599,24 @@ fn name_of(name: &str, at: usize) -> Result<Lowered, ConditionError> {
     let digits = name.strip_prefix('L').unwrap_or_default();
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
         let message = format!("`{name}` is not a governance level; there are `L0` to `L3`");
-        return Err(error(at, message));
+        return wrong(at, message);
     }
     let known: Vec<&'static str> = FACTS.iter().map(|(name, ..)| *name).collect();
     let meant = crate::decode::nearest(name, &known)
         .map_or(String::new(), |known| format!("; did you mean `{known}`?"));
-    Err(error(at, format!("there is nothing named `{name}`{meant}")))
+    wrong(at, format!("there is nothing named `{name}`{meant}"))
 }
 
-fn number(digits: &str, at: usize) -> Result<Lowered, ConditionError> {
+fn number(digits: &str, at: usize) -> Checked {
     let (instruction, kind) = match digits.contains('.') {
         // Fractions there are of dollars alone.
-        true => (amount(digits, at)?, Kind::Money),
+        true => (
+            amount(digits, at).map_err(|error| vec![error])?,
+            Kind::Money,
+        ),
         false => {
             let value = digits.parse().map(Instruction::Int);
-            let too_large = |_| error(at, format!("`{digits}` is too large"));
+            let too_large = |_| vec![error(at, format!("`{digits}` is too large"))];
             (value.map_err(too_large)?, Kind::Int)
         }
     };
@@ -598,55 +644,50 @@ fn kind_of(item: Scalar) -> Kind {
     }
 }
 
-fn list(items: &[Expression], at: usize) -> Result<Lowered, ConditionError> {
+fn list(items: &[Expression], at: usize) -> Checked {
     let mut code = Vec::new();
     let mut kind = None;
-    for item in items {
-        let lowered = lower(item)?;
+    for (item, lowered) in items.iter().zip(each(items)?) {
         let of = match lowered.kind {
             Kind::Int => Scalar::Int,
             Kind::Text => Scalar::Text,
             Kind::Level => Scalar::Level,
             Kind::Any => Scalar::Any,
-            other => return Err(error(item.at, format!("a list cannot hold {other}"))),
+            other => return wrong(item.at, format!("a list cannot hold {other}")),
         };
         if *kind.get_or_insert(of) != of {
-            return Err(error(item.at, "the items of a list must be of one kind"));
+            return wrong(item.at, "the items of a list must be of one kind");
         }
         code.extend(lowered.code);
     }
     if items.is_empty() {
-        return Err(error(at, "an empty list holds nothing to compare with"));
+        return wrong(at, "an empty list holds nothing to compare with");
     }
     let kind = Kind::ListOf(kind.unwrap_or(Scalar::Any));
     Ok(Lowered::of(code, kind).then(Instruction::List(items.len()), kind))
 }
 
 /// A value whose members may be asked for.
-fn in_arguments(of: &Expression) -> Result<Lowered, ConditionError> {
+fn in_arguments(of: &Expression) -> Checked {
     let lowered = lower(of)?;
     match lowered.kind {
         Kind::Any => Ok(lowered),
-        other => Err(error(
-            of.at,
-            format!("{other} has no members; only `args` has"),
-        )),
+        other => wrong(of.at, format!("{other} has no members; only `args` has")),
     }
 }
 
-fn call(name: &str, arguments: &[Expression], at: usize) -> Result<Lowered, ConditionError> {
+fn call(name: &str, arguments: &[Expression], at: usize) -> Checked {
     let method = |instruction, of: Kind, with: &[Kind], gives: Kind| {
         let wanted: Vec<Kind> = std::iter::once(of).chain(with.iter().copied()).collect();
         if arguments.len() != wanted.len() {
             let message = format!("`{name}` takes {} values", wanted.len());
-            return Err(error(at, message));
+            return wrong(at, message);
         }
         let mut code = Vec::new();
-        for (argument, wanted) in arguments.iter().zip(wanted) {
-            let lowered = lower(argument)?;
+        for ((argument, lowered), wanted) in arguments.iter().zip(each(arguments)?).zip(wanted) {
             if !lowered.is(wanted) {
                 let message = format!("`{name}` needs {wanted}, this is {}", lowered.kind);
-                return Err(error(argument.at, message));
+                return wrong(argument.at, message);
             }
             code.extend(lowered.code);
         }
@@ -657,10 +698,10 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Result<Lowered, Cond
             Node::Member(of, name) => {
                 Ok(in_arguments(of)?.then(Instruction::Has(name.clone()), Kind::Bool))
             }
-            _ => Err(error(
+            _ => wrong(
                 argument.at,
                 "`has` needs a member, such as `has(args.path)`",
-            )),
+            ),
         },
         ("size", [argument]) => {
             let lowered = lower(argument)?;
@@ -668,7 +709,7 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Result<Lowered, Cond
                 Kind::Text | Kind::ListOf(_) | Kind::Any => {
                     Ok(lowered.then(Instruction::Size, Kind::Int))
                 }
-                other => Err(error(argument.at, format!("{other} has no size"))),
+                other => wrong(argument.at, format!("{other} has no size")),
             }
         }
         ("timestamp", [argument]) => match &argument.node {
@@ -677,12 +718,12 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Result<Lowered, Cond
                     vec![Instruction::Instant(instant.as_second())],
                     Kind::Instant,
                 )),
-                Err(_) => Err(error(
+                Err(_) => wrong(
                     argument.at,
                     "not an instant such as \"2026-12-01T00:00:00Z\"",
-                )),
+                ),
             },
-            _ => Err(error(argument.at, "`timestamp` needs a text in quotes")),
+            _ => wrong(argument.at, "`timestamp` needs a text in quotes"),
         },
         ("startsWith", _) => method(
             Instruction::StartsWith,
@@ -717,19 +758,17 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Result<Lowered, Cond
                     format!("there is no function `{name}`{meant}")
                 }
             };
-            Err(error(at, message))
+            // What it was given may be wrong too.
+            let mut errors = vec![error(at, message)];
+            errors.extend(each(arguments).err().unwrap_or_default());
+            Err(errors)
         }
     }
 }
 
-fn binary(
-    sign: &'static str,
-    left: &Expression,
-    right: &Expression,
-    at: usize,
-) -> Result<Lowered, ConditionError> {
+fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) -> Checked {
     let (left_at, right_at) = (left.at, right.at);
-    let (mut left, mut right) = (lower(left)?, lower(right)?);
+    let (mut left, mut right) = two(left, right)?;
     // `estimated_cost_usd > 1` compares amounts.
     if sign != "*" {
         let (left_kind, right_kind) = (left.kind, right.kind);
@@ -738,7 +777,8 @@ fn binary(
             (&mut right, left_kind, right_at),
         ] {
             if let (Some(digits), Kind::Money) = (&side.digits, other) {
-                *side = Lowered::of(vec![amount(digits, side_at)?], Kind::Money);
+                let amount = amount(digits, side_at).map_err(|error| vec![error])?;
+                *side = Lowered::of(vec![amount], Kind::Money);
             }
         }
     }
@@ -771,7 +811,7 @@ fn binary(
     };
     let Some(kind) = given else {
         let message = format!("`{sign}` does not go between {} and {}", kinds.0, kinds.1);
-        return Err(error(at, message));
+        return wrong(at, message);
     };
     let instruction = match sign {
         "&&" => Instruction::And,

@@ -230,7 +230,10 @@ impl Findings {
     /// `true` or `false`, without quotes.
     pub(crate) fn boolean(&mut self, field: &Field<'_>) -> Option<bool> {
         self.asked(&field.path, Shape::Boolean);
-        if let Value::Scalar { text, plain: true } = &field.node.value {
+        if let Value::Scalar {
+            text, plain: true, ..
+        } = &field.node.value
+        {
             match text.as_str() {
                 "true" | "True" | "TRUE" => return Some(true),
                 "false" | "False" | "FALSE" => return Some(false),
@@ -244,7 +247,10 @@ impl Findings {
     /// A whole number from `least` to `most`, in decimal digits without quotes.
     pub(crate) fn integer(&mut self, field: &Field<'_>, least: u64, most: u64) -> Option<u64> {
         self.asked(&field.path, Shape::Integer(least, most));
-        let Value::Scalar { text, plain: true } = &field.node.value else {
+        let Value::Scalar {
+            text, plain: true, ..
+        } = &field.node.value
+        else {
             self.wrong_type(field, "a whole number");
             return None;
         };
@@ -330,8 +336,12 @@ fn found(node: &Node) -> String {
     match &node.value {
         Value::List(_) => "a list".to_string(),
         Value::Map(_) => "a mapping".to_string(),
-        Value::Scalar { text, plain: true } => format!("`{}`", shown(text)),
-        Value::Scalar { text, plain: false } => format!("the text \"{}\"", shown(text)),
+        Value::Scalar {
+            text, plain: true, ..
+        } => format!("`{}`", shown(text)),
+        Value::Scalar {
+            text, plain: false, ..
+        } => format!("the text \"{}\"", shown(text)),
         Value::Refused => "something refused".to_string(),
     }
 }

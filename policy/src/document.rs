@@ -1285,7 +1285,10 @@ fn sensitive_patterns(list: &Field<'_>, redact: bool, findings: &mut Findings) -
                 );
             }
             Ok(pattern) => patterns.push(pattern),
-            Err(why) => findings.error(entry.node.at, &entry.path, why.code, why.message),
+            Err(why) => {
+                let at = why.at.map_or(entry.node.at, |at| entry.node.character(at));
+                findings.error(at, &entry.path, why.code, why.message);
+            }
         }
     }
     patterns
@@ -1364,13 +1367,11 @@ fn condition(field: &Field<'_>, findings: &mut Findings) -> Option<Condition> {
             text: text.to_string(),
             program,
         }),
-        Err(why) => {
-            findings.error(
-                field.node.at,
-                &field.path,
-                codes::CONDITION,
-                why.to_string(),
-            );
+        Err(errors) => {
+            for why in errors {
+                let at = field.node.character(why.at);
+                findings.error(at, &field.path, codes::CONDITION, why.to_string());
+            }
             None
         }
     }

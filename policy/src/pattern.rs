@@ -45,6 +45,8 @@ pub struct PatternError {
     pub code: &'static str,
     /// What is wrong and how to write it.
     pub message: String,
+    /// The character it is about, from 1, where it is about one.
+    pub at: Option<usize>,
 }
 
 impl Pattern {
@@ -159,6 +161,7 @@ fn error(code: &'static str, message: impl Into<String>) -> PatternError {
     PatternError {
         code,
         message: message.into(),
+        at: None,
     }
 }
 
@@ -178,8 +181,12 @@ fn place(source: &str, span: &Span) -> usize {
 
 /// A difference between RE2 and the gate, with its place in the pattern.
 fn differs(source: &str, span: &Span, why: &str) -> PatternError {
-    let message = format!("at character {}: {why}", place(source, span));
-    error(codes::PATTERN_NOT_RE2, message)
+    let at = place(source, span);
+    let message = format!("at character {at}: {why}");
+    PatternError {
+        at: Some(at),
+        ..error(codes::PATTERN_NOT_RE2, message)
+    }
 }
 
 /// Explains what the parser did not accept: an error to RE2 too, or something that only RE2 reads.
@@ -227,12 +234,15 @@ fn not_parsed(source: &str, why: &ast::Error) -> PatternError {
                 ErrorKind::EscapeUnrecognized if text(source, span) == r"\Z" => r"; write `\z`",
                 _ => "",
             };
+            let at = place(source, span);
             let message = format!(
-                "is not a regular expression: at character {}: {}{hint}",
-                place(source, span),
+                "is not a regular expression: at character {at}: {}{hint}",
                 why.kind()
             );
-            error(codes::PATTERN, message)
+            PatternError {
+                at: Some(at),
+                ..error(codes::PATTERN, message)
+            }
         }
     }
 }
@@ -349,11 +359,14 @@ impl Re2Check<'_> {
             };
             left = room.checked_div(count).unwrap_or(room);
             if left == 0 {
+                let at = place(self.source, &op.span);
                 let message = format!(
-                    "at character {}: repeats more than {MAX_REPETITION} times, nested counts multiplied",
-                    place(self.source, &op.span)
+                    "at character {at}: repeats more than {MAX_REPETITION} times, nested counts multiplied"
                 );
-                return Err(error(codes::PATTERN_TOO_LARGE, message));
+                return Err(PatternError {
+                    at: Some(at),
+                    ..error(codes::PATTERN_TOO_LARGE, message)
+                });
             }
         }
         self.room.push(left);

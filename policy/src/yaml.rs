@@ -30,6 +30,8 @@ pub(crate) enum Value {
     Scalar {
         text: String,
         plain: bool,
+        /// Characters before it, where it stands in the file as it is.
+        quote: Option<usize>,
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -41,10 +43,23 @@ impl Node {
     /// Whether this is YAML's nothing: an empty value, `~` or `null` without quotes.
     pub(crate) fn is_null(&self) -> bool {
         match &self.value {
-            Value::Scalar { text, plain } => {
+            Value::Scalar { text, plain, .. } => {
                 *plain && matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL")
             }
             _ => false,
+        }
+    }
+
+    /// Where this character of the text stands (from 1), as far as that can be told: that of the value at worst.
+    pub(crate) fn character(&self, number: usize) -> Position {
+        match self.value {
+            Value::Scalar {
+                quote: Some(quote), ..
+            } => Position {
+                column: (self.at.column + quote + number).saturating_sub(1),
+                ..self.at
+            },
+            _ => self.at,
         }
     }
 }
@@ -114,7 +129,10 @@ pub(crate) fn read(bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> Vec<Node>
     };
     for event in Parser::new_from_str_with_options(text, options) {
         let going_on = match event {
-            Ok((event, span)) => reader.event(event, span),
+            Ok((event, span)) => {
+                let source = span.byte_range().and_then(|range| text.get(range));
+                reader.event(event, span, source.unwrap_or_default())
+            }
             Err(error) => {
                 let at = position(error.marker().line(), error.marker().col());
                 let (code, message) = match error.kind() {
@@ -134,6 +152,19 @@ pub(crate) fn read(bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> Vec<Node>
         }
     }
     reader.documents
+}
+
+/// How many characters are before `text` in `source`, where it stands there as it is, on one line.
+fn quote(source: &str, text: &str) -> Option<usize> {
+    let within = |mark| source.strip_prefix(mark)?.strip_suffix(mark);
+    if text.contains('\n') {
+        None
+    } else if source == text {
+        Some(0)
+    } else {
+        let mut quoted = ['"', '\''].into_iter().filter_map(within);
+        quoted.any(|inside| inside == text).then_some(1)
+    }
 }
 
 fn position(line: usize, column_from_0: usize) -> Position {
@@ -177,8 +208,8 @@ impl Reader<'_> {
         path
     }
 
-    /// Takes one event; `false` when reading must stop.
-    fn event(&mut self, event: Event<'_>, span: Span) -> bool {
+    /// Takes one event and its text in the file; `false` when reading must stop.
+    fn event(&mut self, event: Event<'_>, span: Span, source: &str) -> bool {
         let at = position(span.start.line(), span.start.col());
         match event {
             Event::StreamStart
@@ -206,6 +237,7 @@ impl Reader<'_> {
                     Value::Refused
                 } else {
                     Value::Scalar {
+                        quote: quote(source, &text),
                         text: text.into_owned(),
                         plain: style == ScalarStyle::Plain,
                     }
@@ -338,7 +370,9 @@ pub(crate) fn item(path: &str, index: usize) -> String {
 /// A node in the place of a key, and what is wrong with it.
 fn as_key(node: &Node, seen: &mut HashSet<String>) -> (Key, Option<(&'static str, String)>) {
     let (text, problem) = match &node.value {
-        Value::Scalar { text, plain: true } if text == "<<" => {
+        Value::Scalar {
+            text, plain: true, ..
+        } if text == "<<" => {
             let message = "merge keys (`<<`) are not accepted: write the fields out";
             (
                 text.as_str(),

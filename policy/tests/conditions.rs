@@ -7,7 +7,7 @@ use tollgate_engine::{
     json,
     time::Time,
 };
-use tollgate_policy::condition::compile;
+use tollgate_policy::condition::{ConditionError, compile};
 
 /// 2026-11-20T10:30:00Z, a Friday.
 const NOW: i64 = 20_777 * 86_400 + 37_800;
@@ -38,7 +38,7 @@ fn says(condition: &str) -> Result<bool, &'static str> {
         level: GovernanceLevel::L1,
         acts_for: Vec::new(),
     };
-    let program = compile(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
+    let program = compile(condition).unwrap_or_else(|errors| panic!("{condition}: {errors:?}"));
     let args = doc
         .root()
         .get("params")
@@ -212,22 +212,35 @@ fn mistakes_are_found_where_they_stand() {
         ("args.x.y(1)", 7, "there is no function `y`"),
         ("size()", 1, "takes one value"),
     ] {
-        let error = compile(condition).expect_err(condition);
+        let error = refusal(condition);
         assert!(error.message.contains(part), "{condition}: {error}");
         assert_eq!(error.at, at, "{condition}: {error}");
     }
 }
 
+/// The first thing that is wrong.
+fn refusal(condition: &str) -> ConditionError {
+    compile(condition).expect_err(condition).remove(0)
+}
+
+#[test]
+fn every_wrong_name_and_type_is_told_at_once() {
+    let places = |condition: &str| -> Vec<usize> {
+        let errors = compile(condition).expect_err(condition);
+        errors.iter().map(|error| error.at).collect()
+    };
+    let condition = "args.path.startWith(temp) && governance_level > L5 || !(1 in [tool, 2])";
+    assert_eq!(places(condition), [10, 21, 49, 69]);
+    // A type that only follows from a wrong name is not wrong by itself.
+    assert_eq!(places("size(nothing) > 'a' && tools[team]"), [6, 30]);
+    assert_eq!(places("nothing == team || neither.x[2].y"), [1, 20]);
+}
+
 #[test]
 fn long_and_deep_conditions_are_refused_and_not_followed() {
     let deep = format!("{}true{}", "(".repeat(100), ")".repeat(100));
-    assert!(compile(&deep).unwrap_err().message.contains("deep"));
-    assert!(
-        compile(&"!".repeat(400))
-            .unwrap_err()
-            .message
-            .contains("deep")
-    );
+    assert!(refusal(&deep).message.contains("deep"));
+    assert!(refusal(&"!".repeat(400)).message.contains("deep"));
     let deep = format!("{}true", "!".repeat(20));
     assert!(compile(&deep).is_ok());
     // 128 constants and 127 operators are 255 steps.
@@ -236,18 +249,8 @@ fn long_and_deep_conditions_are_refused_and_not_followed() {
     // With a `!` they are 256, and a gate runs them.
     assert_eq!(says(&chain(128).replacen("true", "!false", 1)), Ok(true));
     assert!(compile(&chain(128).replacen("true", "!!true", 1)).is_err());
-    assert!(
-        compile(&chain(129))
-            .unwrap_err()
-            .message
-            .contains("too long")
-    );
-    assert!(
-        compile(&chain(30_000))
-            .unwrap_err()
-            .message
-            .contains("too long")
-    );
+    assert!(refusal(&chain(129)).message.contains("too long"));
+    assert!(refusal(&chain(30_000)).message.contains("too long"));
 }
 
 #[test]

@@ -722,11 +722,33 @@ approval_timeout_secs: 0
             (codes::EMPTY, 4, 7),
             (codes::MONEY, 6, 20),
             (codes::TIME_ZONE, 7, 13),
-            (codes::PATTERN, 9, 24),
+            // The bracket, and not the quote before it.
+            (codes::PATTERN, 9, 25),
             (codes::CAPABILITY, 11, 10),
             (codes::NUMBER, 12, 24),
         ]
     );
+}
+
+#[test]
+fn what_is_wrong_within_a_text_is_shown_there_where_it_stands_as_it_is() {
+    let places = |value: &str| -> Vec<(usize, usize)> {
+        let text = format!("tools:\n  mail:\n    requires_approval_if: {value}\n");
+        let parsed = parse("case.yaml", text.as_bytes(), false);
+        let found = parsed.diagnostics.iter();
+        found.map(|found| (found.line, found.column)).collect()
+    };
+    // The value begins in column 27; `y` is the eleventh character of it.
+    assert_eq!(places("x == 1 || y"), [(3, 27), (3, 37)]);
+    assert_eq!(places("  x == 1 || y  # who knows"), [(3, 29), (3, 39)]);
+    assert_eq!(places("\"x == 1 || y\""), [(3, 28), (3, 38)]);
+    assert_eq!(places("team == 'é' || x"), [(3, 42)]);
+    assert_eq!(places("'team == \"é\" || x'"), [(3, 43)]);
+    // Written with escapes or over several lines: where the value begins.
+    assert_eq!(places("'team == ''a'' || x'"), [(3, 27)]);
+    assert_eq!(places("\"team == \\\"a\\\" || x\""), [(3, 27)]);
+    assert_eq!(places("team == tool\n      || x"), [(3, 27)]);
+    assert_eq!(places("|\n      team == tool || x"), [(3, 27)]);
 }
 
 #[test]

@@ -11,20 +11,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Default)]
 pub struct Documents {
     all: Vec<Document>,
-    /// Open addressing, a power of two of them and at most half full. Documents of one scope stand in the bundle's order.
+    /// One for each scope that documents have; open addressing, a power of two and at most half full.
     slots: Vec<Slot>,
+    /// For each document the place of the next one of the same scope, or [`NONE`].
+    next: Vec<u32>,
 }
 
-/// Where a document is found. With the whole hash, so that no other is read on the way: among thousands each is in memory that is in no cache.
+/// Where the documents of a scope are found. With the whole hash, so that no other document is read on the way: among thousands each is in memory
+/// that is in no cache.
 #[derive(Clone, Copy)]
 struct Slot {
     hash: u32,
-    /// In `all`, or [`EMPTY`].
-    place: u32,
+    /// The place in `all` of the first, or [`NONE`].
+    first: u32,
 }
 
 /// A place at which there is no document: a bundle of so many would not be read.
-const EMPTY: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
 impl Documents {
     /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
@@ -71,31 +74,42 @@ impl Documents {
 
     /// The documents of one scope, each with its place, in the bundle's order.
     fn each<'d>(&'d self, key: Key<'_>, mut take: impl FnMut(u32, &'d Document)) {
+        let slot = self.slot(key).and_then(|slot| self.slots.get(slot));
+        let mut place = slot.map_or(NONE, |slot| slot.first);
+        while let Some(document) = self.at(place) {
+            take(place, document);
+            place = self.after(place);
+        }
+    }
+
+    /// The slot of `key`, or the empty one where it would stand. `None` only where there are no slots.
+    fn slot(&self, key: Key<'_>) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
         let hash = key.hash();
-        let mut next = first(hash, self.slots.len());
         // Half of the slots are empty, so the search ends.
-        while let Some(slot) = self.slots.get(next)
-            && let Some(document) = self.at(slot.place)
-        {
-            if slot.hash == hash && key.is(&document.scope) {
-                take(slot.place, document);
+        let mut slot = usize::try_from(hash).ok()? & mask;
+        loop {
+            let Slot { hash: other, first } = *self.slots.get(slot)?;
+            match self.at(first) {
+                Some(one) if other != hash || !key.is(&one.scope) => slot = (slot + 1) & mask,
+                Some(_) | None => return Some(slot),
             }
-            next = (next + 1) & (self.slots.len() - 1);
         }
     }
 
     fn at(&self, place: u32) -> Option<&Document> {
         self.all.get(usize::try_from(place).ok()?)
     }
+
+    fn after(&self, place: u32) -> u32 {
+        let next = usize::try_from(place).ok();
+        let next = next.and_then(|place| self.next.get(place));
+        next.copied().unwrap_or(NONE)
+    }
 }
 
 /// How many documents a call meets, most often; where there are more, that costs a copy.
 const USUALLY: usize = 16;
-
-/// The place, of `slots` many, at which a search for `hash` begins.
-fn first(hash: u32, slots: usize) -> usize {
-    usize::try_from(hash).unwrap_or(0) & slots.saturating_sub(1)
-}
 
 /// A scope, for comparing and hashing without a copy of its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,22 +190,31 @@ impl From<Vec<Document>> for Documents {
     fn from(all: Vec<Document>) -> Documents {
         let empty = Slot {
             hash: 0,
-            place: EMPTY,
+            first: NONE,
         };
-        let mut slots = vec![empty; all.len().saturating_mul(2).next_power_of_two()];
-        for (place, document) in (0..).zip(&all) {
-            let hash = Key::of(&document.scope).hash();
-            let first = first(hash, slots.len());
-            let (before, from) = slots.split_at_mut(first);
-            let free = from
-                .iter_mut()
-                .chain(before)
-                .find(|slot| slot.place == EMPTY);
-            if let Some(slot) = free {
-                *slot = Slot { hash, place };
+        let slots = all.len().saturating_mul(2).next_power_of_two();
+        let mut documents = Documents {
+            slots: vec![empty; slots],
+            next: vec![NONE; all.len()],
+            all,
+        };
+        // From the last, so that the first of a scope stands at the head of its chain.
+        for place in (0..documents.all.len()).rev() {
+            let Some(document) = documents.all.get(place) else {
+                continue;
+            };
+            let key = Key::of(&document.scope);
+            let hash = key.hash();
+            let first = u32::try_from(place).unwrap_or(NONE);
+            let slot = documents.slot(key);
+            if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot)) {
+                let after = core::mem::replace(head, Slot { hash, first });
+                if let Some(next) = documents.next.get_mut(place) {
+                    *next = after.first;
+                }
             }
         }
-        Documents { all, slots }
+        documents
     }
 }
 
