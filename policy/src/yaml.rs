@@ -52,14 +52,19 @@ impl Node {
 
     /// Where this character of the text stands (from 1), as far as that can be told: that of the value at worst.
     pub(crate) fn character(&self, number: usize) -> Position {
-        match self.value {
-            Value::Scalar {
-                quote: Some(quote), ..
-            } => Position {
-                column: (self.at.column + quote + number).saturating_sub(1),
-                ..self.at
-            },
-            _ => self.at,
+        let Value::Scalar {
+            text,
+            quote: Some(quote),
+            ..
+        } = &self.value
+        else {
+            return self.at;
+        };
+        let before: String = text.chars().take(number.saturating_sub(1)).collect();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        Position {
+            line: self.at.line + before.matches('\n').count(),
+            column: self.at.column + quote + line.chars().count(),
         }
     }
 }
@@ -154,17 +159,23 @@ pub(crate) fn read(bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> Vec<Node>
     reader.documents
 }
 
-/// How many characters are before `text` in `source`, where it stands there as it is, on one line.
-fn quote(source: &str, text: &str) -> Option<usize> {
+/// How many characters are before `text` in `source`, which begins at `at`, where it stands there as it is: on one line, or in a block of lines that
+/// begin in the same column.
+fn quote(source: &str, text: &str, at: Position) -> Option<usize> {
     let within = |mark| source.strip_prefix(mark)?.strip_suffix(mark);
-    if text.contains('\n') {
-        None
-    } else if source == text {
-        Some(0)
-    } else {
-        let mut quoted = ['"', '\''].into_iter().filter_map(within);
-        quoted.any(|inside| inside == text).then_some(1)
+    let quoted = |inside: &str| inside == text && !text.contains('\n');
+    if ['"', '\''].into_iter().filter_map(within).any(quoted) {
+        return Some(1);
     }
+    let indent = " ".repeat(at.column.saturating_sub(1));
+    let mut written = source.trim_end().split('\n');
+    let mut lines = text.trim_end().split('\n');
+    let same = written.next() == lines.next()
+        && written.eq(lines.map(|line| match line {
+            "" => String::new(),
+            line => format!("{indent}{line}"),
+        }));
+    same.then_some(0)
 }
 
 fn position(line: usize, column_from_0: usize) -> Position {
@@ -237,7 +248,7 @@ impl Reader<'_> {
                     Value::Refused
                 } else {
                     Value::Scalar {
-                        quote: quote(source, &text),
+                        quote: quote(source, &text, at),
                         text: text.into_owned(),
                         plain: style == ScalarStyle::Plain,
                     }

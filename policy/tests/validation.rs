@@ -744,11 +744,15 @@ fn what_is_wrong_within_a_text_is_shown_there_where_it_stands_as_it_is() {
     assert_eq!(places("\"x == 1 || y\""), [(3, 28), (3, 38)]);
     assert_eq!(places("team == 'é' || x"), [(3, 42)]);
     assert_eq!(places("'team == \"é\" || x'"), [(3, 43)]);
-    // Written with escapes or over several lines: where the value begins.
+    // A block begins in its own first line.
+    assert_eq!(places("|\n      team == tool || x"), [(4, 23)]);
+    let block = "|\n      team == tool\n\n        || x ||\n      y\n";
+    assert_eq!(places(block), [(6, 12), (7, 7)]);
+    // Written with escapes or folded: where the value begins.
     assert_eq!(places("'team == ''a'' || x'"), [(3, 27)]);
     assert_eq!(places("\"team == \\\"a\\\" || x\""), [(3, 27)]);
     assert_eq!(places("team == tool\n      || x"), [(3, 27)]);
-    assert_eq!(places("|\n      team == tool || x"), [(3, 27)]);
+    assert_eq!(places(">\n      team == tool\n      || x"), [(4, 7)]);
 }
 
 #[test]
