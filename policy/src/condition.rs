@@ -602,7 +602,13 @@ fn name_of(name: &str, at: usize) -> Checked {
         return wrong(at, message);
     }
     let known: Vec<&'static str> = FACTS.iter().map(|(name, ..)| *name).collect();
-    let meant = crate::decode::nearest(name, &known)
+    // `cost` is nearer to `host` than to what is meant.
+    let longer = known
+        .iter()
+        .find(|known| known.split('_').any(|part| part == name));
+    let meant = longer
+        .copied()
+        .or_else(|| crate::decode::nearest(name, &known))
         .map_or(String::new(), |known| format!("; did you mean `{known}`?"));
     wrong(at, format!("there is nothing named `{name}`{meant}"))
 }

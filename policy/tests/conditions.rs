@@ -210,6 +210,7 @@ fn mistakes_are_found_where_they_stand() {
         ("true + true", 6, "does not go between"),
         ("99999999999999999999 > 1", 1, "is too large"),
         ("args.x.y(1)", 7, "there is no function `y`"),
+        ("cost > 1", 1, "did you mean `estimated_cost_usd`?"),
         ("size()", 1, "takes one value"),
     ] {
         let error = refusal(condition);
