@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Part<T>(Option<Box<T>>);
 
 /// What may say nothing.
-pub trait Silent: PartialEq + Sized + 'static {
+pub trait Silent: Clone + PartialEq + 'static {
     /// What says nothing.
     const SILENT: &'static Self;
 }
@@ -36,8 +36,40 @@ impl<T: Silent> Deref for Part<T> {
     }
 }
 
-impl<T: Silent + Default> DerefMut for Part<T> {
+impl<T: Silent> DerefMut for Part<T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.get_or_insert_default()
+        self.0.get_or_insert_with(|| Box::new(T::SILENT.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Data, Names, Network, Tools};
+    use super::*;
+
+    fn says_nothing<T: Silent + Default + core::fmt::Debug>() {
+        assert_eq!(T::default(), *T::SILENT);
+        let mut part = Part::from(T::default());
+        assert!(part.is_absent());
+        assert_eq!(*part, T::default());
+        // Whoever may change it has it, and what is read of it is the same.
+        let _: &mut T = &mut part;
+        assert!(!part.is_absent());
+        assert_eq!(*part, T::default());
+    }
+
+    #[test]
+    fn what_says_nothing_is_absent() {
+        says_nothing::<Network>();
+        says_nothing::<Names>();
+        says_nothing::<Tools>();
+        says_nothing::<Data>();
+        let closed = Network {
+            denied: true,
+            ..Network::default()
+        };
+        let part = Part::from(closed.clone());
+        assert!(!part.is_absent());
+        assert_eq!(*part, closed);
     }
 }
