@@ -424,10 +424,7 @@ impl Set {
 
     fn applying<'s>(&'s self, call: &Call) -> impl Iterator<Item = &'s Document> {
         let documents = &self.whole.documents;
-        documents
-            .covering(&call.caller)
-            .into_iter()
-            .chain(documents.about(call.facts.tools()))
+        documents.met(&call.caller, call.facts.tools()).into_iter()
     }
 
     /// The rules over a call that ask for more than is known of it.

@@ -214,7 +214,9 @@ impl Document {
 
     /// Whether the request of a call of this MCP tool (`None`: any other call) is searched for them.
     pub fn searches(&self, mcp_tool: Option<&str>) -> bool {
-        self.data.searched_in != Searched::Responses && !self.exempts(mcp_tool)
+        !self.data.is_absent()
+            && self.data.searched_in != Searched::Responses
+            && !self.exempts(mcp_tool)
     }
 
     /// Whether the answer to it is.

@@ -402,11 +402,9 @@ impl Decision {
     }
 }
 
-/// The documents of a call: of `documents` those that apply to everything `caller` does, broadest first, then those of the tools it uses.
+/// Those of `documents` that a call meets.
 fn met<'d>(documents: &'d Documents, caller: &Caller, facts: &Facts) -> Vec<&'d Document> {
-    let mut met = documents.covering(caller);
-    met.extend(documents.about(facts.tools()));
-    met
+    documents.met(caller, facts.tools())
 }
 
 /// Decides one call. `patterns` numbers the bundle's patterns as in [`crate::scan::distinct`]; `hits` are those found in the call.
@@ -798,8 +796,7 @@ impl Check<'_> {
     }
 
     fn data(&mut self, facts: &Facts, patterns: &[String], hits: &Hits) {
-        if self.document.data.is_absent() || !self.document.searches(facts.said.mcp_tool.as_deref())
-        {
+        if !self.document.searches(facts.said.mcp_tool.as_deref()) {
             return;
         }
         if hits.is_unfinished() && self.document.searched().next().is_some() {
@@ -1224,9 +1221,8 @@ pub fn limits_on<'p>(
     let model = account.model.as_deref();
     let model =
         model.filter(|model| *model == OTHER_MODELS || payload.prices.models.contains_key(*model));
-    let documents = &payload.documents;
-    let about = documents.about(account.tool.as_deref().into_iter());
-    in_force(documents.covering(caller).into_iter().chain(about))
+    let tools = account.tool.as_deref().into_iter();
+    in_force(payload.documents.met(caller, tools).into_iter())
         .filter(move |(limit, document)| {
             concerned(&document.scope, caller).any(|(_, one)| {
                 let counted_in = account_of(limit, one, account.run.as_deref(), model);

@@ -161,10 +161,7 @@ fn whatever_the_scopes_a_walk_over_all_documents_finds_the_same() {
         });
         let walked: Vec<String> = walked.map(|document| document.name.clone()).collect();
         let documents = Documents::from(documents);
-        let found = documents
-            .covering(&who)
-            .into_iter()
-            .chain(documents.about([used].into_iter()));
+        let found = documents.met(&who, [used].into_iter());
         assert_eq!(names(found), walked);
         met += walked.len();
     }

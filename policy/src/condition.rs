@@ -616,10 +616,7 @@ fn name_of(name: &str, at: usize) -> Checked {
 fn number(digits: &str, at: usize) -> Checked {
     let (instruction, kind) = match digits.contains('.') {
         // Fractions there are of dollars alone.
-        true => (
-            amount(digits, at).map_err(|error| vec![error])?,
-            Kind::Money,
-        ),
+        true => (amount(digits, at)?, Kind::Money),
         false => {
             let value = digits.parse().map(Instruction::Int);
             let too_large = |_| vec![error(at, format!("`{digits}` is too large"))];
@@ -633,12 +630,12 @@ fn number(digits: &str, at: usize) -> Checked {
     })
 }
 
-fn amount(digits: &str, at: usize) -> Result<Instruction, ConditionError> {
-    money::nano_usd(digits)
-        .ok()
-        .and_then(|amount| i64::try_from(amount).ok())
-        .map(Instruction::Money)
-        .ok_or_else(|| error(at, format!("`{digits}` is not an amount in US dollars")))
+fn amount(digits: &str, at: usize) -> Result<Instruction, Vec<ConditionError>> {
+    let amount = money::nano_usd(digits).ok();
+    match amount.and_then(|amount| i64::try_from(amount).ok()) {
+        Some(amount) => Ok(Instruction::Money(amount)),
+        None => wrong(at, format!("`{digits}` is not an amount in US dollars")),
+    }
 }
 
 fn kind_of(item: Scalar) -> Kind {
@@ -783,8 +780,7 @@ fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) 
             (&mut right, left_kind, right_at),
         ] {
             if let (Some(digits), Kind::Money) = (&side.digits, other) {
-                let amount = amount(digits, side_at).map_err(|error| vec![error])?;
-                *side = Lowered::of(vec![amount], Kind::Money);
+                *side = Lowered::of(vec![amount(digits, side_at)?], Kind::Money);
             }
         }
     }

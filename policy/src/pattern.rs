@@ -165,6 +165,13 @@ fn error(code: &'static str, message: impl Into<String>) -> PatternError {
     }
 }
 
+fn error_at(code: &'static str, at: usize, message: impl Into<String>) -> PatternError {
+    PatternError {
+        at: Some(at),
+        ..error(code, message)
+    }
+}
+
 /// The text of a span.
 fn text<'s>(source: &'s str, span: &Span) -> &'s str {
     source
@@ -183,10 +190,7 @@ fn place(source: &str, span: &Span) -> usize {
 fn differs(source: &str, span: &Span, why: &str) -> PatternError {
     let at = place(source, span);
     let message = format!("at character {at}: {why}");
-    PatternError {
-        at: Some(at),
-        ..error(codes::PATTERN_NOT_RE2, message)
-    }
+    error_at(codes::PATTERN_NOT_RE2, at, message)
 }
 
 /// Explains what the parser did not accept: an error to RE2 too, or something that only RE2 reads.
@@ -239,10 +243,7 @@ fn not_parsed(source: &str, why: &ast::Error) -> PatternError {
                 "is not a regular expression: at character {at}: {}{hint}",
                 why.kind()
             );
-            PatternError {
-                at: Some(at),
-                ..error(codes::PATTERN, message)
-            }
+            error_at(codes::PATTERN, at, message)
         }
     }
 }
@@ -363,10 +364,7 @@ impl Re2Check<'_> {
                 let message = format!(
                     "at character {at}: repeats more than {MAX_REPETITION} times, nested counts multiplied"
                 );
-                return Err(PatternError {
-                    at: Some(at),
-                    ..error(codes::PATTERN_TOO_LARGE, message)
-                });
+                return Err(error_at(codes::PATTERN_TOO_LARGE, at, message));
             }
         }
         self.room.push(left);

@@ -167,14 +167,15 @@ fn quote(source: &str, text: &str, at: Position) -> Option<usize> {
     if ['"', '\''].into_iter().filter_map(within).any(quoted) {
         return Some(1);
     }
-    let indent = " ".repeat(at.column.saturating_sub(1));
+    let indent = at.column.saturating_sub(1);
     let mut written = source.trim_end().split('\n');
     let mut lines = text.trim_end().split('\n');
     let same = written.next() == lines.next()
-        && written.eq(lines.map(|line| match line {
-            "" => String::new(),
-            line => format!("{indent}{line}"),
-        }));
+        && lines.all(|line| {
+            let written = written.next();
+            written.is_some_and(|written| written.get(indent..).unwrap_or_default() == line)
+        })
+        && written.next().is_none();
     same.then_some(0)
 }
 

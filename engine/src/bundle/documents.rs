@@ -30,6 +30,17 @@ struct Slot {
 const NONE: u32 = u32::MAX;
 
 impl Documents {
+    /// The documents of a call by `caller` that uses `tools`: those that apply to everything the caller does, then those of the tools.
+    pub fn met<'d, 't>(
+        &'d self,
+        caller: &Caller,
+        tools: impl Iterator<Item = &'t str>,
+    ) -> Vec<&'d Document> {
+        let mut met = self.covering(caller);
+        met.extend(self.about(tools));
+        met
+    }
+
     /// The documents that apply to everything `caller` does, broadest scope first; then those for whom it acts, each document once.
     pub fn covering(&self, caller: &Caller) -> Vec<&Document> {
         let mut found = Vec::with_capacity(USUALLY);
@@ -74,7 +85,8 @@ impl Documents {
 
     /// The documents of one scope, each with its place, in the bundle's order.
     fn each<'d>(&'d self, key: Key<'_>, mut take: impl FnMut(u32, &'d Document)) {
-        let slot = self.slot(key).and_then(|slot| self.slots.get(slot));
+        let slot = self.slot(key, key.hash());
+        let slot = slot.and_then(|slot| self.slots.get(slot));
         let mut place = slot.map_or(NONE, |slot| slot.first);
         while let Some(document) = self.at(place) {
             take(place, document);
@@ -82,10 +94,9 @@ impl Documents {
         }
     }
 
-    /// The slot of `key`, or the empty one where it would stand. `None` only where there are no slots.
-    fn slot(&self, key: Key<'_>) -> Option<usize> {
+    /// The slot of `key` and its `hash`, or the empty one where it would stand. `None` only where there are no slots.
+    fn slot(&self, key: Key<'_>, hash: u32) -> Option<usize> {
         let mask = self.slots.len().checked_sub(1)?;
-        let hash = key.hash();
         // Half of the slots are empty, so the search ends.
         let mut slot = usize::try_from(hash).ok()? & mask;
         loop {
@@ -206,7 +217,7 @@ impl From<Vec<Document>> for Documents {
             let key = Key::of(&document.scope);
             let hash = key.hash();
             let first = u32::try_from(place).unwrap_or(NONE);
-            let slot = documents.slot(key);
+            let slot = documents.slot(key, hash);
             if let Some(head) = slot.and_then(|slot| documents.slots.get_mut(slot)) {
                 let after = core::mem::replace(head, Slot { hash, first });
                 if let Some(next) = documents.next.get_mut(place) {

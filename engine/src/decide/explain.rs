@@ -156,7 +156,8 @@ impl Call<'_> {
 
     fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
         let refused = refusals(document, |check| check.network(self.head));
-        if let Some(hosts) = &document.network.hosts {
+        let network = &document.network;
+        if let Some(hosts) = &network.hosts {
             let hosts = hosts.iter().map(|host| host.0.as_str());
             rules.push(ruled(
                 "network.allowlist",
@@ -167,19 +168,9 @@ impl Call<'_> {
                 "a host that is not listed".to_string(),
             ));
         }
-        let denied: Vec<String> = document
-            .network
-            .denied_hosts
-            .iter()
-            .map(|host| host.0.clone())
-            .chain(
-                document
-                    .network
-                    .denied_addresses
-                    .iter()
-                    .map(ToString::to_string),
-            )
-            .collect();
+        let hosts = network.denied_hosts.iter().map(|host| host.0.clone());
+        let addresses = network.denied_addresses.iter().map(ToString::to_string);
+        let denied: Vec<String> = hosts.chain(addresses).collect();
         if !denied.is_empty() {
             rules.push(ruled(
                 "network.denylist",
@@ -196,7 +187,7 @@ impl Call<'_> {
                 "a host on the list".to_string(),
             ));
         }
-        if document.network.denied {
+        if network.denied {
             rules.push(ruled(
                 "capabilities.deny",
                 &refused,
