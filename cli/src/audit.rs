@@ -128,7 +128,7 @@ fn events(limit: u32, connection: Connection, output: &Output) -> anyhow::Result
             ("BY", &|row| text(row, "by_name")),
             ("WHY", &|row| text(row, "message")),
         ],
-        "nobody has been stopped, and no budget has come near its limit",
+        "nobody has been stopped, no call has been held, and no budget has come near its limit",
     )?;
     Ok(ExitCode::SUCCESS)
 }
@@ -187,7 +187,7 @@ fn show(id: String, connection: Connection) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn subject(record: &Value) -> String {
+pub(crate) fn subject(record: &Value) -> String {
     let mut words: Vec<&str> = Vec::new();
     words.extend(record["model"].as_str());
     words.extend(record["mcp_method"].as_str());
@@ -221,7 +221,7 @@ fn tokens(record: &Value) -> String {
     }
 }
 
-fn reasons(record: &Value) -> String {
+pub(crate) fn reasons(record: &Value) -> String {
     let rules: Vec<&str> = record["reasons"]
         .as_array()
         .into_iter()

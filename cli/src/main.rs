@@ -1,6 +1,7 @@
 //! The `tollgate` command.
 
 mod api;
+mod approval;
 mod audit;
 mod check;
 mod decide;
@@ -42,6 +43,7 @@ enum Command {
     Resume(halt::Args),
     /// Let no new call pass, and end event streams that are under way.
     Kill(halt::Args),
+    Approval(approval::Approval),
     Budget(operate::Budget),
     Usage(operate::Usage),
     Audit(audit::Audit),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Pause(args) => halt::run(args, halt::Order::Pause),
         Command::Resume(args) => halt::run(args, halt::Order::Resume),
         Command::Kill(args) => halt::run(args, halt::Order::Kill),
+        Command::Approval(command) => command.run(),
         Command::Budget(command) => command.run(),
         Command::Usage(command) => command.run(),
         Command::Audit(command) => command.run(),

@@ -10,10 +10,12 @@ use std::{
 };
 use tollgate_engine::{
     bundle::{FORMAT, Payload, Scope},
+    decide::Outcome,
     exchange::{Exchange, Step},
     facts::{Headers, Upstream},
     gate::{Config, DEFAULT_BODY_CAP_BYTES, Gate, Secret},
     identity::{Caller, GovernanceLevel},
+    ledger::Refusal,
     time::Time,
 };
 use tollgate_policy::{Document, compile, parse};
@@ -309,6 +311,10 @@ fn drive(
     loop {
         step = match step {
             Step::NeedBody { .. } => exchange.body(gate, body.as_deref().unwrap_or_default(), now),
+            // Nobody is there to approve it.
+            Step::Swap(_) if exchange.decision().outcome == Outcome::Hold => {
+                exchange.swapped(gate, Err((0, Refusal::NOTHING_LEFT)), now)
+            }
             // Nothing is used yet, and what can never fit was refused before.
             Step::Swap(_) => exchange.swapped(gate, Ok(Vec::new()), now),
             Step::Forward(_) => return Ok((exchange, None)),

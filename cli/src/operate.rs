@@ -4,7 +4,7 @@ use crate::{
     api::{self, Connection, query, segment},
     halt,
     offline::read_text,
-    table::{self, amount, printable, text, usd, when_ms, when_secs},
+    table::{self, amount, list_of, printable, text, usd, when_ms, when_secs},
 };
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
@@ -398,6 +398,10 @@ enum OperatorCommand {
     Create {
         /// Whose key, or what for.
         name: String,
+        /// What its bearer is beside being an operator, where a policy names who approves (`approval.escalation_role`); may be given several times.
+        /// Takes the root key, or a key that has the role.
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
@@ -424,11 +428,15 @@ impl Operator {
         match self.command {
             OperatorCommand::Create {
                 name,
+                roles,
                 connection,
                 output,
             } => {
                 let api = connection.open()?;
-                let key = api.post(&api.at("/operators")?, &json!({"name": name}))?;
+                let key = api.post(
+                    &api.at("/operators")?,
+                    &json!({"name": name, "roles": roles}),
+                )?;
                 show(&output, &key, || {
                     println!("id   {}", text(&key, "id"));
                     println!("key  {}", text(&key, "key"));
@@ -445,6 +453,7 @@ impl Operator {
                         &[
                             ("ID", &|row| text(row, "id")),
                             ("NAME", &|row| text(row, "name")),
+                            ("ROLES", &|row| list_of(row, "roles")),
                             ("CREATED", &|row| when_ms(row, "created_ms")),
                             ("LAST USED", &|row| when_ms(row, "last_used_ms")),
                             ("REVOKED", &|row| when_ms(row, "revoked_ms")),

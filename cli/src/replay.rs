@@ -482,7 +482,9 @@ impl Set {
             for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = !document.counts(limit, call.facts.tools());
                 let counts = match limit.unit {
-                    Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => true,
+                    Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals => {
+                        true
+                    }
                     Unit::NanoUsd if priced => true,
                     Unit::Tokens | Unit::NanoUsd => generates || limit.suspend,
                 };

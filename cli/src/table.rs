@@ -64,6 +64,17 @@ pub(crate) fn text(row: &Value, field: &str) -> String {
     }
 }
 
+/// A field that is a list of texts; `-` when there are none.
+pub(crate) fn list_of(row: &Value, field: &str) -> String {
+    let list = row.pointer(&format!("/{field}")).and_then(Value::as_array);
+    let texts = list.into_iter().flatten().filter_map(Value::as_str);
+    let texts: Vec<&str> = texts.collect();
+    match texts.is_empty() {
+        true => "-".to_owned(),
+        false => texts.join(", "),
+    }
+}
+
 /// A field of milliseconds since the Unix epoch.
 pub(crate) fn when_ms(row: &Value, field: &str) -> String {
     let millis = row.pointer(&format!("/{field}")).and_then(Value::as_i64);
@@ -88,9 +99,15 @@ pub(crate) fn usd(row: &Value, field: &str) -> String {
 pub(crate) fn amount(row: &Value, field: &str, unit: Option<Unit>) -> String {
     match unit {
         Some(Unit::NanoUsd) => usd(row, field),
-        Some(Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds | Unit::Goals) | None => {
-            text(row, field)
-        }
+        Some(
+            Unit::Calls
+            | Unit::Tokens
+            | Unit::Errors
+            | Unit::Seconds
+            | Unit::Goals
+            | Unit::Approvals,
+        )
+        | None => text(row, field),
     }
 }
 

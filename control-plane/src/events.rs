@@ -61,9 +61,10 @@ struct Event {
     id: i64,
     /// Milliseconds since the Unix epoch.
     at_ms: i64,
-    /// `paused`, `killed`, `resumed`; `budget_warning`, `budget_lifted`, `budget_released`.
+    /// `paused`, `killed`, `resumed`; `budget_warning`, `budget_lifted`, `budget_released`; `approval_requested`, `approval_granted`,
+    /// `approval_denied`.
     kind: String,
-    /// Whom or what it is about: a scope such as `agent:<id>`, an account, a holder.
+    /// Whom or what it is about: a scope such as `agent:<id>`, an account, a holder, a held call.
     subject: String,
     /// Id of the operator's key; null where nobody did it.
     by: Option<String>,

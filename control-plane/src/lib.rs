@@ -18,6 +18,7 @@
 
 mod access;
 mod agents;
+mod approvals;
 pub mod audit;
 mod bundles;
 mod events;
@@ -287,6 +288,7 @@ fn router() -> OpenApiRouter<ControlPlane> {
         .merge(operators::routes())
         .merge(agents::routes())
         .merge(halts::routes())
+        .merge(approvals::routes())
         .merge(events::routes())
         .merge(policies::routes())
         .merge(bundles::routes())

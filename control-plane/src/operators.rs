@@ -10,9 +10,13 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use tollgate_engine::time::Time;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// Roles of one key.
+const MAX_ROLES: usize = 16;
 
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::new()
@@ -31,6 +35,11 @@ struct NewOperator {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
     )]
     name: String,
+    /// What its bearer is beside being an operator: policies name such roles where they say who approves (`approval.escalation_role`). Only root,
+    /// and who has a role, can give it.
+    #[serde(default)]
+    #[schema(max_items = 16)]
+    roles: BTreeSet<String>,
 }
 
 /// A key just made. This is the only time it is shown.
@@ -51,6 +60,9 @@ struct Operator {
     id: String,
     /// Whose key, or what for.
     name: String,
+    /// What its bearer is beside being an operator.
+    #[sqlx(json)]
+    roles: BTreeSet<String>,
     /// Milliseconds since the Unix epoch.
     created_ms: i64,
     /// Milliseconds since the Unix epoch, to the minute.
@@ -102,6 +114,19 @@ pub(crate) async fn replace_root(
     Ok(())
 }
 
+/// What the bearer of an operator key is; `None` for root, who may be anything.
+pub(crate) async fn roles_of(
+    write: &mut Write,
+    key: &str,
+) -> Result<Option<BTreeSet<String>>, sqlx::Error> {
+    let (workspace, roles): (Option<String>, sqlx::types::Json<BTreeSet<String>>) =
+        sqlx::query_as("SELECT workspace, roles FROM operators WHERE id = $1")
+            .bind(key)
+            .fetch_one(&mut **write)
+            .await?;
+    Ok(workspace.map(|_| roles.0))
+}
+
 /// Lists the workspace's operator keys, revoked ones included.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/operators", tag = "operators", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
@@ -111,7 +136,7 @@ async fn list(
     State(state): State<ControlPlane>,
 ) -> Result<Json<Vec<Operator>>, Problem> {
     let operators = sqlx::query_as(
-        "SELECT id, name, created_ms, last_used_ms, revoked_ms FROM operators WHERE workspace = $1 ORDER BY created_ms, id",
+        "SELECT id, name, roles, created_ms, last_used_ms, revoked_ms FROM operators WHERE workspace = $1 ORDER BY created_ms, id",
     )
     .bind(keeper.workspace.as_str())
     .fetch_all(state.store().read())
@@ -130,9 +155,31 @@ async fn create(
     JsonBody(new): JsonBody<NewOperator>,
 ) -> Result<(StatusCode, Json<CreatedOperator>), Problem> {
     let name = text::name("name", &new.name)?;
+    if new.roles.len() > MAX_ROLES {
+        return Err(Problem::new(
+            Kind::Invalid,
+            format!("a key has at most {MAX_ROLES} roles"),
+        ));
+    }
+    for role in &new.roles {
+        text::name("roles", role)?;
+    }
     let key = state.new_key(KeyKind::Operator)?;
     let mut write = state.store().write().await?;
+    if let Some(own) = roles_of(&mut write, &keeper.key).await?
+        && let Some(role) = new.roles.difference(&own).next()
+    {
+        return Err(Problem::new(
+            Kind::Forbidden,
+            format!("only root, and who is `{role}`, can make somebody else `{role}`"),
+        ));
+    }
     insert(&mut write, &keeper.workspace, &key, name, state.now()).await?;
+    sqlx::query("UPDATE operators SET roles = $1 WHERE id = $2")
+        .bind(sqlx::types::Json(&new.roles))
+        .bind(&key.id)
+        .execute(&mut *write)
+        .await?;
     write.commit().await?;
     tracing::info!(operator = key.id, by = keeper.key, "operator key made");
     Ok((

@@ -253,6 +253,26 @@ pub(crate) async fn live(
         .collect()
 }
 
+/// The document of this name that counts now.
+pub(crate) async fn named(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    name: &str,
+) -> Result<Option<Document>, Problem> {
+    let text: Option<Option<String>> = sqlx::query_scalar(
+        "SELECT text FROM policies WHERE workspace = $1 AND name = $2 ORDER BY version DESC LIMIT 1",
+    )
+    .bind(workspace.as_str())
+    .bind(name)
+    .fetch_optional(&mut **write)
+    .await?;
+    let parsed = text.flatten().map(|text| {
+        let parsed = parse(&Source::stored(name), text.as_bytes(), false);
+        parsed.documents.into_iter().next()
+    });
+    Ok(parsed.flatten())
+}
+
 /// Lists the policies that count now, without their text.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/policies", tag = "policies", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),

@@ -243,6 +243,17 @@ impl Document {
         })
     }
 
+    /// The condition that `rule` (`tools.<name>.requires_approval_if`) stands for here.
+    pub(crate) fn approval(&self, rule: &str) -> Option<&Program> {
+        let (tool, field) = rule.strip_prefix("tools.")?.rsplit_once('.')?;
+        let named = |approval: &&Approval| approval.tool == tool;
+        let condition = match tool {
+            "*" => self.tools.others.as_ref()?.approval.as_ref(),
+            _ => Some(&self.tools.approvals.iter().find(named)?.condition),
+        };
+        condition.filter(|_| field == "requires_approval_if")
+    }
+
     /// What one call of this MCP tool costs, in nano-USD, where the document says so.
     pub fn tool_cost(&self, tool: &str) -> Option<u64> {
         let is_it = |cost: &&ToolCost| cost.tool.eq_ignore_ascii_case(tool);

@@ -10,6 +10,7 @@ pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
     address::Place,
+    approval,
     bundle::{self, Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
     facts::{Facts, Head, Route, Said},
@@ -209,7 +210,9 @@ impl Charge {
             return self.run_over();
         }
         let (cause, what) = match self.account.unit {
-            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => (Cause::Rate, "call rate"),
+            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals => {
+                (Cause::Rate, "call rate")
+            }
             Unit::Tokens => (Cause::Budget, "token budget"),
             Unit::NanoUsd => (Cause::Budget, "budget"),
         };
@@ -253,6 +256,7 @@ impl Charge {
             Unit::Errors => format!("too many calls of the run have failed: {limit} are the most"),
             Unit::Seconds => format!("the run has lasted the {limit} that it may last"),
             Unit::Goals => "the run is done: its agent has said so".to_string(),
+            Unit::Approvals => "nobody has approved the call".to_string(),
         };
         Reason {
             rule: self.rule.clone().into(),
@@ -295,7 +299,7 @@ pub struct Decision {
     pub outcome: Outcome,
     /// Why not simply allow; empty on a plain allow.
     pub reasons: Vec<Reason>,
-    /// What to reserve first; empty unless the call may go out.
+    /// What to reserve first; empty unless the call may go out, or could once somebody approves it.
     pub charges: Vec<Charge>,
     /// Limits that only warn, on accounts that the charges take from.
     pub alerts: Vec<Alert>,
@@ -305,6 +309,8 @@ pub struct Decision {
     pub price: Option<Price>,
     /// How many output tokens it has to be kept to before it may go out; judge it again then.
     pub lower: Option<Lower>,
+    /// What asks for approval, each rule with its condition; of a call that is held.
+    pub demands: Vec<Vec<u8>>,
 }
 
 /// A call whose worst case is unknown, or more than a whole limit that [lowers](Limit::lowers).
@@ -336,7 +342,9 @@ pub(crate) fn covered(unit: Unit, left: u64, said: &Said, price: Option<&Price>)
             (Unit::Tokens, _) => Some(output.saturating_add(prompt)),
             (Unit::NanoUsd, Some(price)) => Some(price::worst_case(prompt, output, price)),
             (Unit::NanoUsd, None)
-            | (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals, _) => None,
+            | (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals, _) => {
+                None
+            }
         };
         needed.is_some_and(|needed| needed <= left)
     };
@@ -383,15 +391,45 @@ impl Decision {
         }
     }
 
+    /// What the call, as it came, needed approval for, it needs as it goes out.
+    pub(crate) fn still_asks(&mut self, before: Decision) {
+        let asked = |reason: &Reason| reason.cause == Cause::Approval;
+        for reason in before.reasons.into_iter().filter(asked) {
+            let alike =
+                |known: &Reason| (&known.rule, &known.document) == (&reason.rule, &reason.document);
+            if !self.reasons.iter().any(alike) {
+                self.reasons.push(reason);
+            }
+        }
+        for demand in before.demands {
+            if !self.demands.contains(&demand) {
+                self.demands.push(demand);
+            }
+        }
+        sort_by(&mut self.demands, Vec::cmp);
+        let outcomes = self.reasons.iter().map(|reason| reason.cause.outcome());
+        self.outcome = outcomes.fold(self.outcome, Outcome::max);
+    }
+
+    /// Somebody has approved what asks for approval: what is left of a call that was held.
+    pub(crate) fn approved(&mut self) {
+        self.reasons
+            .retain(|reason| reason.cause != Cause::Approval);
+        let outcomes = self.reasons.iter().map(|reason| reason.cause.outcome());
+        self.outcome = outcomes.max().unwrap_or_default();
+    }
+
     /// The body was to be changed and cannot be, so the call does not pass; `message` says why.
     pub fn insist(&mut self, message: &'static str) {
+        let mut told = false;
         for reason in &mut self.reasons {
             if reason.cause == Cause::Redaction {
                 reason.cause = Cause::Policy;
                 reason.message = message.into();
+                told = true;
             }
         }
-        if self.reasons.is_empty() {
+        if !told {
             let reason = Reason::of_gate(Cause::Policy, "data.tool_output_is_data", message);
             self.reasons.push(reason);
         }
@@ -553,7 +591,8 @@ impl Question<'_> {
         let verdict = Decision::of(reasons);
         let worst_case_nano_usd = limits.worst_case_nano_usd;
         match verdict.outcome {
-            Outcome::Allow | Outcome::Redact => Decision {
+            Outcome::Allow | Outcome::Redact | Outcome::Hold => Decision {
+                demands: approval::demands(self.met, &verdict.reasons),
                 charges: limits.charges,
                 alerts: limits.alerts,
                 lower: limits.lower,
@@ -562,12 +601,6 @@ impl Question<'_> {
                     Route::Llm(_) => cost.price.copied().or_else(|| dearest_unknown(self.met)),
                     Route::LlmUnknown | Route::CountTokens | Route::Mcp | Route::Plain => None,
                 },
-                ..verdict
-            },
-            // Somebody may have to approve it only because nobody knew what it costs.
-            Outcome::Hold => Decision {
-                worst_case_nano_usd,
-                lower: limits.lower,
                 ..verdict
             },
             Outcome::Deny => Decision {
@@ -970,7 +1003,9 @@ fn limits(
             {
                 continue;
             }
-            (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals, _) => false,
+            (Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals, _) => {
+                false
+            }
             (_, Route::Llm(_)) => true,
             (_, Route::LlmUnknown) => {
                 refuse(
@@ -1020,7 +1055,7 @@ fn limits(
         // What is not bounded is more than any limit.
         let unbounded = (limit.lowers && generates && output.is_none()).then_some(u64::MAX);
         let amount = match limit.unit {
-            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => Some(1),
+            Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals => Some(1),
             Unit::NanoUsd if of_tool > 0 => Some(of_tool),
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),

@@ -19,13 +19,14 @@ mod record;
 pub use body::TOOL_OUTPUT_IS_DATA;
 
 use crate::{
+    approval,
     bundle::Unusable,
     decide::{self, Cause, Charge, Decision, LEAST_OUTPUT_TOKENS, Outcome, Reason},
     facts::{self, Dialect, Facts, GOAL_HEADER, Head, Headers, RUN_HEADER, Route, Said},
     gate::{Found, Gate, Search, Watches},
     halt,
     identity::{self, Caller, TOKEN_HEADER},
-    ledger::{Account, Cell, Op, Refusal, Span, Window},
+    ledger::{Account, Cell, Op, Refusal, Span, Unit, Window},
     meter::{Meter, Metered, Provider},
     price::Price,
     quota,
@@ -242,6 +243,8 @@ pub struct Exchange {
     lowerable: Option<Vec<u8>>,
     /// How often it may still be lowered: a refusal of each account makes it less.
     lowerings_left: usize,
+    /// The name of the approval that it needs; [`Decision::charges`] begin with what takes it.
+    approval: Option<String>,
     reserved: bool,
     /// What was taken of each limit once this call had its share.
     taken: Vec<u64>,
@@ -360,6 +363,7 @@ impl Exchange {
             lowered: None,
             lowerable: None,
             lowerings_left: 0,
+            approval: None,
             reserved: false,
             taken: Vec::new(),
             suspend: None,
@@ -563,7 +567,7 @@ impl Exchange {
             }
             Err(why) => return self.deny(vec_of(unusable(why)), None, now),
         };
-        let changes = Changes::of(gate, caller, &facts, &found, decision.outcome, now);
+        let changes = Changes::of(gate, caller, &facts, &found, &decision, now);
         let mut changed_body = None;
         if !changes.is_empty() {
             match changes.make(head, gate, &facts, body) {
@@ -574,7 +578,8 @@ impl Exchange {
                     facts = changed.facts;
                     changed_body = Some(changed.body);
                     // What goes out is what is paid for, and what somebody may have to approve.
-                    if let Ok((again, _)) = judge(gate, caller, head, &facts, &found, now) {
+                    if let Ok((mut again, _)) = judge(gate, caller, head, &facts, &found, now) {
+                        again.still_asks(decision);
                         decision = again;
                     }
                 }
@@ -582,9 +587,15 @@ impl Exchange {
             }
         }
         let watches = match decision.outcome {
-            Outcome::Allow | Outcome::Redact => gate.watch(caller, &facts).ok(),
-            Outcome::Hold | Outcome::Deny => Some(Watches::default()),
+            Outcome::Allow | Outcome::Redact | Outcome::Hold => gate.watch(caller, &facts).ok(),
+            Outcome::Deny => Some(Watches::default()),
         };
+        if decision.outcome == Outcome::Hold {
+            // What goes out is what somebody approves, whatever it is lowered to.
+            let body = changed_body.as_deref().unwrap_or(body);
+            let name = approval::name(caller, head, &facts, body, &decision.demands);
+            self.approval = Some(name);
+        }
         self.facts = Some(facts);
         self.found = found;
         self.answer_cap = gate.config.body_cap_bytes;
@@ -603,14 +614,11 @@ impl Exchange {
                 None => Decision::against(vec_of(lower.otherwise)),
             };
         }
-        match decision.outcome {
-            Outcome::Allow | Outcome::Redact => {}
-            Outcome::Hold | Outcome::Deny => {
-                self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
-                return self.deny(decision.reasons, None, now);
-            }
+        if decision.outcome == Outcome::Deny {
+            self.decision.worst_case_nano_usd = decision.worst_case_nano_usd;
+            return self.deny(decision.reasons, None, now);
         }
-        self.decision = decision;
+        self.decision = self.with_approval(decision);
         if self.decision.charges.is_empty() {
             return self.send(gate, now);
         }
@@ -646,11 +654,12 @@ impl Exchange {
         }
         // The number itself may be what a pattern looks for.
         let (verdict, _) = judge(gate, caller, head, &read, &found, now).ok()?;
-        if verdict.outcome != Outcome::Allow {
+        let mut objections = verdict.reasons.iter();
+        if objections.any(|reason| reason.cause != Cause::Approval) {
             return None;
         }
         let (decision, _) = judge(gate, caller, head, &read, &self.found, now).ok()?;
-        if decision.outcome > Outcome::Redact || decision.lower.is_some() {
+        if decision.outcome == Outcome::Deny || decision.lower.is_some() {
             return None;
         }
         self.forward.body = edited.or_else(|| Some(body.clone()));
@@ -658,6 +667,17 @@ impl Exchange {
         self.facts = Some(read);
         self.lowered = Some(most);
         Some(decision)
+    }
+
+    /// A decision, with what takes the approval first where it needs one.
+    fn with_approval(&self, mut decision: Decision) -> Decision {
+        let is_approval = |reason: &&Reason| reason.cause == Cause::Approval;
+        let asks = decision.reasons.iter().find(is_approval);
+        if let (Some(reason), Some(name), Some(caller)) = (asks, &self.approval, &self.caller) {
+            let charge = approval::charge(caller, name, reason);
+            decision.charges.insert(0, charge);
+        }
+        decision
     }
 
     fn reserve(&mut self) -> Step {
@@ -688,6 +708,9 @@ impl Exchange {
             Ok(taken) => {
                 self.reserved = true;
                 self.taken = taken;
+                if self.approval.is_some() {
+                    self.decision.approved();
+                }
                 return self.send(gate, now);
             }
             Err(refused) => refused,
@@ -719,6 +742,11 @@ impl Exchange {
             return self.deny(Vec::new(), None, now);
         };
         match refusal {
+            // Nobody has granted it.
+            Refusal::Exhausted { .. } if charge.account.unit == Unit::Approvals => {
+                let reasons = core::mem::take(&mut self.decision.reasons);
+                with_undo(self.deny(reasons, None, now), undo)
+            }
             // The end of a run that may not begin.
             Refusal::Exhausted { retry_ms: 0, .. } if charge.account.run.is_some() => {
                 let reason = Reason::of_gate(
@@ -755,13 +783,19 @@ impl Exchange {
                     .get_or_insert(now.plus_millis(LEASE_WAIT_MS));
                 // A clock that was put back meanwhile must not make the caller wait for it to come round again.
                 if now >= deadline || deadline.millis_since(now) > LEASE_WAIT_MS {
-                    let reason = no_lease(charge);
-                    return with_undo(self.deny(vec_of(reason), Some(1), now), undo);
+                    let (reasons, wait) = match charge.account.unit {
+                        // Whether it has been granted or not: it waits for that.
+                        Unit::Approvals => (core::mem::take(&mut self.decision.reasons), None),
+                        _ => (vec_of(no_lease(charge)), Some(1)),
+                    };
+                    return with_undo(self.deny(reasons, wait, now), undo);
                 }
-                // What only counts needs no lease.
+                // What only counts needs no lease, and what waits for approval nothing but that.
+                let waits = charge.account.unit == Unit::Approvals;
                 let charges = self.decision.charges.iter();
                 let wants = charges
                     .filter(|charge| !charge.alert)
+                    .filter(|charge| !waits || charge.account.unit == Unit::Approvals)
                     .map(|charge| Want {
                         account: charge.account.clone(),
                         span: charge.span,
@@ -794,7 +828,7 @@ impl Exchange {
         self.lowerings_left = lowerings_left;
         match self.lower(gate, most, price.as_ref(), now) {
             Some(decision) => {
-                self.decision = decision;
+                self.decision = self.with_approval(decision);
                 true
             }
             None => false,
@@ -807,6 +841,14 @@ impl Exchange {
             return self.out_of_order(self.decided);
         }
         self.reserve()
+    }
+
+    /// The name of the approval that the call waits for, or was let through by.
+    fn approval(&self) -> Option<&str> {
+        let first = self.decision.charges.first();
+        let taken = first.is_some_and(|charge| charge.account.unit == Unit::Approvals);
+        let waits = self.decision.outcome == Outcome::Hold;
+        self.approval.as_deref().filter(|_| taken || waits)
     }
 
     fn send(&mut self, gate: &Gate, now: Time) -> Step {
@@ -852,7 +894,14 @@ impl Exchange {
             return self.deny(Vec::new(), None, now);
         }
         Step::Reply {
-            reply: reply::denial(self.dialect, &[driven_out_of_order()], &self.id, None, None),
+            reply: reply::denial(
+                self.dialect,
+                &[driven_out_of_order()],
+                &self.id,
+                None,
+                None,
+                None,
+            ),
             undo: Vec::new(),
         }
     }
@@ -885,6 +934,7 @@ impl Exchange {
             &self.id,
             mcp_id,
             retry_after,
+            self.approval(),
         );
         self.answered = Some(reply.status);
         Step::Reply {

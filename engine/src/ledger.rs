@@ -45,6 +45,8 @@ pub enum Unit {
     Seconds,
     /// Calls whose agent said that with them the run is done. Only of a run; a call takes none but by saying so.
     Goals,
+    /// Calls that somebody has approved. Only of one call that is held, whose [name](crate::approval) stands in the place of a run.
+    Approvals,
 }
 
 impl Unit {
@@ -57,6 +59,7 @@ impl Unit {
             Unit::Errors => "errors",
             Unit::Seconds => "seconds",
             Unit::Goals => "goals",
+            Unit::Approvals => "approvals",
         }
     }
 
@@ -64,7 +67,12 @@ impl Unit {
     pub fn in_words(self, amount: u64) -> String {
         match self {
             Unit::NanoUsd => price::usd(amount),
-            Unit::Calls | Unit::Tokens | Unit::Errors | Unit::Seconds | Unit::Goals => {
+            Unit::Calls
+            | Unit::Tokens
+            | Unit::Errors
+            | Unit::Seconds
+            | Unit::Goals
+            | Unit::Approvals => {
                 format!("{amount} {}", self.name())
             }
         }
@@ -210,6 +218,7 @@ impl Account {
             "errors" => Unit::Errors,
             "seconds" => Unit::Seconds,
             "goals" => Unit::Goals,
+            "approvals" => Unit::Approvals,
             _ => return None,
         };
         let (window, run) = match window.strip_prefix("run:") {
@@ -220,8 +229,8 @@ impl Account {
         // The names of teams and organisations may contain the separator too; an agent's is a UUID. So no text has two readings.
         let of_agent =
             run.is_some() || unit.is_looked_at() || tool.is_some_and(|tool| tool.contains('|'));
-        let whole =
-            run.is_some() == (window == Window::Run) && (run.is_some() || !unit.is_looked_at());
+        let of_run = unit.is_looked_at() || unit == Unit::Approvals;
+        let whole = run.is_some() == (window == Window::Run) && (run.is_some() || !of_run);
         let runs_a_model = run.is_some() && model.is_some();
         if id.is_empty() || (of_agent && level != Level::Agent) || !whole || runs_a_model {
             return None;
@@ -839,6 +848,14 @@ pub enum Refusal {
     },
     /// Somebody has asked and the answer is under way.
     AlreadyAsked,
+}
+
+impl Refusal {
+    /// Nothing is left, and there is nobody to ask for more.
+    pub const NOTHING_LEFT: Refusal = Refusal::Exhausted {
+        retry_ms: i64::MAX,
+        left: 0,
+    };
 }
 
 impl Op {

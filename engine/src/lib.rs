@@ -21,6 +21,7 @@
 extern crate alloc;
 
 pub mod address;
+pub mod approval;
 pub mod automaton;
 pub mod bundle;
 pub mod bytes;

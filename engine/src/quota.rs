@@ -35,7 +35,7 @@ pub(crate) fn headers<'c>(
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::NanoUsd => ";qu=\"nano-usd\"",
             // Nothing that a caller could pace itself by.
-            Unit::Errors | Unit::Seconds | Unit::Goals => continue,
+            Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals => continue,
         };
         for list in [&mut policies, &mut left] {
             match list.is_empty() {

@@ -24,6 +24,8 @@ pub const LOWERED_HEADER: &str = "x-tollgate-lowered-max-tokens";
 pub const DECISION_HEADER: &str = "x-tollgate-decision";
 /// Names the first reason's rule in a denial, or [`APPROVAL_REQUIRED`].
 pub const REASON_HEADER: &str = "x-tollgate-reason";
+/// Names the approval that a held call waits for; see [`crate::approval`].
+pub const APPROVAL_HEADER: &str = "x-tollgate-approval";
 /// Stands for the rule where a call is held: programs that wait for approvals look for one word, whatever the tool.
 pub const APPROVAL_REQUIRED: &str = "approval.required";
 
@@ -39,13 +41,15 @@ pub struct Reply {
 }
 
 /// Writes the denial of a call. `reasons` must not be empty; the first one sets the status, unless a later one weighs more
-/// (a budget denial beside a policy denial is a policy denial: waiting would not help). `retry_after_secs` where waiting helps.
+/// (a budget denial beside a policy denial is a policy denial: waiting would not help). `retry_after_secs` where waiting helps; `approval` names the
+/// approval that is waited for.
 pub fn denial(
     dialect: Dialect,
     reasons: &[Reason],
     decision_id: &str,
     mcp_id: Option<&str>,
     retry_after_secs: Option<i64>,
+    approval: Option<&str>,
 ) -> Reply {
     let cause = cause_of(reasons);
     let first = reasons.iter().find(|reason| reason.cause == cause);
@@ -61,11 +65,17 @@ pub fn denial(
         | Cause::TooLarge
         | Cause::Unavailable => first.map_or("unknown", |reason| &reason.rule),
     };
-    let message = message_of(reasons);
+    let mut message = message_of(reasons);
     let mut headers = Vec::from([
         (DECISION_HEADER, decision_id.to_string()),
         (REASON_HEADER, header_safe(rule)),
     ]);
+    let mut member = String::new();
+    if let Some(approval) = approval {
+        headers.push((APPROVAL_HEADER, approval.to_string()));
+        message += &format!("; once `{approval}` has been granted, send the same call again");
+        member = format!(r#","approval":{}"#, quoted(approval));
+    }
     if let Some(secs) = retry_after_secs {
         headers.push(("retry-after", secs.max(1).to_string()));
     }
@@ -99,7 +109,7 @@ pub fn denial(
         Dialect::Mcp => (
             "application/json",
             format!(
-                r#"{{"jsonrpc":"2.0","id":{},"error":{{"code":{MCP_DENIED},"message":{},"data":{{"rule":{},"decision":{}}}}}}}"#,
+                r#"{{"jsonrpc":"2.0","id":{},"error":{{"code":{MCP_DENIED},"message":{},"data":{{"rule":{},"decision":{}{member}}}}}}}"#,
                 mcp_id.unwrap_or("null"),
                 quoted(&message),
                 quoted(rule),
@@ -109,7 +119,7 @@ pub fn denial(
         Dialect::Problem => (
             "application/problem+json",
             format!(
-                r#"{{"type":"about:blank","title":"{}","status":{},"detail":{},"rule":{},"decision":{}}}"#,
+                r#"{{"type":"about:blank","title":"{}","status":{},"detail":{},"rule":{},"decision":{}{member}}}"#,
                 title(cause),
                 cause.status(),
                 quoted(&message),

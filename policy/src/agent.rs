@@ -7,7 +7,8 @@ use crate::{
     decode::{Field, Findings, Table, name_problem},
     diagnostic::{Position, codes},
     document::{
-        Condition, MAX_COUNT, OTHERS, Run, RunLimit, Tool, is_hyphenated_uuid, money_above_zero,
+        Approvals, Condition, MAX_COUNT, OTHERS, Run, RunLimit, Tool, is_hyphenated_uuid,
+        money_above_zero, names,
     },
     money,
     yaml::shown,
@@ -36,7 +37,12 @@ impl Agent {
     ) {
         let most = match unit {
             Unit::Seconds => MAX_RUN_SECS.unsigned_abs(),
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => MAX_COUNT,
+            Unit::Calls
+            | Unit::Tokens
+            | Unit::NanoUsd
+            | Unit::Errors
+            | Unit::Goals
+            | Unit::Approvals => MAX_COUNT,
         };
         if let Some(field) = table.take(key)
             && let Some(amount) = findings.integer(&field, 1, most)
@@ -113,9 +119,9 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
         let enabled = enabled.and_then(|enabled| findings.boolean(&enabled));
         let approval = table.take("requires_approval");
         let approval = approval.and_then(|approval| findings.boolean(&approval));
-        if let Some(config) = table.take("approval_config") {
-            approval_config(&config, findings);
-        }
+        let needed = approval == Some(true);
+        let config = table.take("approval_config");
+        let approvals = config.and_then(|config| approval_config(&config, needed, findings));
         table.finish(findings);
         if let Some(name) = name {
             tools.push(Tool {
@@ -123,7 +129,8 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
                 allow: enabled.unwrap_or(true),
                 limit_per_hour: None,
                 cost_nano_usd: None,
-                requires_approval_if: approval.unwrap_or(false).then(Condition::always),
+                requires_approval_if: needed.then(Condition::always),
+                approvals,
             });
         }
     }
@@ -153,25 +160,25 @@ fn tool_name(field: &Field<'_>, before: &[Tool], findings: &mut Findings) -> Opt
     }
 }
 
-/// How an approval is asked for and given. Alone it stops nothing, so leaving it aside lets nothing through.
-fn approval_config(field: &Field<'_>, findings: &mut Findings) {
-    let Some(mut table) = findings.table(field) else {
-        return;
-    };
+/// How an approval of one tool is asked for and given.
+fn approval_config(field: &Field<'_>, needed: bool, findings: &mut Findings) -> Option<Approvals> {
+    let mut table = findings.table(field)?;
+    let mut approvals = Approvals::default();
     if let Some(timeout) = table.take("timeout_seconds") {
-        findings.integer(&timeout, 1, MAX_COUNT);
+        approvals.timeout_secs = findings.integer(&timeout, 1, MAX_COUNT);
     }
     if let Some(deny) = table.take("auto_deny_on_timeout") {
-        findings.boolean(&deny);
+        approvals.waits = findings.boolean(&deny) == Some(false);
     }
     if let Some(channels) = table.take("notify_channels") {
-        for channel in findings.list(&channels).unwrap_or_default() {
-            findings.name(&channel);
-        }
+        approvals.channels = names(&channels, findings);
     }
     table.finish(findings);
-    let message = "only configures how approvals are given, which this version cannot do yet: it has no effect";
-    findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    if !needed {
+        let message = "has no effect: the tool does not need approval";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    }
+    Some(approvals)
 }
 
 /// `agent.budget`.

@@ -138,8 +138,17 @@ fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
             (Some(was), None) => {
                 change(rule, Effect::Widens, format!("is gone: {}", was.shown()));
             }
-            (Some(was), Some(now)) if was != now => was.becomes(now, rule, &mut change),
-            _ => {}
+            (Some(was), Some(now)) => {
+                if was != now {
+                    was.becomes(now, rule, &mut change);
+                }
+                let (was, now) = (old.approvals_of(rule), new.approvals_of(rule));
+                if rule.ends_with(".requires_approval_if") && was != now {
+                    let message = format!("asked for {was}; now {now}");
+                    change(rule, Effect::Alters, message);
+                }
+            }
+            (None, None) => {}
         }
     }
     // With patterns and allow lists gone or come, the rules above have said so; what remains is for people.

@@ -66,6 +66,66 @@ pub struct Document {
     pub rate: Option<Rate>,
     /// What each run of an agent may use.
     pub run: Run,
+    /// How approvals are given that it asks for.
+    pub approvals: Approvals,
+}
+
+impl Document {
+    /// How the approval is given that a rule of this document (`tools.<name>.requires_approval_if`) asks for.
+    pub fn approvals_of(&self, rule: &str) -> Approvals {
+        let field = rule.strip_prefix("tools.");
+        let name = field.and_then(|rest| rest.strip_suffix(".requires_approval_if"));
+        let tool = self.tools.iter().find(|tool| Some(&*tool.name) == name);
+        let own = tool.and_then(|tool| tool.approvals.clone());
+        let Some(own) = own else {
+            return self.approvals.clone();
+        };
+        Approvals {
+            timeout_secs: own.timeout_secs.or(self.approvals.timeout_secs),
+            escalation_role: self.approvals.escalation_role.clone(),
+            ..own
+        }
+    }
+}
+
+/// How approvals are given: who is asked, and how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Approvals {
+    /// How long a request waits, and what it grants is good for; seconds. `approval.timeout_seconds`, else `approval_timeout_secs`; of one tool
+    /// `approval_config.timeout_seconds`.
+    pub timeout_secs: Option<u64>,
+    /// `approval.escalation_role`: which operators may grant it; `None` for any.
+    pub escalation_role: Option<String>,
+    /// `auto_deny_on_timeout: false`: a request waits until somebody has decided it.
+    pub waits: bool,
+    /// `notify_channels`: who is told of requests.
+    pub channels: Vec<String>,
+}
+
+impl fmt::Display for Approvals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "within {} s", self.timeout_secs())?;
+        if self.waits {
+            f.write_str(", or later")?;
+        }
+        if let Some(role) = &self.escalation_role {
+            write!(f, ", by {role}")?;
+        }
+        if !self.channels.is_empty() {
+            write!(f, ", told to {}", self.channels.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl Approvals {
+    /// `approval_timeout_secs` where a document does not say.
+    pub const DEFAULT_TIMEOUT_SECS: u64 = 300;
+
+    /// How long a request waits; seconds.
+    pub fn timeout_secs(&self) -> u64 {
+        self.timeout_secs.unwrap_or(Self::DEFAULT_TIMEOUT_SECS)
+    }
 }
 
 /// What a document's verdicts are for.
@@ -186,6 +246,8 @@ pub struct Tool {
     pub cost_nano_usd: Option<u64>,
     /// `requires_approval_if`.
     pub requires_approval_if: Option<Condition>,
+    /// `approval_config`: what of it is otherwise than the document has it. Only of entries of `agent.tools`.
+    pub approvals: Option<Approvals>,
 }
 
 /// The name that stands for every tool that has no entry of its own.
@@ -606,6 +668,7 @@ struct Body {
     budget: Option<Budget>,
     rate: Option<Rate>,
     run: Run,
+    approvals: Approvals,
 }
 
 impl Body {
@@ -628,6 +691,7 @@ impl Body {
             budget: self.budget,
             rate: self.rate,
             run: self.run,
+            approvals: self.approvals,
         }
     }
 }
@@ -724,13 +788,25 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
             findings.error(field.key_at, &field.path, codes::ELSEWHERE, message);
         }
     }
-    if let Some(field) = table.take("approval_timeout_secs")
-        && findings.integer(&field, 1, MAX_COUNT).is_some()
-    {
-        configures_approvals(&field, findings);
+    let needed = body
+        .tools
+        .iter()
+        .any(|tool| tool.requires_approval_if.is_some());
+    let configures = |field: &Field<'_>, findings: &mut Findings| {
+        if !needed {
+            let message = "has no effect: no tool of this policy needs approval";
+            findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+        }
+    };
+    if let Some(field) = table.take("approval_timeout_secs") {
+        body.approvals.timeout_secs = findings.integer(&field, 1, MAX_COUNT);
+        if body.approvals.timeout_secs.is_some() {
+            configures(&field, findings);
+        }
     }
     if let Some(field) = table.take("approval") {
-        approval(&field, findings);
+        approval(&field, &mut body.approvals, language, findings);
+        configures(&field, findings);
     }
     table.finish(findings);
     body
@@ -996,9 +1072,12 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
         };
         let amount = match unit {
             Unit::NanoUsd => money_above_zero(&limit, findings, money::nano_usd),
-            Unit::Tokens | Unit::Calls | Unit::Errors | Unit::Seconds | Unit::Goals => {
-                findings.integer(&limit, 1, MAX_COUNT)
-            }
+            Unit::Tokens
+            | Unit::Calls
+            | Unit::Errors
+            | Unit::Seconds
+            | Unit::Goals
+            | Unit::Approvals => findings.integer(&limit, 1, MAX_COUNT),
         };
         let Some(amount) = amount else {
             continue;
@@ -1345,6 +1424,7 @@ fn tools(
             limit_per_hour,
             cost_nano_usd,
             requires_approval_if,
+            approvals: None,
         });
     }
     table.finish(findings);
@@ -1450,22 +1530,35 @@ fn capability(text: &str) -> Result<Capability, String> {
     }
 }
 
-/// Timing and routing of approvals. Alone they stop nothing, so leaving them aside lets nothing through.
-fn approval(field: &Field<'_>, findings: &mut Findings) {
+/// A list of names.
+pub(crate) fn names(list: &Field<'_>, findings: &mut Findings) -> Vec<String> {
+    let entries = findings.list(list).unwrap_or_default();
+    let named = entries.iter().filter_map(|entry| findings.name(entry));
+    named.map(str::to_string).collect()
+}
+
+/// Who may grant approvals that the document asks for, and how long they are waited for.
+fn approval(
+    field: &Field<'_>,
+    approvals: &mut Approvals,
+    language: Language,
+    findings: &mut Findings,
+) {
     let Some(mut table) = findings.table(field) else {
         return;
     };
     if let Some(timeout) = table.take("timeout_seconds") {
-        findings.integer(&timeout, 1, MAX_COUNT);
+        let timeout = findings.integer(&timeout, 1, MAX_COUNT);
+        approvals.timeout_secs = timeout.or(approvals.timeout_secs);
     }
     if let Some(role) = table.take("escalation_role") {
-        findings.name(&role);
+        approvals.escalation_role = findings.name(&role).map(str::to_string);
+    }
+    if let Some(waits) = take_added(&mut table, "auto_deny_on_timeout", language, findings) {
+        approvals.waits = findings.boolean(&waits) == Some(false);
+    }
+    if let Some(channels) = take_added(&mut table, "notify_channels", language, findings) {
+        approvals.channels = names(&channels, findings);
     }
     table.finish(findings);
-    configures_approvals(field, findings);
-}
-
-fn configures_approvals(field: &Field<'_>, findings: &mut Findings) {
-    let message = "only configures how approvals are given, which this version cannot do yet: it has no effect";
-    findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
 }

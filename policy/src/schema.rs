@@ -41,7 +41,7 @@ spec:
     termination: {on_goal_achieved: true, on_budget_exceeded: true, on_timeout: 1, max_iterations: 1, error_threshold: 1}
     execution: {timeout_seconds: 1, enable_pause: true, enable_cancel: true}
     audit: {log_all_events: true, retention_days: 1, include_message_content: true}
-  approval: {timeout_seconds: 1, escalation_role: r}
+  approval: {timeout_seconds: 1, escalation_role: r, auto_deny_on_timeout: true, notify_channels: [a]}
 "#,
     r#"{apiVersion: tollgate/v1, kind: Policy, metadata: {name: other}, spec: {budget: {daily_limit_usd: 1, unknown_model: deny}}}"#,
 ];

@@ -11,7 +11,10 @@ use tollgate_policy::json_schema;
 /// Fields that no case needs, each with the reason.
 const WITHOUT_A_CASE: &[(&str, &str)] = &[
     ("version", "for people; decides nothing"),
-    ("approval", "how approvals are given; decides nothing yet"),
+    (
+        "approval",
+        "how the control plane asks for approvals; no gate decides by it",
+    ),
     ("approval_timeout_secs", "the same"),
 ];
 

@@ -130,6 +130,20 @@ fn limits_and_conditions_say_from_what_to_what() {
 }
 
 #[test]
+fn how_approvals_are_asked_for_is_part_of_their_rules() {
+    assert_eq!(
+        changes(
+            "{tools: {t: {requires_approval_if: 'true'}}, approval: {timeout_seconds: 60}}",
+            "{tools: {t: {requires_approval_if: 'true'}}, approval_timeout_secs: 60,
+              approval: {escalation_role: org-admin, notify_channels: [ops, sec]}}",
+        ),
+        [
+            "alters tools.t.requires_approval_if: asked for within 60 s; now within 60 s, by org-admin, told to ops, sec"
+        ]
+    );
+}
+
+#[test]
 fn documents_come_go_and_move() {
     let old = documents(&(v1("gone", "{}") + &v1("moved", "{scope: 'team:a'}")));
     let new = documents(&(v1("moved", "{scope: 'team:b'}") + &v1("new", "{}")));

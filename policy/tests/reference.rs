@@ -4,11 +4,12 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 use tollgate_engine::{
     bundle::{FORMAT, Payload},
-    decide::Decision,
+    decide::{Decision, Outcome},
     exchange::{Exchange, Step},
     facts::{Headers, Upstream},
     gate::{Config, Gate, Secret},
     identity::{Caller, GovernanceLevel},
+    ledger::Refusal,
     time::Time,
 };
 use tollgate_policy::{compile, parse};
@@ -612,6 +613,10 @@ fn both(gate: &mut Gate, call: &Call) -> (Verdict, Verdict) {
     loop {
         step = match step {
             Step::NeedBody { .. } => exchange.body(gate, body.as_bytes(), now),
+            // Nobody is there to approve it.
+            Step::Swap(_) if exchange.decision().outcome == Outcome::Hold => {
+                exchange.swapped(gate, Err((0, Refusal::NOTHING_LEFT)), now)
+            }
             Step::Swap(_) => exchange.swapped(gate, Ok(Vec::new()), now),
             Step::Forward(_) | Step::Reply { .. } => break,
             Step::AwaitLease { .. } => panic!("nothing was refused"),

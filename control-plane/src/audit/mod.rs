@@ -13,7 +13,7 @@ pub use verify::{Fault, Whole, verify};
 use crate::{
     ControlPlane,
     access::{Gate, Operator},
-    gates,
+    approvals, gates,
     problem::{Kind, Problem, ProblemBody, Query, RawBody, WorkspaceProblems},
     store::{MAX_EXACT, Write, amount, stored},
     usage::Tally,
@@ -58,6 +58,10 @@ pub(crate) struct RecordFields {
     pub(crate) team: Option<String>,
     pub(crate) org: Option<String>,
     pub(crate) outcome: Option<String>,
+    /// The approval that the call waits for, or was let through by.
+    pub(crate) approval: Option<String>,
+    /// Rules and the documents that they stand in.
+    pub(crate) reasons: Vec<(String, String)>,
     pub(crate) model: Option<String>,
     pub(crate) tools: Vec<String>,
     pub(crate) usage: RecordedUsage,
@@ -96,6 +100,17 @@ impl RecordFields {
             team: text("team"),
             org: text("org"),
             outcome: text("outcome"),
+            approval: text("approval"),
+            reasons: value
+                .get("reasons")
+                .and_then(serde_json::Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(|reason| {
+                    let part = |key: &str| Some(reason.get(key)?.as_str()?.to_owned());
+                    Some((part("rule")?, part("document")?))
+                })
+                .collect(),
             model: text("model"),
             tools: value
                 .get("tools")
@@ -335,7 +350,7 @@ impl BatchEntry {
         batch: &Batch<'_>,
         body: &[u8],
         now: Time,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<(), Problem> {
         let id: i64 = sqlx::query_scalar(
             "INSERT INTO batches (workspace, holder, epoch, first_seq, count, dropped, head, received_ms, bytes)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id",
@@ -376,11 +391,23 @@ impl BatchEntry {
             .bind(&fields.id)
             .execute(&mut **write)
             .await?;
+            if fields.approval.is_some() {
+                match fields.outcome.as_deref() {
+                    Some("hold") => {
+                        approvals::asked(write, workspace, &fields, record, at_ms, now).await?;
+                    }
+                    _ => {
+                        let by = (self.holder.as_str(), self.epoch);
+                        approvals::used(write, workspace, &fields, by, at_ms).await?;
+                    }
+                }
+            }
             tally.count(workspace, &fields, at_ms);
             seq = seq.saturating_add(1);
             start = start.saturating_add(record.len()).saturating_add(1);
         }
-        tally.add(write, workspace).await
+        tally.add(write, workspace).await?;
+        Ok(())
     }
 
     async fn record_incident(

@@ -2,6 +2,7 @@
 //!
 //! Every request is one transaction: read what all holders have of the account, decide ([`rules`]), write, commit, and only then sign.
 
+mod calls;
 pub(crate) mod recall;
 mod remedies;
 pub mod rules;
@@ -34,7 +35,7 @@ use tollgate_engine::{
     facts::{MAX_RUN_BYTES, is_run},
     identity::{Caller, GovernanceLevel},
     lease::{self, Answer, Grant, MAX_ASKS},
-    ledger::{Account, Span},
+    ledger::{Account, Span, Unit},
     time::Time,
 };
 use utoipa::{IntoParams, ToSchema};
@@ -391,6 +392,9 @@ async fn grant(
     ask: &lease::Ask,
     now: Time,
 ) -> Result<Result<Option<Granted>, KnowsMore>, Problem> {
+    if let (Unit::Approvals, Some(name)) = (ask.account.unit, &ask.account.run) {
+        return calls::grant(state, write, workspace, holder, (ask, name), now).await;
+    }
     let limits = limits(write, workspace, payload, &ask.account).await?;
     let ended = limits.is_none();
     let limits = limits.unwrap_or_default();
@@ -465,39 +469,8 @@ async fn grant(
         .await?;
     }
     let lifted_ms = holder.lifted.get(&account).copied().unwrap_or(0);
-    let (Some(seq), Some(granted), Some(returned), Some(settled), Some(reserved)) = (
-        stored(lease.seq),
-        stored(lease.granted),
-        stored(lease.returned),
-        stored(lease.settled),
-        stored(lease.reserved),
-    ) else {
-        return Err(out_of_range());
-    };
     if mine != Some(lease) {
-        sqlx::query(
-            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, returned, settled, reserved,
-               expires_ms, retry_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-             ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
-               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, returned = excluded.returned,
-               settled = excluded.settled, reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
-        )
-        .bind(workspace.as_str())
-        .bind(account)
-        .bind(span.start)
-        .bind(holder.name)
-        .bind(holder.epoch)
-        .bind(span.end)
-        .bind(seq)
-        .bind(granted)
-        .bind(returned)
-        .bind(settled)
-        .bind(reserved)
-        .bind(lease.expires_ms)
-        .bind(lease.retry_ms)
-        .execute(&mut **write)
-        .await?;
+        put(write, workspace, holder, &account, span, &lease).await?;
     }
     let grant = Grant {
         account: ask.account.clone(),
@@ -519,6 +492,72 @@ async fn grant(
         recalls: rules::recalls(&lease, &asked, rest, &terms),
         gives_back: lease.returned > mine.unwrap_or_default().returned,
     })))
+}
+
+/// What `holder` has of an account and window.
+async fn lease_of(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    holder: &Holder<'_>,
+    account: &str,
+    window_start: i64,
+) -> Result<Option<Lease>, sqlx::Error> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
+         WHERE workspace = $1 AND account = $2 AND window_start = $3 AND holder = $4 AND epoch = $5",
+    )
+    .bind(workspace.as_str())
+    .bind(account)
+    .bind(window_start)
+    .bind(holder.name)
+    .bind(holder.epoch)
+    .fetch_optional(&mut **write)
+    .await?;
+    Ok(row.map(|row| row.lease()))
+}
+
+/// Puts down what `holder` has now.
+async fn put(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    holder: &Holder<'_>,
+    account: &str,
+    span: Span,
+    lease: &Lease,
+) -> Result<(), Problem> {
+    let (Some(seq), Some(granted), Some(returned), Some(settled), Some(reserved)) = (
+        stored(lease.seq),
+        stored(lease.granted),
+        stored(lease.returned),
+        stored(lease.settled),
+        stored(lease.reserved),
+    ) else {
+        return Err(out_of_range());
+    };
+    sqlx::query(
+            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, returned, settled, reserved,
+               expires_ms, retry_ms)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+             ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
+               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, returned = excluded.returned,
+               settled = excluded.settled, reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
+        )
+        .bind(workspace.as_str())
+        .bind(account)
+        .bind(span.start)
+        .bind(holder.name)
+        .bind(holder.epoch)
+        .bind(span.end)
+        .bind(seq)
+        .bind(granted)
+        .bind(returned)
+        .bind(settled)
+        .bind(reserved)
+        .bind(lease.expires_ms)
+        .bind(lease.retry_ms)
+    .execute(&mut **write)
+    .await?;
+    Ok(())
 }
 
 /// The window of a lease that `holder` has, as it was leased; the calendar may know its time zone no more.

@@ -190,6 +190,17 @@ pub fn learning_ms(term_ms: i64) -> i64 {
     term_ms.max(30_000)
 }
 
+/// What a holder has by all that was ever said.
+pub fn heard(mine: Option<Lease>, ask: &Ask) -> Lease {
+    let mine = mine.unwrap_or_default();
+    Lease {
+        granted: mine.granted.max(ask.granted),
+        returned: mine.returned.max(ask.returned),
+        settled: mine.settled.max(ask.settled),
+        ..mine
+    }
+}
+
 /// The holder's lease after `ask`.
 ///
 /// A number that is not newer than the last changes nothing. Otherwise the holder gets what it wants, or, where there is plenty, some of
@@ -201,13 +212,8 @@ pub fn answer(mine: Option<Lease>, ask: Ask, others: Others, terms: Terms) -> Le
     {
         return mine;
     }
+    let had = heard(mine, &ask);
     let mine = mine.unwrap_or_default();
-    let had = Lease {
-        granted: mine.granted.max(ask.granted),
-        returned: mine.returned.max(ask.returned),
-        settled: mine.settled.max(ask.settled),
-        ..mine
-    };
     let learning = terms.now_ms < terms.learning_until_ms;
     let ceiling = terms.limit.saturating_sub(others.taken);
     let left = ceiling.saturating_sub(had.taken());

@@ -27,7 +27,12 @@ impl Run {
             Unit::Seconds => {
                 i64::try_from(limit).map_or(MAX_RUN_SECS, |secs| secs.min(MAX_RUN_SECS))
             }
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => MAX_RUN_SECS,
+            Unit::Calls
+            | Unit::Tokens
+            | Unit::NanoUsd
+            | Unit::Errors
+            | Unit::Goals
+            | Unit::Approvals => MAX_RUN_SECS,
         };
         Span {
             start,
@@ -40,7 +45,12 @@ impl Run {
         match account.unit {
             _ if span.end <= now.secs() => 0,
             Unit::Seconds => TIME,
-            Unit::Calls | Unit::Tokens | Unit::NanoUsd | Unit::Errors | Unit::Goals => limit,
+            Unit::Calls
+            | Unit::Tokens
+            | Unit::NanoUsd
+            | Unit::Errors
+            | Unit::Goals
+            | Unit::Approvals => limit,
         }
     }
 }

@@ -196,7 +196,7 @@ impl Exchange {
         }
         let facts = self.facts.as_ref();
         let mcp_id = facts.and_then(|facts| facts.said.mcp_id.as_deref());
-        let reply = reply::denial(self.dialect, &reasons, &self.id, mcp_id, None);
+        let reply = reply::denial(self.dialect, &reasons, &self.id, mcp_id, None, None);
         self.answered = Some(reply.status);
         self.decision.reasons.extend(reasons);
         Output::Answer(reply)

@@ -1,7 +1,7 @@
 //! The body of a request: read, searched, and changed where a policy wants it otherwise.
 
 use crate::{
-    decide::{self, Outcome},
+    decide::{self, Cause, Decision, Outcome},
     facts::{self, BodyKind, Dialect, Facts, Head, Route},
     gate::{Found, Gate},
     identity::Caller,
@@ -116,12 +116,15 @@ impl Changes {
         caller: &Caller,
         facts: &Facts,
         found: &Found,
-        outcome: Outcome,
+        decision: &Decision,
         now: Time,
     ) -> Changes {
+        // What is held may go out yet.
         let payload = gate.payload(now).ok();
-        let passes = outcome <= Outcome::Redact;
-        let redacts = payload.filter(|_| outcome == Outcome::Redact);
+        let passes = decision.outcome < Outcome::Deny;
+        let mut reasons = decision.reasons.iter();
+        let redacts =
+            payload.filter(|_| passes && reasons.any(|reason| reason.cause == Cause::Redaction));
         let instructs = payload.filter(|_| passes && gate.instructs);
         let known = &gate.enforced.patterns;
         Changes {

@@ -206,6 +206,7 @@ impl Exchange {
                 .map(|tool| bounded(tool, MAX_NAME_BYTES))
                 .collect(),
             outcome: self.decision.outcome,
+            approval: self.approval(),
             reasons: recorded(&self.decision.reasons),
             warnings: self
                 .exceeded()
@@ -310,7 +311,7 @@ impl Settlement {
     /// In the unit of `charge`; what is not known costs what was reserved.
     fn used(&self, charge: &Charge) -> u64 {
         match charge.account.unit {
-            Unit::Calls => charge.amount,
+            Unit::Calls | Unit::Approvals => charge.amount,
             Unit::Errors => u64::from(self.failed),
             Unit::Goals => u64::from(self.done),
             Unit::Seconds => 0,
@@ -347,6 +348,8 @@ struct Record<'r> {
     mcp_method: Option<&'r str>,
     tools: Vec<&'r str>,
     outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<&'r str>,
     reasons: Vec<RecordedReason<'r>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<RecordedReason<'r>>,

@@ -110,6 +110,9 @@ pub struct Step {
     /// Whether the control plane answers lease requests.
     #[serde(default = "yes")]
     pub control_plane: bool,
+    /// Whether an operator has approved the call before it is made.
+    #[serde(default)]
+    pub approved: bool,
     /// The call.
     pub call: Call,
     /// What the upstream answers when it is reached.

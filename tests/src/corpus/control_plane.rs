@@ -4,7 +4,7 @@
 //! gate, end to end.
 
 use super::{
-    case::{AGENT, Agent, BundleState, Case, PROVIDER_KEY, TokenKind, Upstream, WORKSPACE},
+    case::{AGENT, Agent, BundleState, Case, PROVIDER_KEY, Step, TokenKind, Upstream, WORKSPACE},
     wire::{self, Message, Server},
 };
 use anyhow::{Context as _, Result, bail};
@@ -44,6 +44,10 @@ pub struct ControlPlane {
     /// By account and start of the window.
     settled: BTreeMap<(Account, i64), u64>,
     reserved: BTreeMap<Account, u64>,
+    /// How often calls were approved.
+    approvals: BTreeMap<Account, u64>,
+    /// Whether the next one that asks is.
+    approves: bool,
     /// When runs began.
     runs: BTreeMap<String, i64>,
     records: Vec<Vec<u8>>,
@@ -173,6 +177,8 @@ impl ControlPlane {
             granted: BTreeMap::new(),
             settled: BTreeMap::new(),
             reserved: BTreeMap::new(),
+            approvals: BTreeMap::new(),
+            approves: false,
             runs: BTreeMap::new(),
             records: Vec::new(),
             last_batch: Vec::new(),
@@ -206,6 +212,12 @@ impl ControlPlane {
                 sig: self.key.sign(&signed).to_bytes().to_vec(),
             }],
         })?)
+    }
+
+    /// Begins with a step; gives the credential of its call.
+    pub fn begin(&mut self, step: &Step) -> Result<Option<String>> {
+        self.approves = step.approved;
+        self.token(step.call.token.kind)
     }
 
     /// The credential of a call.
@@ -305,14 +317,25 @@ impl ControlPlane {
         let mut grants = Vec::new();
         for ask in request.asks {
             let (payload, caller) = (&self.payload, &self.caller);
-            if decide::limits_on(payload, caller, &ask.account)
-                .next()
-                .is_none()
+            let of_call = ask.account.unit == Unit::Approvals;
+            if !of_call
+                && decide::limits_on(payload, caller, &ask.account)
+                    .next()
+                    .is_none()
             {
                 continue;
             }
             // Nothing is leased where there are only alerts.
             let limit = decide::limit_on(payload, caller, &ask.account).unwrap_or(0);
+            let limit = match of_call {
+                true => {
+                    let approvals = self.approvals.entry(ask.account.clone()).or_default();
+                    let approves = ask.want > 0 && std::mem::take(&mut self.approves);
+                    *approvals += u64::from(approves);
+                    *approvals
+                }
+                false => limit,
+            };
             let span = self
                 .span(&ask.account, ask.window_start, limit, now)
                 .context("no such window")?;
@@ -358,7 +381,12 @@ impl ControlPlane {
                 spent: ask.settled.saturating_add(settled_before),
                 lifted_ms: 0,
                 expires_ms: now.millis() + LEASE_TERM_SECS * 1_000,
-                retry_ms: if unmet { span.1 * 1_000 } else { 0 },
+                retry_ms: match unmet {
+                    // It may be granted any moment.
+                    true if of_call => now.millis() + 1_000,
+                    true => span.1 * 1_000,
+                    false => 0,
+                },
                 keep: u64::MAX,
                 account: ask.account,
             });

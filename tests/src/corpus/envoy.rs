@@ -217,7 +217,7 @@ impl Scene {
             state.script = Some(script.clone());
             state.reached = None;
             self.shared.set_clock(&mut state, now)?;
-            state.control_plane.token(script.call.token.kind)?
+            state.control_plane.begin(script)?
         };
         let answer = caller::call(self.envoy.listen, script, token.as_deref(), awaited)?;
         let record = self.record(number)?;

@@ -75,7 +75,7 @@ impl Node {
     fn step(&mut self, script: &Script, now: Time, entropy: u128) -> Result<Seen> {
         let call = &script.call;
         let body = call.bytes()?;
-        let token = self.control_plane.token(call.token.kind)?;
+        let token = self.control_plane.begin(script)?;
         let headers = call.headers(token.as_deref(), body.as_ref().map(Vec::len))?;
         let mut pairs: Vec<(&[u8], &[u8])> = vec![
             (b":method", call.method.as_bytes()),

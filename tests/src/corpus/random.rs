@@ -469,6 +469,8 @@ fn step(dice: &mut Dice, upstream: Upstream, at: i64, open: bool) -> Step {
     Step {
         at,
         control_plane: true,
+        // Of those that are held half.
+        approved: dice.chance(500),
         answer: answer(dice, &call, streamed),
         call,
         expect: None,

@@ -182,7 +182,7 @@ impl Scene {
             state.script = Some(script.clone());
             state.reached = None;
             self.shared.set_clock(&mut state, now);
-            state.control_plane.token(script.call.token.kind)?
+            state.control_plane.begin(script)?
         };
         let answer = caller::call(self.gate.listen, script, token.as_deref(), awaited)?;
         self.finish(awaited)?;

@@ -258,7 +258,7 @@ impl Scene {
             state.script = Some(script.clone());
             state.reached = None;
             self.shared.set_clock(&mut state, now)?;
-            state.control_plane.token(script.call.token.kind)?
+            state.control_plane.begin(script)?
         };
         let workerd = match self.workerd.take() {
             Some(workerd) => workerd,

@@ -370,7 +370,7 @@ impl World {
                 Unit::Calls => charge.amount,
                 Unit::Tokens => input + output,
                 Unit::NanoUsd => input * 150 + output * 600,
-                Unit::Errors | Unit::Seconds | Unit::Goals => 0,
+                Unit::Errors | Unit::Seconds | Unit::Goals | Unit::Approvals => 0,
             });
     }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agents::token,
+    approvals::held,
     harness::{Plane, Workspace, text},
 };
 
@@ -75,6 +76,21 @@ const ROUTES: &[(&str, &str, For)] = &[
         For::Operators,
     ),
     ("GET", "/v1/workspaces/{workspace}/events", For::Operators),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/approvals",
+        For::Operators,
+    ),
+    (
+        "GET",
+        "/v1/workspaces/{workspace}/approvals/{name}",
+        For::Operators,
+    ),
+    (
+        "PUT",
+        "/v1/workspaces/{workspace}/approvals/{name}",
+        For::Operators,
+    ),
     ("GET", "/v1/workspaces/{workspace}/policies", For::Operators),
     ("PUT", "/v1/workspaces/{workspace}/policies", For::Operators),
     (
@@ -208,6 +224,9 @@ async fn filled(template: &str, workspace: &Workspace<'_>) -> String {
         .replace("{scope}", "global")
         .replace("{account}", "agent:a%7Ccalls%7Cminute")
         .replace("{holder}", "h-00000000000000000000000000000001");
+    if path.contains("/approvals/{name}") {
+        path = path.replace("{name}", held(workspace).await);
+    }
     if path.contains("{name}") {
         let name = workspace.plane.name();
         let policy = format!(

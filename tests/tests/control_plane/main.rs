@@ -2,6 +2,7 @@
 
 mod access;
 mod agents;
+mod approvals;
 mod audit;
 mod budgets;
 mod bundles;

@@ -1,0 +1,463 @@
+//! Held calls: who is asked, for how long, who may say yes, and that a yes is good for one call.
+
+use crate::harness::{Gate, Journal, Plane, START, Workspace, ask, holder, text};
+use serde_json::{Value, json};
+use tollgate_engine::lease::{Ask, Grant};
+
+const CALL: &str = "apr-00000000000000000000000000000001";
+
+/// Puts policies into service.
+async fn apply(workspace: &Workspace<'_>, specs: &[(&str, &str)]) {
+    let documents = specs.iter().map(|(name, spec)| {
+        format!("---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {spec}}}\n")
+    });
+    let reply = workspace.apply(&documents.collect::<String>()).await;
+    assert_eq!(reply.status, 200, "{}", reply.json());
+}
+
+/// The record of a call, as a gate writes it; what it has been held for by each document.
+fn record(agent: &str, at: i64, outcome: &str, by: &[&str]) -> Value {
+    let reasons = by
+        .iter()
+        .map(|document| json!({"rule": "tools.refund.requires_approval_if", "document": document}));
+    json!({
+        "id": format!("d-{at}"), "at_ms": at * 1_000, "kind": "exchange", "agent": agent, "outcome": outcome, "approval": CALL,
+        "tools": ["refund"], "reasons": reasons.collect::<Vec<Value>>(),
+    })
+}
+
+/// A gate, its journal, and how often it has asked.
+struct Side<'g> {
+    gate: &'g Gate<'g>,
+    holder: String,
+    epoch: u64,
+    journal: Journal,
+    account: String,
+    seq: u64,
+}
+
+impl<'g> Side<'g> {
+    async fn new(gate: &'g Gate<'g>, number: u32, agent: &str) -> Side<'g> {
+        let holder = holder(number);
+        let epoch = gate.leased(&holder, 0, Vec::new()).await.epoch;
+        Side {
+            journal: gate.journal(&holder, epoch),
+            account: format!("agent:{agent}|approvals|run:{CALL}"),
+            gate,
+            holder,
+            epoch,
+            seq: 0,
+        }
+    }
+
+    async fn records(&mut self, record: Value) {
+        let batch = self.journal.seal_records(&[record], 0);
+        assert_eq!(self.gate.submit(&batch).await.status, 200);
+    }
+
+    /// Asks for the call, having had `granted`, given back `returned` and used `settled`.
+    async fn asks(&mut self, granted: u64, returned: u64, settled: u64, want: u64) -> Grant {
+        self.seq += 1;
+        let asked = Ask {
+            granted,
+            returned,
+            ..ask(&self.account, START, self.seq, settled, want)
+        };
+        let answer = self
+            .gate
+            .leased(&self.holder, self.epoch, vec![asked])
+            .await;
+        assert_eq!(answer.grants.len(), 1);
+        answer.grants[0].clone()
+    }
+}
+
+/// A call that is held, by its name.
+pub(crate) async fn held(workspace: &Workspace<'_>) -> &'static str {
+    let agent = workspace.agent("team").await;
+    let gate = workspace.gate().await;
+    let number = workspace.plane.name();
+    let number = number.trim_start_matches('n').parse().unwrap();
+    let mut side = Side::new(&gate, number, &agent).await;
+    side.records(record(&agent, START, "hold", &[])).await;
+    CALL
+}
+
+async fn says(workspace: &Workspace<'_>, key: &str, verdict: &str) -> (u16, Value) {
+    let path = workspace.path(&format!("/approvals/{CALL}"));
+    let body = json!({"verdict": verdict, "reason": "seen the invoice"});
+    let reply = workspace.plane.call(key, "PUT", &path, body).await;
+    (reply.status.as_u16(), reply.json())
+}
+
+async fn state(workspace: &Workspace<'_>) -> String {
+    text(&workspace.get(&format!("/approvals/{CALL}")).await["state"])
+}
+
+const ASKS: &str = "{tools: {refund: {requires_approval_if: 'true'}}}";
+
+#[tokio::test]
+async fn a_grant_is_good_for_one_call_at_one_gate() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let agent = workspace.agent("blue").await;
+    let gates = (workspace.gate().await, workspace.gate().await);
+    let mut one = Side::new(&gates.0, 1, &agent).await;
+    let mut other = Side::new(&gates.1, 2, &agent).await;
+
+    // Before anybody is asked, and while nobody has answered, there is nothing, for a second.
+    let nothing = one.asks(0, 0, 0, 1).await;
+    assert_eq!(
+        (nothing.granted, nothing.retry_ms),
+        (0, START * 1_000 + 1_000)
+    );
+    let path = format!("/approvals/{CALL}");
+    let unknown = plane.get(&workspace.operator, &workspace.path(&path)).await;
+    assert_eq!(unknown.status, 404);
+    one.records(record(&agent, START, "hold", &["p"])).await;
+    let asked = workspace.get(&path).await;
+    assert_eq!(asked["state"], "pending");
+    assert_eq!(
+        (&asked["number"], &asked["agent"]),
+        (&json!(1), &json!(agent))
+    );
+    assert_eq!(asked["expires_ms"], (START + 300) * 1_000);
+    assert_eq!(asked["record"], record(&agent, START, "hold", &["p"]));
+    assert_eq!(
+        workspace.get("/approvals?state=pending").await,
+        json!([asked])
+    );
+    assert_eq!(workspace.get("/approvals?state=granted").await, json!([]));
+    assert_eq!(one.asks(0, 0, 0, 1).await.granted, 0);
+
+    plane.advance(10);
+    let (status, granted) = says(&workspace, &workspace.operator, "granted").await;
+    assert_eq!((status, &granted["state"]), (200, &json!("granted")));
+    assert_eq!(granted["until_ms"], (START + 310) * 1_000);
+    assert_eq!(granted["reason"], "seen the invoice");
+
+    // Whoever asks first has it, until then; asked again, it has that one.
+    let first = one.asks(0, 0, 0, 1).await;
+    assert_eq!((first.granted, first.keep, first.retry_ms), (1, 0, 0));
+    assert_eq!(other.asks(0, 0, 0, 1).await.granted, 0);
+    one.seq -= 1;
+    assert_eq!(one.asks(0, 0, 0, 1).await.granted, 1);
+    assert_eq!(one.asks(1, 0, 0, 1).await.granted, 1);
+    // What it has given back is the other's.
+    assert_eq!(one.asks(1, 1, 0, 0).await.granted, 1);
+    assert_eq!(other.asks(0, 0, 0, 1).await.granted, 1);
+    assert_eq!(one.asks(1, 1, 0, 1).await.granted, 1);
+
+    // The call has been made: there is no other.
+    plane.advance(5);
+    other
+        .records(record(&agent, START + 14, "allow", &[]))
+        .await;
+    let used = workspace.get(&path).await;
+    assert_eq!(
+        (&used["state"], &used["used_by"]),
+        (&json!("used"), &json!(format!("d-{}", START + 14)))
+    );
+    assert_eq!(other.asks(1, 0, 1, 1).await.granted, 1);
+    assert_eq!(one.asks(1, 1, 0, 1).await.granted, 1);
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        409
+    );
+
+    // What was held before and comes late asks nobody; held again, it does, and a second grant is a second call.
+    other
+        .records(record(&agent, START + 13, "hold", &["p"]))
+        .await;
+    assert_eq!(state(&workspace).await, "used");
+    other
+        .records(record(&agent, START + 15, "hold", &["p"]))
+        .await;
+    assert_eq!(workspace.get(&path).await["number"], 2);
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        200
+    );
+    assert_eq!(other.asks(1, 0, 1, 1).await.granted, 2);
+    assert_eq!(one.asks(1, 1, 0, 1).await.granted, 1);
+    let kinds: Vec<String> = workspace
+        .get("/events")
+        .await
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| text(&event["kind"]))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "approval_granted",
+            "approval_requested",
+            "approval_granted",
+            "approval_requested"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_grant_ends_with_its_time_and_can_be_taken_back_until_a_gate_has_it() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p"])).await;
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        200
+    );
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        409
+    );
+    assert_eq!(says(&workspace, &workspace.operator, "denied").await.0, 200);
+    assert_eq!(side.asks(0, 0, 0, 1).await.granted, 0);
+
+    // Who has said no is not asked again before that decision is five minutes old.
+    plane.advance(299);
+    side.records(record(&agent, START + 299, "hold", &["p"]))
+        .await;
+    assert_eq!(state(&workspace).await, "denied");
+    plane.advance(1);
+    side.records(record(&agent, START + 300, "hold", &["p"]))
+        .await;
+    assert_eq!(state(&workspace).await, "pending");
+
+    // Leased a second before its end, it ends with it, whatever the lease term is; and what is left of it is nobody's.
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        200
+    );
+    plane.advance(299);
+    let last = side.asks(0, 0, 0, 1).await;
+    assert_eq!((last.granted, last.expires_ms), (1, (START + 600) * 1_000));
+    assert_eq!(says(&workspace, &workspace.operator, "denied").await.0, 409);
+    plane.advance(1);
+    assert_eq!(state(&workspace).await, "lapsed");
+    assert_eq!(side.asks(1, 1, 0, 1).await.granted, 1);
+
+    // Nobody decides: it is over after five minutes.
+    side.records(record(&agent, START + 601, "hold", &["p"]))
+        .await;
+    plane.advance(300);
+    assert_eq!(state(&workspace).await, "expired");
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        409
+    );
+    let listed = workspace.get("/approvals").await;
+    let numbers: Vec<&Value> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["number"])
+        .collect();
+    assert_eq!(numbers, [3, 2, 1]);
+    let before = workspace
+        .get(&format!("/approvals?limit=1&before={}", listed[0]["id"]))
+        .await;
+    assert_eq!(before, json!([listed[1]]));
+    for wrong in ["limit=0", "limit=1001", "before=-1", "state=open"] {
+        let path = workspace.path(&format!("/approvals?{wrong}"));
+        assert_eq!(
+            plane.get(&workspace.operator, &path).await.status,
+            422,
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn policies_say_how_long_a_request_waits_and_who_is_asked() {
+    let wait = |expires: Option<i64>| {
+        expires
+            .map(|secs| json!((START + secs) * 1_000))
+            .unwrap_or(Value::Null)
+    };
+    for (specs, expires, roles, channels) in [
+        (vec![ASKS], Some(300), json!([]), json!([])),
+        (
+            vec!["{tools: {refund: {requires_approval_if: 'true'}}, approval_timeout_secs: 60}"],
+            Some(60),
+            json!([]),
+            json!([]),
+        ),
+        (
+            vec![
+                "{tools: {refund: {requires_approval_if: 'true'}}, approval_timeout_secs: 60, approval: {timeout_seconds: 600, escalation_role: org-admin}}",
+            ],
+            Some(600),
+            json!(["org-admin"]),
+            json!([]),
+        ),
+        (
+            vec![
+                "{agent: {tools: [{name: refund, requires_approval: true, approval_config: {timeout_seconds: 90, auto_deny_on_timeout: true, notify_channels: ['slack:approvals']}}]}, approval_timeout_secs: 60}",
+            ],
+            Some(90),
+            json!([]),
+            json!(["slack:approvals"]),
+        ),
+        (
+            vec![
+                "{agent: {tools: [{name: refund, requires_approval: true, approval_config: {auto_deny_on_timeout: false}}]}}",
+            ],
+            None,
+            json!([]),
+            json!([]),
+        ),
+        // Of several the shortest time, and everybody.
+        (
+            vec![
+                "{tools: {refund: {requires_approval_if: 'true'}}, approval: {timeout_seconds: 600, escalation_role: org-admin, notify_channels: [a]}}",
+                "{tools: {refund: {requires_approval_if: 'true'}}, approval: {escalation_role: security-team, auto_deny_on_timeout: false, notify_channels: [b, a]}}",
+            ],
+            Some(300),
+            json!(["org-admin", "security-team"]),
+            json!(["a", "b"]),
+        ),
+    ] {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        let names = ["p", "q"];
+        let named: Vec<(&str, &str)> = names.into_iter().zip(specs.iter().copied()).collect();
+        apply(&workspace, &named).await;
+        let agent = workspace.agent("blue").await;
+        let gate = workspace.gate().await;
+        let mut side = Side::new(&gate, 1, &agent).await;
+        side.records(record(&agent, START, "hold", &names[..specs.len()]))
+            .await;
+        let asked = workspace.get(&format!("/approvals/{CALL}")).await;
+        assert_eq!(asked["expires_ms"], wait(expires), "{specs:?}");
+        assert_eq!(
+            (&asked["roles"], &asked["channels"]),
+            (&roles, &channels),
+            "{specs:?}"
+        );
+        if expires.is_none() {
+            plane.advance(40 * 86_400);
+            assert_eq!(
+                says(&workspace, &workspace.operator, "granted").await.0,
+                200
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_has_a_role_alone_can_use_and_give_it() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", "{tools: {refund: {requires_approval_if: 'true'}}, approval: {escalation_role: org-admin}}")]).await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p"])).await;
+
+    let operators = workspace.path("/operators");
+    let make = async |key: &str, roles: &[&str]| {
+        let body = json!({"name": plane.name(), "roles": roles});
+        plane.call(key, "POST", &operators, body).await
+    };
+    assert_eq!(make(&workspace.operator, &["org-admin"]).await.status, 403);
+    let admin = make(&plane.root_key(), &["org-admin", "auditor"]).await;
+    assert_eq!(admin.status, 201);
+    let admin = text(&admin.json()["key"]);
+    assert_eq!(make(&admin, &["org-admin"]).await.status, 201);
+    assert_eq!(
+        make(&admin, &["org-admin", "security-team"]).await.status,
+        403
+    );
+    assert_eq!(make(&admin, &[""]).await.status, 422);
+    let listed = workspace.get("/operators").await;
+    let roles: Vec<&Value> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["roles"])
+        .collect();
+    assert_eq!(roles.len(), 3);
+    assert!(roles.contains(&&json!(["auditor", "org-admin"])) && roles.contains(&&json!([])));
+
+    let (status, why) = says(&workspace, &workspace.operator, "granted").await;
+    assert_eq!(status, 403);
+    assert!(
+        text(&why["detail"]).contains("approved by `org-admin`"),
+        "{why}"
+    );
+    assert_eq!(state(&workspace).await, "pending");
+    assert_eq!(says(&workspace, &admin, "granted").await.0, 200);
+    // To say no takes no role.
+    assert_eq!(says(&workspace, &workspace.operator, "denied").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_gate_that_was_given_the_call_has_it_also_where_the_database_has_forgotten() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let agent = workspace.agent("blue").await;
+    let (first, second) = (workspace.gate().await, workspace.gate().await);
+    let mut one = Side::new(&first, 1, &agent).await;
+    let mut other = Side::new(&second, 2, &agent).await;
+    one.records(record(&agent, START, "hold", &["p"])).await;
+    assert_eq!(
+        says(&workspace, &workspace.operator, "granted").await.0,
+        200
+    );
+    assert_eq!(one.asks(0, 0, 0, 1).await.granted, 1);
+    // As after a restore.
+    plane.execute("DELETE FROM leases").await;
+    plane
+        .execute("UPDATE approvals SET holder = NULL, epoch = NULL")
+        .await;
+    one.seq = 0;
+    // It is told to be patient, and the other gets nothing meanwhile, nor afterwards.
+    assert_eq!(one.asks(1, 0, 0, 0).await.granted, 1);
+    assert_eq!(other.asks(0, 0, 0, 1).await.granted, 0);
+    plane.advance(61);
+    assert_eq!(one.asks(1, 0, 0, 0).await.granted, 1);
+    assert_eq!(other.asks(0, 0, 0, 1).await.granted, 0);
+}
+
+#[tokio::test]
+async fn an_agent_that_makes_up_calls_does_not_bury_those_of_others() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let (agent, other) = (workspace.agent("blue").await, workspace.agent("blue").await);
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    let named = |number: usize, agent: &str| {
+        let mut record = record(agent, START, "hold", &["p"]);
+        record["approval"] = json!(format!("apr-{number:032x}"));
+        record
+    };
+    let records: Vec<Value> = (0..150).map(|number| named(number, &agent)).collect();
+    let batch = side.journal.seal_records(&records, 0);
+    assert_eq!(gate.submit(&batch).await.status, 200);
+    side.records(named(200, &other)).await;
+    let listed = workspace.get("/approvals?limit=1000").await;
+    assert_eq!(listed.as_array().unwrap().len(), 101);
+    assert_eq!(listed[0]["agent"], other);
+    // What is no name of a call is no request.
+    let mut strange = record(&other, START, "hold", &["p"]);
+    strange["approval"] = json!("apr-1");
+    side.records(strange).await;
+    assert_eq!(
+        workspace
+            .get("/approvals?limit=1000")
+            .await
+            .as_array()
+            .unwrap()
+            .len(),
+        101
+    );
+}
