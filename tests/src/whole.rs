@@ -199,6 +199,82 @@ spec:
     )
 }
 
+/// A policy: whoever offers `send_mail` to a model needs somebody's approval.
+pub const APPROVAL: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: mail
+spec:
+  scope: global
+  tools:
+    send_mail: {requires_approval_if: 'true'}
+  approval: {timeout_seconds: 60}
+  budget:
+    per: agent
+    daily_limit_usd: 1
+";
+
+/// Under [`APPROVAL`] a call waits until an operator grants it, and then passes once, however many send it at the same time.
+///
+/// # Panics
+/// When it does not.
+pub fn a_grant_lets_one_call_pass<W: Whole + Sync>(scene: &W) {
+    let mut body = chat_body("tell them");
+    body["tools"] = json!([{"type": "function", "function": {"name": "send_mail"}}]);
+    let held = scene.post("/v1/chat/completions", &body, &[]);
+    assert_eq!(held.verdict(), (403, "approval.required"), "{}", held.body);
+    let name = held.header("x-tollgate-approval").to_owned();
+    assert!(held.body.contains(&name), "{}", held.body);
+    let asked = wait_for("the request", || {
+        let pending = scene.ask("approvals?state=pending");
+        pending.as_array()?.first().cloned()
+    });
+    assert_eq!(
+        (&asked["name"], &asked["number"]),
+        (&json!(name), &json!(1))
+    );
+    assert_eq!(asked["record"]["tools"], json!(["send_mail"]));
+
+    let (control_plane, workspace) = scene.control_plane();
+    let path = format!("/v1/workspaces/{}/approvals/{name}", workspace.id);
+    let yes = json!({"verdict": "granted", "reason": "they should know"}).to_string();
+    control_plane
+        .call(&workspace.operator_key, "PUT", &path, &yes)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let mut passed = 0;
+    let mut at_once = || {
+        let request = || {
+            let request = scene.request("/v1/chat/completions", &[]);
+            request.body(body.to_string().into_bytes()).unwrap()
+        };
+        for answer in at_once(8, request) {
+            match answer.verdict() {
+                (200, _) => passed += 1,
+                verdict => assert_eq!(verdict, (403, "approval.required"), "{}", answer.body),
+            }
+        }
+        passed
+    };
+    wait_for("the call to pass", || (at_once() > 0).then_some(()));
+    let used = wait_for("the use to be on record", || {
+        let used = scene.ask(&format!("approvals/{name}"));
+        // Held once more since, it asks once more.
+        let first = scene.ask("approvals?state=used");
+        (used["number"] != 1 || used["state"] == "used").then(|| first[0].clone())
+    });
+    assert_eq!(used["number"], 1);
+    assert_eq!(at_once(), 1);
+    assert_eq!(scene.reached().len(), 1);
+    let record = scene.ask(&format!("audit?id={}", used["used_by"].as_str().unwrap()));
+    let record = &record["records"][0]["record"];
+    assert_eq!(
+        (&record["outcome"], &record["approval"], &record["reasons"]),
+        (&json!("allow"), &json!(name), &json!([])),
+        "{record}"
+    );
+}
+
 /// A chat completion with a bound, so that its worst case is known.
 #[must_use]
 pub fn chat_body(prompt: &str) -> Value {

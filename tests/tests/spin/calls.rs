@@ -55,6 +55,12 @@ fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
     }
 }
 
+/// An operator says yes, and one call passes.
+#[test]
+fn a_held_call_passes_once_when_it_is_granted() {
+    whole::a_grant_lets_one_call_pass(&Scene::start("approved", whole::APPROVAL, Reuse::SPIN));
+}
+
 /// The next three go on where the first instance stopped: one holder, one chain of records, one bundle.
 #[test]
 fn what_an_instance_knew_outlives_it() {

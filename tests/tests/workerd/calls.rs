@@ -68,6 +68,12 @@ fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
     });
 }
 
+/// An operator says yes, and one call passes.
+#[test]
+fn a_held_call_passes_once_when_it_is_granted() {
+    whole::a_grant_lets_one_call_pass(&Scene::start("approved", whole::APPROVAL));
+}
+
 #[test]
 fn a_denied_call_reaches_nobody() {
     let scene = Scene::start("denied", POLICY);
