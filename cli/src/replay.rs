@@ -461,6 +461,7 @@ impl Set {
                 searched_in: _,
                 unsearched_tools: _,
                 tool_output_is_data: _,
+                recorded: _,
             } = &**data;
             let mut add = |rule: String, content: String, makes: Outcome| {
                 unknown.push(Unknown {

@@ -1,6 +1,6 @@
 //! `tollgate serve`: the control plane.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
@@ -11,7 +11,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tollgate_control_plane::{ControlPlane, Settings};
+use tollgate_control_plane::{Channels, ControlPlane, Settings, read_channels};
 use tracing_subscriber::EnvFilter;
 
 /// Run the control plane. The first start makes what is missing in the data directory, the root key (`root.key`) among it.
@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// How long a gate goes on with a bundle without a newer one.
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
     bundle_ttl_secs: u32,
+    /// Who is told of calls that wait for approval, by the names that policies use in `notify_channels`: a file of JSON such as
+    /// {"slack:approvals": {"url": "https://…", "secret": "…"}}. With a secret, requests are signed.
+    #[arg(long, value_name = "FILE")]
+    channels: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -58,7 +62,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    let channels = match &args.channels {
+        None => Channels::new(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read `{}`", file.display()))?;
+            read_channels(&text).map_err(|why| anyhow!("`{}`: {why}", file.display()))?
+        }
+    };
     let settings = Settings {
+        channels,
         lease_term_secs: args.lease_term_secs,
         bundle_ttl_secs: args.bundle_ttl_secs,
         ..Settings::default()

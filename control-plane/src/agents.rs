@@ -131,6 +131,30 @@ pub(crate) async fn revoked(
     .await
 }
 
+/// The workspace's agents, as callers.
+pub(crate) async fn callers(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    revoked_too: bool,
+) -> Result<Vec<Caller>, sqlx::Error> {
+    let rows: Vec<(String, Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT id, org, team FROM agents WHERE workspace = $1 AND ($2 OR revoked_ms IS NULL)",
+    )
+    .bind(workspace.as_str())
+    .bind(revoked_too)
+    .fetch_all(&mut **write)
+    .await?;
+    let callers = rows.into_iter().map(|(agent, org, team)| Caller {
+        workspace: workspace.to_string(),
+        agent,
+        org,
+        team,
+        level: GovernanceLevel::default(),
+        acts_for: Vec::new(),
+    });
+    Ok(callers.collect())
+}
+
 /// Lists the workspace's agents, revoked ones included.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/agents", tag = "agents", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),

@@ -5,7 +5,7 @@
 use crate::{
     ControlPlane,
     access::Operator,
-    bundles, events,
+    agents, bundles, events, policies,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody, WorkspaceProblems},
     store::Write,
     text,
@@ -15,7 +15,9 @@ use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use tollgate_engine::{
     bundle::Scope,
+    decide::covers_one,
     halt::{self, Halt, MAX_REASON_CHARS},
+    identity::Caller,
 };
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -170,6 +172,51 @@ async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Resul
     Ok(())
 }
 
+/// Policies may say that their agents are not to be paused, or killed (`agent.execution`). An order is refused where that is so of everybody whom
+/// it would stop; one that is for more agents stops them all.
+async fn permitted(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    scope: &str,
+    kind: halt::Kind,
+) -> Result<(), Problem> {
+    let (field, what) = match kind {
+        halt::Kind::Paused => ("enable_pause", "paused"),
+        halt::Kind::Killed => ("enable_cancel", "killed"),
+    };
+    let mut documents = policies::having(write, workspace, field).await?;
+    documents.retain(|document| match kind {
+        halt::Kind::Paused => !document.execution.pause,
+        halt::Kind::Killed => !document.execution.cancel,
+    });
+    if documents.is_empty() {
+        return Ok(());
+    }
+    let Some(scope) = Scope::parse(scope) else {
+        return Ok(());
+    };
+    let agents = agents::callers(write, workspace, false).await?;
+    let mut stopped = agents
+        .iter()
+        .filter(|one| covers_one(&scope, one))
+        .peekable();
+    let spared = |agent: &Caller| {
+        let mut documents = documents.iter();
+        documents.any(|document| covers_one(&document.scope, agent))
+    };
+    if stopped.peek().is_some() && stopped.all(spared) {
+        let names: Vec<&str> = documents.iter().map(|document| &*document.name).collect();
+        return Err(Problem::new(
+            Kind::Conflict,
+            format!(
+                "`agent.execution.{field}: false` keeps everybody whom this would stop from being {what} (policy {}); change that first",
+                names.join(", ")
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// Lists whose calls are stopped.
 #[utoipa::path(get, path = "/v1/workspaces/{workspace}/halts", tag = "halts", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
@@ -203,7 +250,7 @@ struct Ordered {
         ("scope" = String, Path, description = "`global`, `org:<id>`, `team:<id>` or `agent:<id>`")),
     request_body = NewHalt,
     responses((status = 200, body = Ordered),
-        (status = 409, description = "Too many halts", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+        (status = 409, description = "Too many halts, or a policy that does not let them be stopped", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn set(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -217,6 +264,7 @@ async fn set(
     known(&mut write, workspace, &scope).await?;
     match new.order.kind() {
         Some(kind) => {
+            permitted(&mut write, workspace, &scope, kind).await?;
             let others: i64 = sqlx::query_scalar(
                 "SELECT COUNT(*) FROM halts WHERE workspace = $1 AND scope <> $2",
             )

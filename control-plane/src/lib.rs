@@ -27,6 +27,7 @@ mod gates;
 mod halts;
 mod health;
 pub mod leases;
+mod notify;
 mod operators;
 mod policies;
 mod problem;
@@ -46,6 +47,7 @@ use axum::{
 };
 use files::{DataDir, Mark};
 use health::{Answered, Metrics};
+pub use notify::{Channel, Channels, read_channels};
 use problem::Problem;
 use signing::Signer;
 pub use signing::public_key;
@@ -81,6 +83,8 @@ pub struct Settings {
     pub lease_term_secs: u32,
     /// How long a bundle lasts without being re-signed.
     pub bundle_ttl_secs: u32,
+    /// Who may be told that a call waits for approval, by the names that policies use.
+    pub channels: Channels,
     /// What time it is.
     pub clock: Clock,
 }
@@ -90,6 +94,7 @@ impl Default for Settings {
         Settings {
             lease_term_secs: 60,
             bundle_ttl_secs: 86_400,
+            channels: Channels::new(),
             clock: Arc::new(|| {
                 let since = SystemTime::now()
                     .duration_since(UNIX_EPOCH)
@@ -111,6 +116,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("lease_term_secs", &self.lease_term_secs)
             .field("bundle_ttl_secs", &self.bundle_ttl_secs)
+            .field("channels", &self.channels)
             .finish_non_exhaustive()
     }
 }
@@ -153,6 +159,7 @@ struct Inner {
     announcements: bundles::Announcements,
     payloads: bundles::Payloads,
     recalls: leases::recall::Recalls,
+    looked_at_records: audit::Looked,
     stopping: watch::Sender<bool>,
 }
 
@@ -181,6 +188,7 @@ impl ControlPlane {
             announcements: bundles::Announcements::default(),
             payloads: bundles::Payloads::default(),
             recalls: leases::recall::Recalls::default(),
+            looked_at_records: audit::Looked::default(),
             stopping: watch::Sender::new(false),
         }));
         state.make_root_key().await?;
@@ -258,6 +266,10 @@ impl ControlPlane {
         &self.0.recalls
     }
 
+    fn looked_at_records(&self) -> &audit::Looked {
+        &self.0.looked_at_records
+    }
+
     fn stopping(&self) -> watch::Receiver<bool> {
         self.0.stopping.subscribe()
     }
@@ -268,7 +280,7 @@ impl ControlPlane {
             .map_err(|error| Problem::internal("random numbers", &error))
     }
 
-    /// What is due between requests: re-signs bundles, forgets leases of windows long past.
+    /// What is due between requests: re-signs bundles, forgets leases of windows long past and records that policies want kept no longer.
     ///
     /// # Errors
     /// When the database does not answer; it is tried again with the next call.
@@ -277,7 +289,16 @@ impl ControlPlane {
         leases::release_lost(self)
             .await
             .map_err(OpenError::Database)?;
-        leases::prune(self).await.map_err(OpenError::Database)
+        leases::prune(self).await.map_err(OpenError::Database)?;
+        audit::forget(self).await.map_err(OpenError::Database)
+    }
+
+    /// Tells the channels that policies name of calls that wait.
+    ///
+    /// # Errors
+    /// When the database does not answer; what was not told is told with the next call.
+    pub async fn notify(&self) -> Result<(), OpenError> {
+        notify::send_due(self).await.map_err(OpenError::Database)
     }
 }
 
@@ -430,6 +451,18 @@ pub async fn run(
             }
         }
     });
+    let notify = tokio::spawn({
+        let state = state.clone();
+        async move {
+            let mut ticks = tokio::time::interval(notify::EVERY);
+            loop {
+                ticks.tick().await;
+                if let Err(error) = state.notify().await {
+                    tracing::error!(cause = %error, "channels were not told; it is tried again in a second");
+                }
+            }
+        }
+    });
     let stopping = state.clone();
     let served = axum::serve(listener, app(state.clone()))
         .with_graceful_shutdown(async move {
@@ -439,6 +472,7 @@ pub async fn run(
         })
         .await;
     upkeep.abort();
+    notify.abort();
     state.close().await;
     served
 }

@@ -21,7 +21,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tollgate_engine::time::Time;
-use tollgate_policy::{Document, MAX_FILE_BYTES, Parsed, Severity};
+use tollgate_policy::{Document, MAX_FILE_BYTES, Parsed, Rollout, Severity};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -251,6 +251,31 @@ pub(crate) async fn live(
                 })
         })
         .collect()
+}
+
+/// The enforced documents that count now and have this field, by its last name. Of thousands a few have it, and only those are read.
+pub(crate) async fn having(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    field: &'static str,
+) -> Result<Vec<Document>, Problem> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT name, text FROM policies AS p WHERE workspace = $1 AND instr(text, $2) > 0 AND version =
+           (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
+         ORDER BY name",
+    )
+    .bind(workspace.as_str())
+    .bind(field)
+    .fetch_all(&mut **write)
+    .await?;
+    let read = |(name, text): (String, String)| {
+        let parsed = parse(&Source::stored(&name), text.as_bytes(), false);
+        parsed.documents.into_iter().next()
+    };
+    let documents = rows.into_iter().filter_map(read);
+    Ok(documents
+        .filter(|document| document.rollout == Rollout::Enforce)
+        .collect())
 }
 
 /// The document of this name that counts now.

@@ -31,7 +31,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The format this engine reads and the policy compiler writes.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// How far ahead of its own clock a gate accepts an issue time: five minutes, the usual bound of clock skew (RFC 4120 §1.6 uses the same).
 pub const CLOCK_SKEW_SECS: i64 = 300;
@@ -191,6 +191,9 @@ pub struct Data {
     /// `tool_output_is_data`: models are told so.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub tool_output_is_data: bool,
+    /// `agent.audit.include_message_content`: what passes is put on record.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub recorded: bool,
 }
 
 impl Silent for Data {
@@ -200,6 +203,7 @@ impl Silent for Data {
         searched_in: Searched::Both,
         unsearched_tools: Texts::NONE,
         tool_output_is_data: false,
+        recorded: false,
     };
 }
 

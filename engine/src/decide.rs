@@ -518,6 +518,12 @@ pub(crate) fn instructs(documents: &Documents, caller: &Caller, facts: &Facts) -
             .any(|document| document.data.tool_output_is_data)
 }
 
+/// Whether the content of a call is put on record.
+pub(crate) fn records(documents: &Documents, caller: &Caller, facts: &Facts) -> bool {
+    let met = met(documents, caller, facts);
+    met.iter().any(|document| document.data.recorded)
+}
+
 /// What the documents in shadow would have made of a call; `None` where none of them applies. `patterns` and `hits` are theirs. Nothing is
 /// taken from accounts, so a limit speaks only where it cannot hold the call whatever was spent before.
 pub fn shadow(
@@ -667,7 +673,7 @@ pub(crate) fn covers(scope: &Scope, caller: &Caller) -> bool {
 }
 
 /// Whether a document of this scope applies to everything this agent does, whoever it acts for.
-pub(crate) fn covers_one(scope: &Scope, caller: &Caller) -> bool {
+pub fn covers_one(scope: &Scope, caller: &Caller) -> bool {
     match scope {
         Scope::Global => true,
         Scope::Org(org) => caller.org.as_deref() == Some(org),

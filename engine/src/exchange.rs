@@ -14,9 +14,11 @@
 
 mod answer;
 mod body;
+mod content;
 mod record;
 
 pub use body::TOOL_OUTPUT_IS_DATA;
+pub use content::MAX_CONTENT_BYTES;
 
 use crate::{
     approval,
@@ -43,6 +45,7 @@ use alloc::{
     vec::Vec,
 };
 use body::{Changes, keep_to, read_body, search_target};
+use content::Content;
 use core::fmt;
 use serde::Serialize;
 
@@ -251,6 +254,8 @@ pub struct Exchange {
     /// Closes the account that refused the call, where its limit says so.
     suspend: Option<CellOp>,
     waiting_until: Option<Time>,
+    /// What goes on record of its content.
+    content: Option<Content>,
     sent: bool,
     answered: Option<u16>,
     upstream_status: Option<u16>,
@@ -368,6 +373,7 @@ impl Exchange {
             taken: Vec::new(),
             suspend: None,
             waiting_until: None,
+            content: None,
             sent: false,
             answered: None,
             upstream_status: None,
@@ -595,6 +601,12 @@ impl Exchange {
             let body = changed_body.as_deref().unwrap_or(body);
             let name = approval::name(caller, head, &facts, body, &decision.demands);
             self.approval = Some(name);
+        }
+        let passes = decision.outcome < Outcome::Deny && reads_content(&facts);
+        if let (true, Ok(payload)) = (passes && gate.records, gate.payload(now))
+            && decide::records(&payload.documents, caller, &facts)
+        {
+            self.content = Some(Content::of(changed_body.as_deref().unwrap_or(body)));
         }
         self.facts = Some(facts);
         self.found = found;
@@ -864,7 +876,8 @@ impl Exchange {
         let mut unwanted = core::mem::take(&mut self.token_in);
         unwanted.extend([TOKEN_HEADER, RUN_HEADER, GOAL_HEADER]);
         let route = self.facts.as_ref().map(|facts| facts.route);
-        if matches!(route, Some(Route::Llm(_))) || self.watches.enforced.is_some() {
+        let read = self.watches.enforced.is_some() || self.content.is_some();
+        if matches!(route, Some(Route::Llm(_))) || read {
             // What must be read must not come compressed.
             unwanted.push("accept-encoding");
         }
@@ -924,6 +937,11 @@ impl Exchange {
             worst_case_nano_usd: self.decision.worst_case_nano_usd,
             ..Decision::against(reasons)
         };
+        // What was not to pass is not kept either.
+        self.content = self
+            .content
+            .take()
+            .filter(|_| self.decision.outcome == Outcome::Hold);
         let mcp_id = self
             .facts
             .as_ref()
@@ -956,6 +974,11 @@ fn with_undo(step: Step, operations: Vec<CellOp>) -> Step {
         },
         other => other,
     }
+}
+
+/// Whether the bodies of a call, and of its answer, are messages.
+fn reads_content(facts: &Facts) -> bool {
+    !matches!(facts.route, Route::Plain)
 }
 
 /// Whether `part`, not empty, stands in `text`.

@@ -2,7 +2,7 @@
 
 use crate::{
     automaton::{Automaton, Unreadable},
-    bundle::{Bundle, Document, Documents, InstallError, Payload, Unusable},
+    bundle::{Bundle, Data, Document, Documents, InstallError, Payload, Unusable},
     decide,
     envelope::PublicKey,
     facts::{self, Facts, Upstream, normal_host},
@@ -230,6 +230,8 @@ pub struct Gate {
     pub(crate) bodies_matter: bool,
     /// Some document wants models to be told what tool output is.
     pub(crate) instructs: bool,
+    /// Some document wants content on record.
+    pub(crate) records: bool,
 }
 
 /// The patterns of some documents and what searches for them; a pattern's number is its place in the list.
@@ -344,6 +346,7 @@ impl Gate {
             shadow: Search::default(),
             bodies_matter: false,
             instructs: false,
+            records: false,
         }
     }
 
@@ -372,10 +375,14 @@ impl Gate {
         };
         (self.enforced, self.shadow) = (enforced, shadow);
         self.bodies_matter = bundle.payload().is_some_and(facts::bodies_matter);
-        self.instructs = bundle.payload().is_some_and(|payload| {
-            let mut documents = payload.documents.iter();
-            documents.any(|document| document.data.tool_output_is_data)
-        });
+        let some = |says: fn(&Data) -> bool| {
+            bundle.payload().is_some_and(|payload| {
+                let mut documents = payload.documents.iter();
+                documents.any(|document| says(&document.data))
+            })
+        };
+        self.instructs = some(|data| data.tool_output_is_data);
+        self.records = some(|data| data.recorded);
         self.bundle = bundle;
         self.tokens.clear();
         Ok(())

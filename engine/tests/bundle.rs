@@ -12,7 +12,8 @@ use random::Random;
 use tollgate_engine::{
     automaton::Compiled,
     bundle::{
-        CLOCK_SKEW_SECS, InstallError, MAX_ENVELOPE_BYTES, MAX_REVISION_JUMP, Payload, Redaction,
+        CLOCK_SKEW_SECS, FORMAT, InstallError, MAX_ENVELOPE_BYTES, MAX_REVISION_JUMP, Payload,
+        Redaction,
     },
     bytes::to_base64,
     envelope::{
@@ -307,7 +308,7 @@ fn foreign_channel() {
 
 #[test]
 fn another_format() {
-    for format in [0, 2, 4] {
+    for format in [0, FORMAT - 1, FORMAT + 1] {
         let other = with(|payload| payload.format = format);
         refuses(&bundle(&other), InstallError::Format);
         // With whatever else is in it.

@@ -588,6 +588,56 @@ fn a_record_is_bounded_whatever_the_call_is_called() {
     );
 }
 
+/// …where a policy asks for it: bounded, whole characters, and nothing of what does not pass.
+#[test]
+fn a_record_holds_the_begin_of_what_passed() {
+    let recorded = |mut payload: Payload| {
+        payload
+            .documents
+            .change(|documents| documents[0].data.recorded = true);
+        issuer::gate(Towards::Llm, &payload)
+    };
+    let mut gate = recorded(tools_only());
+    let body = format!(
+        r#"{{"model":"gpt-4o","max_tokens":1,"messages":[],"xy":"{}"}}"#,
+        "é".repeat(3_000)
+    );
+    let call = post(CHAT, "application/json", &body);
+    let answer = |kind: &'static [u8], gate: &mut Gate| {
+        let (mut exchange, step) = call.decide(gate);
+        assert!(matches!(step, Step::Forward(_)), "{step:?}");
+        exchange.response_head(Headers(&[(b":status", b"200"), (b"content-type", kind)]));
+        for chunk in [[1; 3_000], [1; 3_000]] {
+            exchange.response_chunk(gate, &chunk, false);
+        }
+        let finished = exchange.finish(End::UpstreamBroken, NOW);
+        assert!(finished.record.len() <= MAX_RECORD_BYTES);
+        record(&finished)["content"].clone()
+    };
+    let content = answer(b"application/json", &mut gate);
+    let begin = body.get(..body.floor_char_boundary(4_096)).unwrap();
+    assert_eq!(begin.len(), 4_095);
+    assert_eq!(
+        content,
+        serde_json::json!({
+            "request": begin, "request_bytes": body.len(),
+            "answer": "\u{1}".repeat(4_096), "answer_bytes": 6_000,
+        })
+    );
+    // What is no text is not kept.
+    let content = answer(b"image/png", &mut gate);
+    assert!(content["answer"].is_null(), "{content}");
+
+    let mut gate = recorded(budgeted(1));
+    let (mut exchange, _) = call.begin(&mut gate);
+    let step = exchange.body(&mut gate, body.as_bytes(), NOW);
+    assert!(matches!(step, Step::Swap(_)));
+    exchange.swapped(&mut gate, Err((0, Refusal::NOTHING_LEFT)), NOW);
+    let denied = record(&exchange.finish(End::Complete, NOW));
+    assert_eq!(denied["outcome"], "deny");
+    assert!(denied.get("content").is_none(), "{denied}");
+}
+
 /// The caller leaves at each point where a call can wait.
 #[test]
 fn whoever_leaves_early_is_charged_nothing() {

@@ -191,7 +191,7 @@ fn bundle_envelope() {
     let mut gate = Gate::new(config(Towards::Anywhere));
     gate.install(&kept, NOW).unwrap();
     let read = gate.bundle().payload().unwrap();
-    assert_eq!((read.format, read.revision), (3, 42));
+    assert_eq!((read.format, read.revision), (4, 42));
     assert_eq!(read.documents.len(), 5);
     assert_eq!(read.documents[1].scope, Scope::Org("acme".into()));
     assert_eq!(read.documents[0].limits.len(), 5);

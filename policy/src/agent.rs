@@ -7,8 +7,8 @@ use crate::{
     decode::{Field, Findings, Table, name_problem},
     diagnostic::{Position, codes},
     document::{
-        Approvals, Condition, MAX_COUNT, OTHERS, Run, RunLimit, Tool, is_hyphenated_uuid,
-        money_above_zero, names,
+        Approvals, Audit, Condition, Execution, MAX_COUNT, OTHERS, Run, RunLimit, Tool,
+        is_hyphenated_uuid, money_above_zero, names,
     },
     money,
     yaml::shown,
@@ -24,6 +24,10 @@ pub(crate) struct Agent {
     pub(crate) tools: Vec<Tool>,
     /// What each run may use.
     pub(crate) run: Run,
+    /// What is put on record, and kept.
+    pub(crate) audit: Audit,
+    /// Whether operators may stop it.
+    pub(crate) execution: Execution,
 }
 
 impl Agent {
@@ -82,7 +86,7 @@ pub(crate) fn read(field: &Field<'_>, findings: &mut Findings) -> Agent {
         }
     }
     if let Some(part) = table.take("audit") {
-        audit(&part, findings);
+        agent.audit = audit(&part, findings);
     }
     table.finish(findings);
     agent
@@ -226,43 +230,34 @@ fn execution(field: &Field<'_>, agent: &mut Agent, findings: &mut Findings) {
         return;
     };
     agent.count(&mut table, "timeout_seconds", Unit::Seconds, findings);
-    for key in ["enable_pause", "enable_cancel"] {
-        if let Some(enabled) = table.take(key)
-            && findings.boolean(&enabled) == Some(false)
-        {
-            let message = "has no effect: an operator can always stop an agent";
-            findings.warn(enabled.key_at, &enabled.path, codes::NO_EFFECT, message);
+    for (key, enabled) in [
+        ("enable_pause", &mut agent.execution.pause),
+        ("enable_cancel", &mut agent.execution.cancel),
+    ] {
+        if let Some(field) = table.take(key) {
+            *enabled = findings.boolean(&field).unwrap_or(true);
         }
     }
     table.finish(findings);
 }
 
-fn audit(field: &Field<'_>, findings: &mut Findings) {
+fn audit(field: &Field<'_>, findings: &mut Findings) -> Audit {
+    let mut audit = Audit::default();
     let Some(mut table) = findings.table(field) else {
-        return;
-    };
-    let no_effect = |field: &Field<'_>, findings: &mut Findings, message: &str| {
-        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+        return audit;
     };
     if let Some(all) = table.take("log_all_events")
         && findings.boolean(&all) == Some(false)
     {
-        no_effect(&all, findings, "has no effect: every call is recorded");
+        let message = "has no effect: every call is recorded";
+        findings.warn(all.key_at, &all.path, codes::NO_EFFECT, message);
     }
-    if let Some(days) = table.take("retention_days")
-        && findings.integer(&days, 1, MAX_COUNT).is_some()
-    {
-        let message = "has no effect: how long records are kept is set at the control plane";
-        no_effect(&days, findings, message);
+    if let Some(days) = table.take("retention_days") {
+        audit.retention_days = findings.integer(&days, 1, MAX_COUNT);
     }
-    if let Some(content) = table.take("include_message_content")
-        && findings.boolean(&content) == Some(true)
-    {
-        no_effect(
-            &content,
-            findings,
-            "has no effect: records never hold content",
-        );
+    if let Some(content) = table.take("include_message_content") {
+        audit.include_message_content = findings.boolean(&content) == Some(true);
     }
     table.finish(findings);
+    audit
 }

@@ -261,6 +261,7 @@ fn document(document: &Document, life: Life) -> Result<bundle::Document, Compile
             searched_in: document.data.applies_to,
             unsearched_tools: document.data.exempt_tools.iter().collect(),
             tool_output_is_data: document.data.tool_output_is_data,
+            recorded: document.audit.include_message_content,
         }
         .into(),
         limits: limits(document),

@@ -151,6 +151,15 @@ fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
             (None, None) => {}
         }
     }
+    for (was, now) in conduct(old).into_iter().zip(conduct(new)) {
+        if was != now {
+            change(
+                now.0,
+                Effect::Alters,
+                format!("from {} to {}", was.1, now.1),
+            );
+        }
+    }
     // With patterns and allow lists gone or come, the rules above have said so; what remains is for people.
     if old.version != new.version || old.description != new.description {
         change(
@@ -159,6 +168,29 @@ fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
             "version or description".to_string(),
         );
     }
+}
+
+/// What a document says of records and operators: no call passes for it that did not before.
+fn conduct(document: &Document) -> [(&'static str, String); 4] {
+    let days = document.audit.retention_days;
+    [
+        (
+            "agent.audit.include_message_content",
+            document.audit.include_message_content.to_string(),
+        ),
+        (
+            "agent.audit.retention_days",
+            days.map_or("for ever".to_string(), |days| days.to_string()),
+        ),
+        (
+            "agent.execution.enable_pause",
+            document.execution.pause.to_string(),
+        ),
+        (
+            "agent.execution.enable_cancel",
+            document.execution.cancel.to_string(),
+        ),
+    ]
 }
 
 /// A field's value, by what makes it wider or narrower.

@@ -68,6 +68,37 @@ pub struct Document {
     pub run: Run,
     /// How approvals are given that it asks for.
     pub approvals: Approvals,
+    /// What is put on record, and kept.
+    pub audit: Audit,
+    /// Whether operators may stop the agents that it covers.
+    pub execution: Execution,
+}
+
+/// `agent.audit`. Every call is recorded, whatever it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// `include_message_content`: records hold the begin of what passed.
+    pub include_message_content: bool,
+    /// `retention_days`: how long records are kept; `None`: for ever.
+    pub retention_days: Option<u64>,
+}
+
+/// `agent.execution`, but for its timeout, which is a limit of runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Execution {
+    /// `enable_pause`.
+    pub pause: bool,
+    /// `enable_cancel`.
+    pub cancel: bool,
+}
+
+impl Default for Execution {
+    fn default() -> Execution {
+        Execution {
+            pause: true,
+            cancel: true,
+        }
+    }
 }
 
 impl Document {
@@ -669,6 +700,8 @@ struct Body {
     rate: Option<Rate>,
     run: Run,
     approvals: Approvals,
+    audit: Audit,
+    execution: Execution,
 }
 
 impl Body {
@@ -692,6 +725,8 @@ impl Body {
             rate: self.rate,
             run: self.run,
             approvals: self.approvals,
+            audit: self.audit,
+            execution: self.execution,
         }
     }
 }
@@ -771,6 +806,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
             );
         }
         body.run = agent.run;
+        (body.audit, body.execution) = (agent.audit, agent.execution);
     }
     if let Some(field) = table.take("capabilities") {
         body.capabilities = capabilities(&field, findings);

@@ -43,9 +43,9 @@ pub use decode::{MAX_DIAGNOSTICS, MAX_NAME_BYTES};
 pub use diagnostic::{Diagnostic, Position, Severity, codes};
 pub use diff::{Change, Effect, diff};
 pub use document::{
-    AGENT_ASSEMBLY_V1, ActiveHours, Approvals, Budget, BudgetLimit, Capabilities, Capability,
-    Condition, Document, Exceeded, OTHERS, Period, Rate, Replaces, Rollout, Run, RunLimit,
-    TOLLGATE_V1, Tool,
+    AGENT_ASSEMBLY_V1, ActiveHours, Approvals, Audit, Budget, BudgetLimit, Capabilities,
+    Capability, Condition, Document, Exceeded, Execution, OTHERS, Period, Rate, Replaces, Rollout,
+    Run, RunLimit, TOLLGATE_V1, Tool,
 };
 pub use host::{Denied, Host};
 pub use pattern::{

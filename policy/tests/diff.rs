@@ -144,6 +144,21 @@ fn how_approvals_are_asked_for_is_part_of_their_rules() {
 }
 
 #[test]
+fn what_is_kept_and_who_may_be_stopped_is_told() {
+    assert_eq!(
+        changes(
+            "{agent: {audit: {retention_days: 30}}}",
+            "{agent: {audit: {retention_days: 90, include_message_content: true}, execution: {enable_cancel: false}}}",
+        ),
+        [
+            "alters agent.audit.include_message_content: from false to true",
+            "alters agent.audit.retention_days: from 30 to 90",
+            "alters agent.execution.enable_cancel: from true to false",
+        ]
+    );
+}
+
+#[test]
 fn documents_come_go_and_move() {
     let old = documents(&(v1("gone", "{}") + &v1("moved", "{scope: 'team:a'}")));
     let new = documents(&(v1("moved", "{scope: 'team:b'}") + &v1("new", "{}")));

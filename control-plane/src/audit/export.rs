@@ -48,6 +48,10 @@ pub struct ExportHeader {
     pub workspace: String,
     /// What the last line is signed with.
     pub key: PublicKey,
+    /// Where journals begin whose first records were deleted, because no policy wanted them kept any longer. It is among the bytes that the
+    /// checkpoint signs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begins: Vec<HolderHead>,
 }
 
 /// What the last line says, signed.
@@ -106,12 +110,14 @@ pub(super) async fn export(
     Ok((headers, body).into_response())
 }
 
-/// An export under way. What is accepted after its beginning is not in it: batches are only ever added, so a highest id is a snapshot.
+/// An export under way. What is accepted after its beginning is not in it: batches come with ever higher ids, so a highest one is a snapshot, unless
+/// old ones are deleted meanwhile.
 struct Export {
     state: ControlPlane,
     workspace: WorkspaceId,
     upto: i64,
     after: i64,
+    batches: u64,
     ready: VecDeque<Bytes>,
     hash: Sha256,
     checkpoint: Option<Checkpoint>,
@@ -126,25 +132,14 @@ impl Export {
         .bind(workspace.as_str())
         .fetch_one(&mut *snapshot)
         .await?;
-        let rows: Vec<(String, i64, i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT holder, epoch, first_seq + count, head FROM batches AS b WHERE workspace = $1 AND id =
+        let ends = "SELECT holder, epoch, first_seq + count, head FROM batches AS b WHERE workspace = $1 AND id =
                (SELECT MAX(id) FROM batches WHERE workspace = b.workspace AND holder = b.holder AND epoch = b.epoch)
-             ORDER BY holder, epoch",
-        )
-        .bind(workspace.as_str())
-        .fetch_all(&mut *snapshot)
-        .await?;
-        let holders = rows
-            .into_iter()
-            .map(|(holder, epoch, next_seq, head)| {
-                Ok(HolderHead {
-                    holder,
-                    epoch: amount(epoch),
-                    next_seq: amount(next_seq),
-                    head: digest(&head)?,
-                })
-            })
-            .collect::<Result<_, Problem>>()?;
+             UNION ALL SELECT holder, epoch, next_seq, head FROM forgotten AS f WHERE workspace = $1 AND NOT EXISTS
+               (SELECT 1 FROM batches WHERE workspace = f.workspace AND holder = f.holder AND epoch = f.epoch)
+             ORDER BY holder, epoch";
+        let holders = heads(&mut snapshot, &workspace, ends).await?;
+        let begins = "SELECT holder, epoch, next_seq, head FROM forgotten WHERE workspace = $1 ORDER BY holder, epoch";
+        let begins = heads(&mut snapshot, &workspace, begins).await?;
         let gaps = incidents(&mut snapshot, &workspace).await?;
         snapshot.commit().await?;
         let checkpoint = Checkpoint {
@@ -160,6 +155,7 @@ impl Export {
             tollgate_export: FORMAT,
             workspace: workspace.to_string(),
             key: state.signer().public().clone(),
+            begins,
         })
         .map_err(|error| Problem::internal("export", &error))?;
         first.push(b'\n');
@@ -170,6 +166,7 @@ impl Export {
             workspace,
             upto,
             after: 0,
+            batches: 0,
             ready: VecDeque::from([Bytes::from(first)]),
             hash,
             checkpoint: Some(checkpoint),
@@ -187,6 +184,10 @@ impl Export {
         let Some(mut checkpoint) = self.checkpoint.take() else {
             return Ok(None);
         };
+        if self.batches != checkpoint.batches {
+            let why = "records were deleted meanwhile, as policies say; export once more";
+            return Err(io::Error::other(why));
+        }
         checkpoint.lines_sha256 = Digest(self.hash.finalize_reset().into());
         let mut last = self.state.signer().seal(CHECKPOINT_TYPE, &checkpoint)?;
         last.push(b'\n');
@@ -208,9 +209,32 @@ impl Export {
         }
         for (id, bytes) in rows {
             self.after = id;
+            self.batches = self.batches.saturating_add(1);
             self.hash.update(&bytes);
             self.ready.push_back(Bytes::from(bytes));
         }
         Ok(())
     }
+}
+
+/// Where journals stand, by a query for holder, epoch, next number and head.
+async fn heads(
+    connection: &mut sqlx::SqliteConnection,
+    workspace: &WorkspaceId,
+    sql: &'static str,
+) -> Result<Vec<HolderHead>, Problem> {
+    let rows: Vec<(String, i64, i64, Vec<u8>)> = sqlx::query_as(sql)
+        .bind(workspace.as_str())
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|(holder, epoch, next_seq, head)| {
+            Ok(HolderHead {
+                holder,
+                epoch: amount(epoch),
+                next_seq: amount(next_seq),
+                head: digest(&head)?,
+            })
+        })
+        .collect()
 }

@@ -5,9 +5,11 @@
 //! and the hole before it put on record.
 
 mod export;
+mod retention;
 mod verify;
 
 pub use export::{Checkpoint, ExportHeader, HolderHead};
+pub(crate) use retention::{Looked, forget};
 pub use verify::{Fault, Whole, verify};
 
 use crate::{
@@ -300,7 +302,7 @@ impl BatchEntry {
         })
     }
 
-    /// Whether exactly these bytes are stored.
+    /// Whether exactly these bytes are stored, or were, last before what is left.
     async fn is_stored(
         &self,
         write: &mut Write,
@@ -308,12 +310,14 @@ impl BatchEntry {
         body: &[u8],
     ) -> Result<bool, sqlx::Error> {
         let bytes: Option<Vec<u8>> = sqlx::query_scalar(
-            "SELECT bytes FROM batches WHERE workspace = $1 AND holder = $2 AND epoch = $3 AND head = $4",
+            "SELECT bytes FROM batches WHERE workspace = $1 AND holder = $2 AND epoch = $3 AND head = $4
+             UNION ALL SELECT $5 FROM forgotten WHERE workspace = $1 AND holder = $2 AND epoch = $3 AND head = $4",
         )
         .bind(workspace.as_str())
         .bind(&self.holder)
         .bind(self.epoch)
         .bind(&self.head.0[..])
+        .bind(body)
         .fetch_optional(&mut **write)
         .await?;
         Ok(bytes.is_some_and(|bytes| bytes == body))
@@ -334,6 +338,19 @@ impl BatchEntry {
         .bind(self.epoch)
         .fetch_optional(&mut **write)
         .await?;
+        let last = match last {
+            Some(last) => Some(last),
+            None => {
+                sqlx::query_as(
+                    "SELECT next_seq, head FROM forgotten WHERE workspace = $1 AND holder = $2 AND epoch = $3",
+                )
+                .bind(workspace.as_str())
+                .bind(&self.holder)
+                .bind(self.epoch)
+                .fetch_optional(&mut **write)
+                .await?
+            }
+        };
         Ok(match last {
             None => Position::start(workspace.as_str(), &self.holder, amount(self.epoch)),
             Some((next_seq, head)) => Position {

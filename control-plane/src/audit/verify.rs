@@ -23,6 +23,8 @@ pub struct Whole {
     pub records: u64,
     /// Journals.
     pub journals: usize,
+    /// Records before these that the control plane says it has deleted, because no policy wanted them kept any longer.
+    pub forgotten: u64,
     /// When the control plane signed it.
     pub issued: Time,
     /// Whether the key was given by the caller; if not, it came from the export itself and proves only that the file is one piece.
@@ -36,6 +38,13 @@ impl fmt::Display for Whole {
             "whole: {} records in {} batches of {} journals, workspace {}, signed {}",
             self.records, self.batches, self.journals, self.workspace, self.issued
         )?;
+        if self.forgotten > 0 {
+            write!(
+                f,
+                "; before them {} records were deleted, as policies say",
+                self.forgotten
+            )?;
+        }
         if !self.pinned {
             f.write_str(
                 "; not pinned: the key came from the export itself, give --public-key to prove who signed it",
@@ -84,6 +93,17 @@ pub fn verify(export: &[u8], pinned: Option<&PublicKey>) -> Result<Whole, Fault>
     }
     let mut number = 2;
     let mut walk = Walk::default();
+    for begin in &header.begins {
+        let position = Position {
+            next_seq: begin.next_seq,
+            head: begin.head,
+        };
+        walk.journals
+            .insert((begin.holder.clone(), begin.epoch), position);
+    }
+    let forgotten = header.begins.iter().fold(0_u64, |sum, begin| {
+        sum.saturating_add(begin.next_seq.saturating_sub(1))
+    });
     // A batch starts with its header, the last line is an envelope; neither reads as the other.
     while let Some((next, _)) = line(rest)
         && !is_envelope(next)
@@ -138,6 +158,7 @@ pub fn verify(export: &[u8], pinned: Option<&PublicKey>) -> Result<Whole, Fault>
         batches: walk.batches,
         records: walk.records,
         journals: heads.len(),
+        forgotten,
         issued: Time::from_millis(checkpoint.issued_ms),
         pinned: pinned.is_some(),
     })

@@ -1,6 +1,6 @@
 //! The answer on its way: metered, searched, and ended early where it must not go on.
 
-use super::{Exchange, Output, ResponseHead, Stream, vec_of};
+use super::{Content, Exchange, Output, ResponseHead, Stream, vec_of};
 use crate::{
     decide::{Alert, Cause, Charge, Decision, Outcome, Reason},
     facts::{Headers, Route, Said},
@@ -44,7 +44,8 @@ impl Exchange {
     /// [`Exchange::response_head`].
     pub fn meters(&self) -> bool {
         let searched = self.sift.is_some() || self.observer.is_some();
-        self.meter.is_some() || self.rpc.is_some() || self.stream.is_some() || searched
+        let kept = self.content.as_ref().is_some_and(Content::reads);
+        self.meter.is_some() || self.rpc.is_some() || self.stream.is_some() || searched || kept
     }
 
     /// Whether nothing of the response may pass but through [`Exchange::response_chunk`]. Known after [`Exchange::response_head`].
@@ -93,6 +94,11 @@ impl Exchange {
                 true => Stream::Encoded,
                 false => Stream::Events(sse::Place::default()),
             });
+        }
+        if let (false, "text/event-stream" | "application/json", Some(content)) =
+            (encoded, essence.as_str(), &mut self.content)
+        {
+            content.answers();
         }
         self.watch_answer(&essence, encoded, &mut head);
         let framing = match essence.as_str() {
@@ -233,6 +239,19 @@ impl Exchange {
 
     /// One chunk of the upstream's response, cut anywhere; `end` with the last one (which may be empty). What comes back is to be sent on.
     pub fn response_chunk(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
+        let output = self.pass_on(gate, chunk, end);
+        if let Some(content) = &mut self.content {
+            match &output {
+                Output::Pass => content.add(chunk),
+                Output::Replace(bytes) | Output::Cut(bytes) => content.add(bytes),
+                // Nothing of it has gone out.
+                Output::Answer(_) => self.content = None,
+            }
+        }
+        output
+    }
+
+    fn pass_on(&mut self, gate: &Gate, chunk: &[u8], end: bool) -> Output {
         if self.ended() {
             return Output::Cut(Vec::new());
         }

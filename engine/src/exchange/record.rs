@@ -1,6 +1,6 @@
 //! The end of a call: what it used, and its line in the journal.
 
-use super::{CellOp, End, Exchange, Finished, Observed, vec_of};
+use super::{CellOp, Content, End, Exchange, Finished, Observed, content::RecordedContent, vec_of};
 use crate::{
     decide::{Cause, Charge, Decision, Outcome, Reason},
     facts::{Facts, Route, Said},
@@ -236,6 +236,7 @@ impl Exchange {
                 .worst_case_nano_usd
                 .map(|amount| amount.to_string()),
             uninspected: self.uninspected(),
+            content: self.content.as_ref().map(Content::recorded),
             redacted: self.redacted,
             redacted_answer: self.sift.as_ref().map_or(0, Sift::taken_out),
             instructed: self.instructed,
@@ -323,7 +324,7 @@ impl Settlement {
     }
 }
 
-/// One line of the journal. No content, no credential, no query string.
+/// One line of the journal. No content unless a policy asks for it, no credential, no query string.
 #[derive(Serialize)]
 struct Record<'r> {
     id: &'r str,
@@ -362,6 +363,8 @@ struct Record<'r> {
     estimated: bool,
     reserved_nano_usd: Option<String>,
     uninspected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<RecordedContent>,
     #[serde(skip_serializing_if = "is_zero")]
     redacted: u64,
     #[serde(skip_serializing_if = "is_zero")]

@@ -329,6 +329,8 @@ fn agent(dice: &mut Dice, with_tools: bool) -> Value {
     part("termination", &termination, dice);
     let execution = [("timeout_seconds", json!(dice.pick(&TIMEOUTS_SECS)))];
     part("execution", &execution, dice);
+    let audit = [("include_message_content", json!(true))];
+    part("audit", &audit, dice);
     Value::Object(agent)
 }
 

@@ -57,6 +57,7 @@ impl Real {
             clock: Arc::new(move || Time::from_micros(clock.load(Ordering::SeqCst))),
             // A run lasts hours, and nothing signs bundles anew in it.
             bundle_ttl_secs: 2 * 86_400,
+            ..Settings::default()
         };
         let mut real = Real {
             runtime: must(Builder::new_current_thread().enable_all().build()),

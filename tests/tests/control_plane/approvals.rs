@@ -2,7 +2,17 @@
 
 use crate::harness::{Gate, Journal, Plane, START, Workspace, ask, holder, text};
 use serde_json::{Value, json};
-use tollgate_engine::lease::{Ask, Grant};
+use std::{
+    io::Write as _,
+    sync::{Arc, Mutex},
+};
+use tollgate_control_plane::{Settings, read_channels};
+use tollgate_engine::{
+    bytes::to_hex,
+    journal::hmac,
+    lease::{Ask, Grant},
+};
+use tollgate_tests::corpus::wire::{self, Message, Server};
 
 const CALL: &str = "apr-00000000000000000000000000000001";
 
@@ -460,4 +470,146 @@ async fn an_agent_that_makes_up_calls_does_not_bury_those_of_others() {
             .len(),
         101
     );
+}
+
+/// A channel that answers with the next of these statuses each time, and the last from then on; and what it was told.
+fn channel(statuses: &'static [u16]) -> (Server, Arc<Mutex<Vec<Message>>>) {
+    let told: Arc<Mutex<Vec<Message>>> = Arc::default();
+    let heard = Arc::clone(&told);
+    let server = Server::start(move |request, stream| {
+        let mut heard = heard.lock().unwrap();
+        let status = statuses.get(heard.len()).or(statuses.last()).unwrap();
+        heard.push(request);
+        let _ = stream.write_all(&wire::response(*status, &[], b""));
+    });
+    (server.unwrap(), told)
+}
+
+async fn events(workspace: &Workspace<'_>, kind: &str) -> Vec<String> {
+    let events = workspace.get("/events").await;
+    let events = events.as_array().unwrap().iter();
+    let of_kind = events.filter(|event| event["kind"] == kind);
+    of_kind.map(|event| text(&event["message"])).collect()
+}
+
+#[tokio::test]
+async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_record() {
+    let (fine, told) = channel(&[503, 200]);
+    let (gone, refused) = channel(&[410]);
+    let channels = format!(
+        r#"{{"slack:approvals": {{"url": "http://{}/hook", "secret": "s3"}}, "gone": {{"url": "http://{}/"}}}}"#,
+        fine.address, gone.address
+    );
+    let plane = Plane::with(Settings {
+        channels: read_channels(&channels).unwrap(),
+        ..Settings::default()
+    })
+    .await;
+    let workspace = plane.workspace().await;
+    apply(
+        &workspace,
+        &[("p", "{tools: {refund: {requires_approval_if: 'true'}}, approval: {notify_channels: ['slack:approvals', gone, nowhere]}}")],
+    )
+    .await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    let mut held = record(&agent, START, "hold", &["p"]);
+    held["host"] = json!("shop.example");
+    held["content"] = json!({"request": "very private"});
+    side.records(held).await;
+    plane.state.notify().await.unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1);
+    assert_eq!(refused.lock().unwrap().len(), 1);
+    let mut untold = events(&workspace, "approval_untold").await;
+    untold.sort();
+    assert_eq!(
+        untold,
+        [
+            "the channel `gone` was not told: it answered 410",
+            "the channel `nowhere` was not told: this control plane has no channel of that name",
+        ]
+    );
+    // Who could not hear it is told again a little later, once.
+    plane.state.notify().await.unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1);
+    plane.advance(2);
+    for _ in 0..2 {
+        plane.state.notify().await.unwrap();
+    }
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told.len(), 2);
+    let message = &told[1];
+    let body: Value = serde_json::from_slice(&message.body).unwrap();
+    let said = text(&body["text"]);
+    for part in [
+        "wants to use refund at shop.example",
+        "until 2026-11-20T08:05:00Z",
+        CALL,
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(
+        (&body["approval"], &body["agent"], &body["team"]),
+        (&json!(CALL), &json!(agent), &json!("blue"))
+    );
+    assert!(!String::from_utf8_lossy(&message.body).contains("private"));
+    let at = message.header("x-tollgate-timestamp").unwrap();
+    assert_eq!(at, (START + 2).to_string());
+    let mac = hmac(b"s3", &[at.as_bytes(), b".", &message.body]);
+    assert_eq!(
+        message.header("x-tollgate-signature").unwrap(),
+        format!("sha256={}", to_hex(&mac))
+    );
+    assert_eq!(refused.lock().unwrap().len(), 1);
+    assert_eq!(
+        refused.lock().unwrap()[0].header("x-tollgate-signature"),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_channel_that_is_down_is_given_up_and_nobody_is_told_of_what_is_decided() {
+    let (down, tries) = channel(&[500]);
+    let channels = format!(r#"{{"ops": {{"url": "http://{}/"}}}}"#, down.address);
+    let plane = Plane::with(Settings {
+        channels: read_channels(&channels).unwrap(),
+        ..Settings::default()
+    })
+    .await;
+    let workspace = plane.workspace().await;
+    apply(
+        &workspace,
+        &[("p", "{tools: {refund: {requires_approval_if: 'true'}}, approval: {timeout_seconds: 86400, notify_channels: [ops]}}")],
+    )
+    .await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p"])).await;
+    for _ in 0..12 {
+        plane.state.notify().await.unwrap();
+        plane.advance(1_000);
+    }
+    assert_eq!(tries.lock().unwrap().len(), 10);
+    assert_eq!(
+        events(&workspace, "approval_untold").await,
+        ["the channel `ops` was not told: it answered 500"]
+    );
+
+    let mut next = record(&agent, START + 12_000, "hold", &["p"]);
+    next["approval"] = json!("apr-00000000000000000000000000000002");
+    side.records(next).await;
+    let path = workspace.path("/approvals/apr-00000000000000000000000000000002");
+    let no = json!({"verdict": "denied", "reason": "no"});
+    assert_eq!(
+        plane
+            .call(&workspace.operator, "PUT", &path, no)
+            .await
+            .status,
+        200
+    );
+    plane.state.notify().await.unwrap();
+    assert_eq!(tries.lock().unwrap().len(), 10);
+    assert_eq!(events(&workspace, "approval_untold").await.len(), 1);
 }

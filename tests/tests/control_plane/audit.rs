@@ -316,3 +316,88 @@ async fn an_export_signed_by_another_key_is_not_ours() {
         "{fault}"
     );
 }
+
+/// As long as the policy with the longest period wants for the agent; and what is left, and its export, is one chain.
+#[tokio::test]
+async fn records_are_forgotten_when_no_policy_wants_them_kept_any_longer() {
+    const DAY: i64 = 86_400;
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let (short, long) = (
+        workspace.agent("short").await,
+        workspace.agent("long").await,
+    );
+    let policy = |name: &str, scope: &str, days: u32| {
+        format!(
+            "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {{scope: '{scope}', agent: {{audit: {{retention_days: {days}}}}}}}}}\n"
+        )
+    };
+    let record = |id: &str, agent: Option<&str>| json!({"id": id, "agent": agent});
+    let (mut one, mut two) = (gate.journal(&holder(1), 1), gate.journal(&holder(2), 1));
+    let first = one.seal_records(&[record("a", Some(&short)), record("b", Some(&short))], 0);
+    accepted(&gate, &first, 3).await;
+    accepted(&gate, &one.seal_records(&[record("c", Some(&long))], 0), 4).await;
+    accepted(&gate, &one.seal_records(&[record("d", Some(&short))], 0), 5).await;
+    accepted(&gate, &two.seal_records(&[record("e", Some(&short))], 0), 2).await;
+    accepted(&gate, &two.seal_records(&[record("f", None)], 0), 3).await;
+    let after = async |days: i64| {
+        let secs = START + days * DAY + 1 - plane.now().secs();
+        plane.advance(secs);
+        plane.state.upkeep().await.unwrap();
+        ids(&workspace, "").await
+    };
+    // Nobody says anything: for ever.
+    assert_eq!(after(400).await, ["a", "b", "c", "d", "e", "f"]);
+    plane.advance(-400 * DAY);
+
+    let policies = policy("brief", "team:short", 30) + &policy("lasting", "team:long", 90);
+    assert_eq!(workspace.apply(&policies).await.status, 200);
+    assert_eq!(after(29).await, ["a", "b", "c", "d", "e", "f"]);
+    // What stands behind a record that has to stay stays with it, and so does what is of nobody.
+    assert_eq!(after(30).await, ["c", "d", "f"]);
+    let whole = verify(&export(&workspace).await, Some(&gate.trust[0])).unwrap();
+    assert_eq!(
+        (
+            whole.batches,
+            whole.records,
+            whole.journals,
+            whole.forgotten
+        ),
+        (3, 3, 2, 3)
+    );
+    assert!(
+        whole
+            .to_string()
+            .contains("before them 3 records were deleted, as policies say"),
+        "{whole}"
+    );
+    // One that is told again whose receipt was lost is no fork…
+    accepted(&gate, &first, 3).await;
+    assert_eq!(workspace.get("/audit/gaps").await, json!([]));
+    assert_eq!(after(90).await, ["f"]);
+    // …and the journal goes on where it stood.
+    accepted(&gate, &one.seal_records(&[record("g", Some(&short))], 0), 6).await;
+    assert_eq!(workspace.get("/audit/gaps").await, json!([]));
+    let global = policy("all", "global", 1);
+    assert_eq!(workspace.apply(&global).await.status, 200);
+    assert_eq!(after(91).await, ["g"]);
+    let whole = verify(&export(&workspace).await, Some(&gate.trust[0])).unwrap();
+    assert_eq!(
+        (
+            whole.batches,
+            whole.records,
+            whole.journals,
+            whole.forgotten
+        ),
+        (1, 1, 2, 6)
+    );
+
+    // Where a journal begins is signed like the rest.
+    let export = String::from_utf8(export(&workspace).await).unwrap();
+    let (head, rest) = export.split_once('\n').unwrap();
+    let mut header: Value = serde_json::from_str(head).unwrap();
+    header["begins"].as_array_mut().unwrap().remove(1);
+    let forged = format!("{header}\n{rest}");
+    assert!(verify(forged.as_bytes(), Some(&gate.trust[0])).is_err());
+}

@@ -136,6 +136,55 @@ async fn nobody_is_stopped_by_a_name_that_is_spelt_wrong() {
 }
 
 #[tokio::test]
+async fn who_is_not_to_be_stopped_is_stopped_only_with_others() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let (calm, other) = (workspace.agent("calm").await, workspace.agent("calm").await);
+    let policy = |name: &str, scope: &str, execution: &str| {
+        format!(
+            "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: {name}}}, spec: {{scope: '{scope}', agent: {{execution: {execution}}}}}}}\n"
+        )
+    };
+    let one = policy("one", &format!("agent:{calm}"), "{enable_pause: false}");
+    assert_eq!(workspace.apply(&one).await.status, 200);
+    let scope = format!("agent:{calm}");
+    let (status, why) = order(&workspace, &scope, "paused").await;
+    assert_eq!(status, 409);
+    let why = text(&why["detail"]);
+    assert!(
+        why.contains("`agent.execution.enable_pause: false`") && why.contains("(policy one)"),
+        "{why}"
+    );
+    // It may be killed, its team paused, and others as ever.
+    for (scope, what) in [
+        (scope.as_str(), "killed"),
+        ("team:calm", "paused"),
+        (&format!("agent:{other}"), "paused"),
+    ] {
+        assert_eq!(order(&workspace, scope, what).await.0, 200, "{scope}");
+    }
+    // A document about the whole team keeps the team from it, but not the workspace in which there are others.
+    let team = policy(
+        "team",
+        "team:calm",
+        "{enable_cancel: false, enable_pause: false}",
+    );
+    assert_eq!(workspace.apply(&team).await.status, 200);
+    for scope in ["team:calm", scope.as_str(), "global"] {
+        for what in ["paused", "killed"] {
+            assert_eq!(order(&workspace, scope, what).await.0, 409, "{scope}");
+        }
+    }
+    workspace.agent("others").await;
+    assert_eq!(order(&workspace, "global", "killed").await.0, 200);
+    assert_eq!(order(&workspace, "global", "running").await.0, 200);
+    // In shadow it is only tried out.
+    let shadow = team.replace("name: team", "name: team, rollout: shadow");
+    assert_eq!(workspace.apply(&shadow).await.status, 200);
+    assert_eq!(order(&workspace, "team:calm", "killed").await.0, 200);
+}
+
+#[tokio::test]
 async fn an_order_needs_a_reason_that_can_be_shown() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
