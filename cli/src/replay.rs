@@ -94,6 +94,9 @@ struct Record {
     tools: Vec<String>,
     outcome: String,
     reasons: Vec<Reason>,
+    /// What asked for the approval that let it through.
+    #[serde(default)]
+    approved: Vec<Reason>,
     reserved_nano_usd: Option<String>,
     #[serde(default)]
     uninspected: bool,
@@ -173,6 +176,16 @@ pub(crate) fn replay(
     Ok(replay)
 }
 
+impl Record {
+    /// What policies made of it, before anybody approved it.
+    fn verdict(&self) -> &str {
+        match self.approved.is_empty() {
+            true => &self.outcome,
+            false => Outcome::Hold.name(),
+        }
+    }
+}
+
 impl Replay {
     fn add(&mut self, record: &Record, old: &Set, new: &Set) {
         let by_gate = |reason: &Reason| reason.document.is_none() && reason.rule != "policy.none";
@@ -186,7 +199,8 @@ impl Replay {
         let before = old.unknown(&call);
         let mut open = Vec::new();
         for rule in new.unknown(&call) {
-            let named = record.reasons.iter().any(|reason| {
+            let mut reasons_then = record.reasons.iter().chain(&record.approved);
+            let named = reasons_then.any(|reason| {
                 let same = reason.rule == rule.rule
                     || (rule.rule.starts_with("budget.") && reason.rule.starts_with("budget."));
                 same && reason.document.as_deref() == Some(rule.document.as_str())
@@ -210,7 +224,7 @@ impl Replay {
                     .entry(format!("{} @ {}", rule.rule, rule.document))
                     .or_default() += 1;
             }
-        } else if now.name() == record.outcome {
+        } else if now.name() == record.verdict() {
             self.same += 1;
         } else {
             self.otherwise += 1;
@@ -220,7 +234,7 @@ impl Replay {
                     at: call.at.to_string(),
                     agent: call.caller.agent.clone(),
                     to: format!("{} {}{}", call.head.method, call.head.host, call.head.path),
-                    was: record.outcome.clone(),
+                    was: record.verdict().to_string(),
                     now,
                     reasons,
                 });

@@ -69,7 +69,7 @@ fn recorded_calls_are_decided_again() {
     let old = "
 scope: team:platform
 capabilities: {allow: ['model:gpt-5*', 'model:o3']}
-tools: {git: {requires_approval_if: 'args.force == true'}}
+tools: {git: {requires_approval_if: 'args.force == true'}, mail: {requires_approval_if: 'args.many == true'}}
 data: {sensitive_patterns: ['sk-[a-z]{20}']}
 budget: {daily_limit_usd: 5}
 ";
@@ -77,11 +77,18 @@ budget: {daily_limit_usd: 5}
 scope: team:platform
 capabilities: {allow: ['model:gpt-5-mini', 'model:o3']}
 schedule: {active_hours: {start: '08:00', end: '13:00', timezone: UTC}}
-tools: {bash: {allow: false}, git: {requires_approval_if: 'args.force == true || governance_level == L0'}}
+tools: {bash: {allow: false}, git: {requires_approval_if: 'args.force == true || governance_level == L0'}, mail: {requires_approval_if: 'args.many == true'}}
 data: {sensitive_patterns: ['sk-[a-z]{20}']}
 budget: {daily_limit_usd: 5}
 ";
     let mcp = json!({"route": "mcp", "path": "/mcp", "model": null, "mcp_method": "tools/call", "tools": ["git"], "reserved_nano_usd": null});
+    let approved = |tool: &str| {
+        let rule = format!("tools.{tool}.requires_approval_if");
+        let mut about = mcp.clone();
+        about["approved"] = json!([{"rule": rule, "document": "team"}]);
+        about["tools"] = json!([tool]);
+        about
+    };
     let by = |rule: &str, document: Value| json!({"outcome": "deny", "reasons": [{"rule": rule, "document": document}]});
     let records = [
         // Nothing that changed is about it.
@@ -103,7 +110,10 @@ budget: {daily_limit_usd: 5}
             about
         }),
         // What the tool was asked to do is not recorded, and the condition is another.
-        recorded("h", 0, mcp),
+        recorded("h", 0, mcp.clone()),
+        // What somebody approved then needs approval now, as far as can be told.
+        recorded("j", 0, approved("git")),
+        recorded("k", 0, approved("mail")),
         // No policy had been asked.
         recorded("i", 0, by("identity.expired", Value::Null)),
     ];
@@ -127,7 +137,7 @@ budget: {daily_limit_usd: 5}
             replay["cannot_tell"],
             replay["before_policy"]
         ]),
-        json!([8, 4, 3, 1, 1])
+        json!([10, 5, 3, 2, 1])
     );
     let changed = |index: usize| {
         let call = &replay["changed"][index];
@@ -147,15 +157,15 @@ budget: {daily_limit_usd: 5}
     );
     assert_eq!(
         replay["because_of"],
-        json!({"tools.git.requires_approval_if @ team": 1})
+        json!({"tools.git.requires_approval_if @ team": 2})
     );
 
     let output = diff("replay-words", old, new, &["--replay", file]);
     let words = String::from_utf8(output.stdout).unwrap();
     for line in [
-        "8 recorded calls: 4 the same, 3 otherwise, 1 cannot be told; 1 more were refused before any policy was asked\n",
+        "10 recorded calls: 5 the same, 3 otherwise, 2 cannot be told; 1 more were refused before any policy was asked\n",
         "  2026-11-20T12:00:00Z  b  00000000-0000-4000-8000-00000000000a  POST api.openai.com/v1/chat/completions: was allow, now deny by capabilities.allow @ team\n",
-        "  tools.git.requires_approval_if @ team: 1\n",
+        "  tools.git.requires_approval_if @ team: 2\n",
     ] {
         assert!(words.contains(line), "{line}{words}");
     }

@@ -412,11 +412,16 @@ impl Decision {
     }
 
     /// Somebody has approved what asks for approval: what is left of a call that was held.
-    pub(crate) fn approved(&mut self) {
-        self.reasons
-            .retain(|reason| reason.cause != Cause::Approval);
+    /// Gives the reasons to ask.
+    pub(crate) fn approved(&mut self) -> Vec<Reason> {
+        let reasons = core::mem::take(&mut self.reasons);
+        let (asked, left) = reasons
+            .into_iter()
+            .partition(|reason| reason.cause == Cause::Approval);
+        self.reasons = left;
         let outcomes = self.reasons.iter().map(|reason| reason.cause.outcome());
         self.outcome = outcomes.max().unwrap_or_default();
+        asked
     }
 
     /// The body was to be changed and cannot be, so the call does not pass; `message` says why.

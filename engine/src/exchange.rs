@@ -248,6 +248,8 @@ pub struct Exchange {
     lowerings_left: usize,
     /// The name of the approval that it needs; [`Decision::charges`] begin with what takes it.
     approval: Option<String>,
+    /// What asked for it, once it is granted.
+    approved: Vec<Reason>,
     reserved: bool,
     /// What was taken of each limit once this call had its share.
     taken: Vec<u64>,
@@ -369,6 +371,7 @@ impl Exchange {
             lowerable: None,
             lowerings_left: 0,
             approval: None,
+            approved: Vec::new(),
             reserved: false,
             taken: Vec::new(),
             suspend: None,
@@ -721,7 +724,7 @@ impl Exchange {
                 self.reserved = true;
                 self.taken = taken;
                 if self.approval.is_some() {
-                    self.decision.approved();
+                    self.approved = self.decision.approved();
                 }
                 return self.send(gate, now);
             }

@@ -55,8 +55,10 @@ pub(crate) struct Worker {
     gathering: RefCell<Gathering>,
     records: Cell<Option<u32>>,
     waiting: RefCell<BTreeMap<u32, Rc<RefCell<Call>>>>,
-    /// Streams whose last event has been written.
+    /// Streams whose last event has been written…
     ending: RefCell<Vec<u32>>,
+    /// …and sent.
+    ended: RefCell<Vec<u32>>,
     tick_ms: Cell<u32>,
 }
 
@@ -81,6 +83,7 @@ impl Worker {
             records: Cell::default(),
             waiting: RefCell::default(),
             ending: RefCell::default(),
+            ended: RefCell::default(),
             tick_ms: Cell::new(TICK_MS),
         }
     }
@@ -249,7 +252,8 @@ impl Worker {
         self.waiting.borrow_mut().remove(&context);
     }
 
-    /// Ends a stream at the next tick. In the callback that wrote its last bytes they would go with it.
+    /// Ends a stream at the tick after the next: by then Envoy has sent its last bytes. In the callback that wrote them they would go with it, and
+    /// on a thread that was kept from running the next tick may come before they are sent.
     pub(crate) fn end_soon(&self, context: u32) {
         let mut ending = self.ending.borrow_mut();
         if !ending.contains(&context) {
@@ -262,7 +266,8 @@ impl Worker {
 
     /// Ends the streams that are to end.
     pub(crate) fn end_streams(&self) {
-        for context in mem::take(&mut *self.ending.borrow_mut()) {
+        let sent = mem::take(&mut *self.ending.borrow_mut());
+        for context in self.ended.replace(sent) {
             if host::act_as(context).is_ok() && host::end_stream().is_err() {
                 self.metrics.host_errors.add(1);
             }
@@ -296,7 +301,11 @@ impl Worker {
         // What follows in this callback is the root's own again.
         let _ = host::act_as(self.root);
         let pressing = !self.waiting.borrow().is_empty() || self.errands.is_overfull();
-        self.set_tick(if pressing { WAITING_TICK_MS } else { TICK_MS });
+        self.set_tick(match pressing {
+            _ if !self.ended.borrow().is_empty() => ASKING_TICK_MS,
+            true => WAITING_TICK_MS,
+            false => TICK_MS,
+        });
     }
 
     fn set_tick(&self, tick_ms: u32) {

@@ -295,7 +295,9 @@ impl Call<'_> {
                 &refused,
                 used.any(|used| used.eq_ignore_ascii_case(tool)),
                 format!("the use of `{tool}` needs approval where a condition holds"),
-                format!("leave `{tool}` out, or change what the condition asks about"),
+                format!(
+                    "leave `{tool}` out, change what the condition asks about, or have the call approved"
+                ),
                 "a call for which the condition holds, or cannot be known".to_string(),
             ));
         }
@@ -315,7 +317,8 @@ impl Call<'_> {
                     "the use of tools but {} needs approval where a condition holds",
                     listed(others.named.iter())
                 ),
-                "leave other tools out, or change what the condition asks about".to_string(),
+                "leave other tools out, change what the condition asks about, or have the call approved"
+                    .to_string(),
                 "a call with another tool for which the condition holds, or cannot be known"
                     .to_string(),
             ));

@@ -207,6 +207,7 @@ impl Exchange {
                 .collect(),
             outcome: self.decision.outcome,
             approval: self.approval(),
+            approved: recorded(&self.approved),
             reasons: recorded(&self.decision.reasons),
             warnings: self
                 .exceeded()
@@ -351,6 +352,8 @@ struct Record<'r> {
     outcome: Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     approval: Option<&'r str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    approved: Vec<RecordedReason<'r>>,
     reasons: Vec<RecordedReason<'r>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<RecordedReason<'r>>,

@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+/// What an upstream sends on whose caller is about to leave, until it has: a comment in a stream of events.
+pub const STILL_HERE: &str = ": still here\n\n";
+
 /// What came.
 fn seen(request: &Message) -> SeenUpstream {
     SeenUpstream {
@@ -79,7 +82,7 @@ fn answer(answer: &Answer, stream: &mut TcpStream, notices: Notices) -> Result<(
                 stream.set_read_timeout(Some(COMMENT_EVERY))?;
                 while let Err(error) = stream.read(&mut [0]) {
                     ensure!(error.kind() == ErrorKind::WouldBlock, "{error}");
-                    stream.write_all(&wire::chunk(b": still here\n\n"))?;
+                    stream.write_all(&wire::chunk(STILL_HERE.as_bytes()))?;
                 }
             }
         },
