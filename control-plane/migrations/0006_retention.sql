@@ -9,3 +9,6 @@ CREATE TABLE forgotten (
     PRIMARY KEY (workspace, holder, epoch)
 ) STRICT;
 CREATE INDEX records_of_batch ON records (batch);
+
+-- When an agent's calls were last held without anybody being asked, because so many of them wait already.
+CREATE INDEX events_unasked ON events (workspace, subject, at_ms) WHERE kind = 'approval_unasked';

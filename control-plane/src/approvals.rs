@@ -24,6 +24,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 /// Requests of one agent that nobody has decided. An agent that makes up calls shall not bury those of others; what is held beyond these stands
 /// in the audit log alone, and asks when it is sent again.
 const MAX_OPEN: i64 = 100;
+/// How often it is put on record that an agent has so many; milliseconds. An hour.
+const UNASKED_EVERY_MS: i64 = 3_600_000;
 /// Characters of a reason.
 const MAX_REASON_CHARS: usize = 300;
 /// How long a decision may hold at most; seconds. A day.
@@ -156,11 +158,7 @@ pub(crate) async fn asked(
     .fetch_one(&mut **write)
     .await?;
     if open >= MAX_OPEN {
-        tracing::warn!(
-            agent,
-            "an agent has too many calls held: no more are asked about"
-        );
-        return Ok(());
+        return Ok(unasked(write, workspace, agent, now).await?);
     }
     let terms = Terms::of(write, workspace, record).await?;
     let expires_ms = terms
@@ -201,6 +199,35 @@ pub(crate) async fn asked(
     };
     events::record(write, workspace, now, event).await?;
     Ok(())
+}
+
+/// An agent has as many requests as it may: that is put on record, once in a while.
+async fn unasked(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    agent: &str,
+    now: Time,
+) -> Result<(), sqlx::Error> {
+    let subject = format!("agent:{agent}");
+    let last: Option<i64> = sqlx::query_scalar(
+        "SELECT MAX(at_ms) FROM events WHERE kind = 'approval_unasked' AND workspace = $1 AND subject = $2",
+    )
+    .bind(workspace.as_str())
+    .bind(&subject)
+    .fetch_one(&mut **write)
+    .await?;
+    if last.is_some_and(|last| now.millis().saturating_sub(last) < UNASKED_EVERY_MS) {
+        return Ok(());
+    }
+    let event = events::New {
+        kind: "approval_unasked",
+        subject: &subject,
+        by: None,
+        message: &format!(
+            "{MAX_OPEN} of its calls wait for approval; what it sends beyond those is held and nobody is asked"
+        ),
+    };
+    events::record(write, workspace, now, event).await
 }
 
 /// A gate has let a call through that was approved.

@@ -62,7 +62,7 @@ struct Event {
     /// Milliseconds since the Unix epoch.
     at_ms: i64,
     /// `paused`, `killed`, `resumed`; `budget_warning`, `budget_lifted`, `budget_released`; `approval_requested`, `approval_granted`,
-    /// `approval_denied`, `approval_untold`.
+    /// `approval_denied`, `approval_untold`, `approval_unasked`.
     kind: String,
     /// Whom or what it is about: a scope such as `agent:<id>`, an account, a holder, a held call.
     subject: String,

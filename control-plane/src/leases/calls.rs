@@ -70,7 +70,9 @@ pub(super) async fn grant(
     if let Some(until_ms) = approvals::held_until(write, workspace, taker).await? {
         lease.expires_ms = lease.expires_ms.min(until_ms);
     }
-    if mine != Some(lease) {
+    // Agents make up calls: of one that was never granted there is nothing to keep.
+    let is_kept = mine.is_some() || lease.granted > 0;
+    if is_kept && mine != Some(lease) {
         put(write, workspace, holder, &account, span, &lease).await?;
     }
     Ok(Ok(Some(Granted {

@@ -535,26 +535,26 @@ async fn put(
         return Err(out_of_range());
     };
     sqlx::query(
-            "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, returned, settled, reserved,
-               expires_ms, retry_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-             ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
-               window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, returned = excluded.returned,
-               settled = excluded.settled, reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
-        )
-        .bind(workspace.as_str())
-        .bind(account)
-        .bind(span.start)
-        .bind(holder.name)
-        .bind(holder.epoch)
-        .bind(span.end)
-        .bind(seq)
-        .bind(granted)
-        .bind(returned)
-        .bind(settled)
-        .bind(reserved)
-        .bind(lease.expires_ms)
-        .bind(lease.retry_ms)
+        "INSERT INTO leases (workspace, account, window_start, holder, epoch, window_end, seq, granted, returned, settled, reserved,
+           expires_ms, retry_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+         ON CONFLICT (workspace, account, window_start, holder, epoch) DO UPDATE SET
+           window_end = excluded.window_end, seq = excluded.seq, granted = excluded.granted, returned = excluded.returned,
+           settled = excluded.settled, reserved = excluded.reserved, expires_ms = excluded.expires_ms, retry_ms = excluded.retry_ms",
+    )
+    .bind(workspace.as_str())
+    .bind(account)
+    .bind(span.start)
+    .bind(holder.name)
+    .bind(holder.epoch)
+    .bind(span.end)
+    .bind(seq)
+    .bind(granted)
+    .bind(returned)
+    .bind(settled)
+    .bind(reserved)
+    .bind(lease.expires_ms)
+    .bind(lease.retry_ms)
     .execute(&mut **write)
     .await?;
     Ok(())

@@ -457,6 +457,12 @@ async fn an_agent_that_makes_up_calls_does_not_bury_those_of_others() {
     let listed = workspace.get("/approvals?limit=1000").await;
     assert_eq!(listed.as_array().unwrap().len(), 101);
     assert_eq!(listed[0]["agent"], other);
+    assert_eq!(
+        events(&workspace, "approval_unasked").await,
+        [
+            "100 of its calls wait for approval; what it sends beyond those is held and nobody is asked"
+        ]
+    );
     // What is no name of a call is no request.
     let mut strange = record(&other, START, "hold", &["p"]);
     strange["approval"] = json!("apr-1");
