@@ -14,7 +14,24 @@ pub fn cargo(subcommand: &str) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root()).arg(subcommand);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_of_a_crate) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether cargo sets this variable for the crate that it runs: us. Build scripts of dependencies look at some (`ring`'s does), and what one cargo has
+/// built would be built anew by another that inherits them, under the feet of the first.
+fn is_of_a_crate(variable: &str) -> bool {
+    const SET: [&str; 3] = [
+        "CARGO_CRATE_NAME",
+        "CARGO_PRIMARY_PACKAGE",
+        "CARGO_TARGET_TMPDIR",
+    ];
+    const BEGIN: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_"];
+    SET.contains(&variable) || BEGIN.iter().any(|begin| variable.starts_with(begin))
 }
 
 /// Builds one package and gives the path of the artifact of its target `target_name` that ends in `extension` (empty: an executable).
