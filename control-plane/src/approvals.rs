@@ -14,7 +14,7 @@ use crate::{
     workspaces::WorkspaceId,
 };
 use axum::{Json, extract::State};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 use tollgate_engine::{approval, time::Time};
@@ -323,7 +323,7 @@ pub(crate) async fn held_until(
 }
 
 /// A call that somebody was asked about.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize, ToSchema, sqlx::FromRow)]
 struct Request {
     /// Grows with every request.
     id: i64,
@@ -340,9 +340,14 @@ struct Request {
     asked_ms: i64,
     /// Until when it can be decided; null: until it is.
     expires_ms: Option<i64>,
+    /// How long a decision holds.
+    #[serde(skip)]
+    holds_secs: i64,
     /// What an operator must be to grant it.
+    #[sqlx(json)]
     roles: BTreeSet<String>,
     /// Who is told of it.
+    #[sqlx(json)]
     channels: BTreeSet<String>,
     /// When it was decided.
     decided_ms: Option<i64>,
@@ -362,35 +367,11 @@ struct Request {
     used_ms: Option<i64>,
     /// What the gate has put on record when it held the call.
     #[schema(value_type = Object)]
-    record: Box<RawValue>,
-}
-
-#[derive(sqlx::FromRow)]
-struct Row {
-    id: i64,
-    name: String,
-    number: i64,
-    agent: String,
-    state: String,
-    asked_ms: i64,
-    expires_ms: Option<i64>,
-    holds_secs: i64,
-    #[sqlx(json)]
-    roles: BTreeSet<String>,
-    #[sqlx(json)]
-    channels: BTreeSet<String>,
-    decided_ms: Option<i64>,
-    by: Option<String>,
-    by_name: Option<String>,
-    reason: Option<String>,
-    until_ms: Option<i64>,
-    holder: Option<String>,
-    used_by: Option<String>,
-    used_ms: Option<i64>,
+    #[serde(serialize_with = "as_written")]
     record: String,
 }
 
-/// The columns of [`Row`]; `$1` is the workspace, `$2` now.
+/// The columns of a [`Request`]; `$1` is the workspace, `$2` now.
 const ROWS: &str = "SELECT * FROM (SELECT a.id, a.name, a.number, a.agent, a.asked_ms, a.expires_ms, a.holds_secs, a.roles, a.channels, a.decided_ms, a.by,
      o.name AS by_name, a.reason, a.until_ms, a.holder, a.used_by, a.used_ms, a.record,
      CASE WHEN a.used_ms IS NOT NULL THEN 'used' WHEN a.verdict = 'denied' THEN 'denied'
@@ -398,30 +379,10 @@ const ROWS: &str = "SELECT * FROM (SELECT a.id, a.name, a.number, a.agent, a.ask
        WHEN a.expires_ms <= $2 THEN 'expired' ELSE 'pending' END AS state
    FROM approvals AS a LEFT JOIN operators AS o ON o.id = a.by WHERE a.workspace = $1)";
 
-impl Row {
-    fn shown(self) -> Result<Request, Problem> {
-        Ok(Request {
-            id: self.id,
-            name: self.name,
-            number: self.number,
-            agent: self.agent,
-            state: self.state,
-            asked_ms: self.asked_ms,
-            expires_ms: self.expires_ms,
-            roles: self.roles,
-            channels: self.channels,
-            decided_ms: self.decided_ms,
-            by: self.by,
-            by_name: self.by_name,
-            reason: self.reason,
-            until_ms: self.until_ms,
-            holder: self.holder,
-            used_by: self.used_by,
-            used_ms: self.used_ms,
-            record: RawValue::from_string(self.record)
-                .map_err(|error| Problem::internal("stored record", &error))?,
-        })
-    }
+/// The record as the gate wrote it.
+fn as_written<S: Serializer>(record: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let raw: &RawValue = serde_json::from_str(record).map_err(serde::ser::Error::custom)?;
+    raw.serialize(serializer)
 }
 
 /// Which requests to show.
@@ -475,7 +436,7 @@ async fn list(
     let sql = format!(
         "{ROWS} WHERE ($3 = 0 OR id < $3) AND ($4 IS NULL OR state = $4) ORDER BY id DESC LIMIT $5"
     );
-    let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    let requests: Vec<Request> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(operator.workspace.as_str())
         .bind(state.now().millis())
         .bind(shown.before)
@@ -483,10 +444,7 @@ async fn list(
         .bind(i64::from(shown.limit))
         .fetch_all(state.store().read())
         .await?;
-    rows.into_iter()
-        .map(Row::shown)
-        .collect::<Result<_, _>>()
-        .map(Json)
+    Ok(Json(requests))
 }
 
 /// The newest request about a call.
@@ -495,7 +453,7 @@ async fn newest(
     workspace: &WorkspaceId,
     name: &str,
     now: Time,
-) -> Result<Row, Problem> {
+) -> Result<Request, Problem> {
     let sql = format!("{ROWS} WHERE name = $3 ORDER BY id DESC LIMIT 1");
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(workspace.as_str())
@@ -521,8 +479,8 @@ async fn show(
     Path((_, name)): Path<(String, String)>,
 ) -> Result<Json<Request>, Problem> {
     let mut connection = state.store().read().acquire().await?;
-    let row = newest(&mut connection, &operator.workspace, &name, state.now()).await?;
-    row.shown().map(Json)
+    let request = newest(&mut connection, &operator.workspace, &name, state.now()).await?;
+    Ok(Json(request))
 }
 
 /// What an operator says.
@@ -645,5 +603,5 @@ async fn decide(
         verdict,
         "a held call was decided"
     );
-    row.shown().map(Json)
+    Ok(Json(row))
 }

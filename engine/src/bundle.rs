@@ -240,8 +240,9 @@ impl Document {
             others.is_none_or(|others| others.includes(used))
         };
         limit.tool.as_deref().is_none_or(|tool| {
-            tools.any(|used| match others_in(tool) {
-                Some(_) => is_other(used),
+            tools.any(|used| match within_in(tool) {
+                Some(("", _)) => is_other(used),
+                Some((tool, _)) => used.eq_ignore_ascii_case(tool),
                 None => used.eq_ignore_ascii_case(tool),
             })
         })
@@ -429,17 +430,18 @@ pub struct ToolCost {
     pub nano_usd: u64,
 }
 
-/// Stands for a tool's name, in limits and accounts, where all tools that `document` does not name are counted together: callers make up names of
-/// tools, and an account for each would be memory without end. No tool that a policy names has a `*` in its name.
-pub fn others_of(document: &str) -> String {
-    format!("{OTHERS}{document}")
+/// Stands for a tool's name, in limits and accounts, where its use is counted only in calls that `document` is about: one of a tool, which counts
+/// another beside it. Without a name all tools that the document does not name are counted together: callers make up names of tools, and an account
+/// for each would be memory without end. No tool that a policy names has a `*` in its name.
+pub fn within(tool: &str, document: &str) -> String {
+    format!("{tool}{WITHIN}{document}")
 }
 
-const OTHERS: char = '*';
+const WITHIN: char = '*';
 
-/// The document that [`others_of`] was made for; `None` where `tool` is one tool's name.
-pub(crate) fn others_in(tool: &str) -> Option<&str> {
-    tool.strip_prefix(OTHERS)
+/// The tool and the document that [`within`] was made of; `None` where `tool` is one tool's name.
+pub(crate) fn within_in(tool: &str) -> Option<(&str, &str)> {
+    tool.split_once(WITHIN)
 }
 
 /// `tools."*"`: what holds for the tools that `tools` does not name.
@@ -593,7 +595,7 @@ pub struct Limit {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Counts only calls that use this tool, in lower case, or, as [`others_of`] names them, tools that its document does not name. Only per agent.
+    /// Counts only calls that use this tool, in lower case, or tools as [`within`] names them. Those only per agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
     /// Counts each model by itself, and no calls but those to models. Not beside `tool`, nor of a run.

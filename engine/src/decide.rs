@@ -274,8 +274,13 @@ pub(crate) fn on_behalf(level: &str, id: &str) -> String {
 
 /// The tools that an account of `tool` counts, in words.
 fn tools_in_words(tool: &str) -> String {
-    match bundle::others_in(tool) {
-        Some(document) => format!("all tools that `{}` does not name", shown(document)),
+    match bundle::within_in(tool) {
+        Some(("", document)) => format!("all tools that `{}` does not name", shown(document)),
+        Some((tool, document)) => format!(
+            "the tool `{}` in calls that `{}` is about",
+            shown(tool),
+            shown(document)
+        ),
         None => format!("the tool `{}`", shown(tool)),
     }
 }
@@ -1268,7 +1273,14 @@ pub fn limits_on<'p>(
     let model =
         model.filter(|model| *model == OTHER_MODELS || payload.prices.models.contains_key(*model));
     let tools = account.tool.as_deref().into_iter();
-    in_force(payload.documents.met(caller, tools).into_iter())
+    // What a document of a tool counts beside it is counted by that document alone.
+    let within = account.tool.as_deref().and_then(bundle::within_in);
+    let beside = payload.documents.iter().filter(move |document| {
+        matches!(document.scope, Scope::Tool(_))
+            && within.is_some_and(|(_, name)| name == document.name)
+    });
+    let met = payload.documents.met(caller, tools);
+    in_force(met.into_iter().chain(beside))
         .filter(move |(limit, document)| {
             concerned(&document.scope, caller).any(|(_, one)| {
                 let counted_in = account_of(limit, one, account.run.as_deref(), model);

@@ -173,7 +173,7 @@ pub struct Account {
     pub unit: Unit,
     /// Over what time.
     pub window: Window,
-    /// Only what uses this tool, in lower case, or all tools that a document does not name ([`crate::bundle::others_of`]). Of more than one agent
+    /// Only what uses this tool, in lower case, or uses it as far as a document is about ([`crate::bundle::within`]). Of more than one agent
     /// only where the name has no `|` in it.
     pub tool: Option<String>,
     /// Only calls to this model, as the price table names it, or [`OTHER_MODELS`]. No account of a run has one.

@@ -367,9 +367,12 @@ fn limits(document: &Document) -> Vec<Limit> {
     for tool in &document.tools {
         if let Some(amount) = tool.limit_per_hour {
             limits.push(Limit {
-                tool: Some(match tool.name == OTHERS {
-                    true => bundle::others_of(&document.name),
-                    false => tool.name.to_ascii_lowercase(),
+                tool: Some(match (&*tool.name, &counted) {
+                    (OTHERS, _) => bundle::within("", &document.name),
+                    (name, Some(counted)) if !name.eq_ignore_ascii_case(counted) => {
+                        bundle::within(&name.to_ascii_lowercase(), &document.name)
+                    }
+                    (name, _) => name.to_ascii_lowercase(),
                 }),
                 ..plain(
                     format!("tools.{}.limit_per_hour", tool.name),

@@ -778,7 +778,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
         body.data = data(&field, language, findings);
     }
     if let Some(field) = table.take("tools") {
-        body.tools = tools(&field, body.scope.as_ref(), language, findings);
+        body.tools = tools(&field, language, findings);
     }
     if let Some(field) = table.take("agent") {
         let agent = agent::read(&field, findings);
@@ -1410,12 +1410,7 @@ fn sensitive_patterns(list: &Field<'_>, redact: bool, findings: &mut Findings) -
 }
 
 /// In a document of one tool (`scope`), only of that one calls can be counted: it hears of no others.
-fn tools(
-    field: &Field<'_>,
-    scope: Option<&Scope>,
-    language: Language,
-    findings: &mut Findings,
-) -> Vec<Tool> {
+fn tools(field: &Field<'_>, language: Language, findings: &mut Findings) -> Vec<Tool> {
     let mut tools = Vec::new();
     let Some(mut table) = findings.table(field) else {
         return tools;
@@ -1439,13 +1434,6 @@ fn tools(
         let allow = inner.take("allow");
         let allow = allow.and_then(|allow| findings.boolean(&allow));
         let limit = inner.take("limit_per_hour");
-        let hears_of = match scope {
-            Some(Scope::Tool(tool)) => tool.eq_ignore_ascii_case(name),
-            _ => true,
-        };
-        if let (Some(limit), false) = (&limit, hears_of) {
-            not_enforced(findings, limit, "put it into a document of a broader scope");
-        }
         let limit_per_hour = limit.and_then(|limit| findings.integer(&limit, 0, MAX_COUNT));
         let cost = take_added(&mut inner, "cost_usd", language, findings);
         let cost_nano_usd =

@@ -1,6 +1,6 @@
 //! The one call that an operator has granted, leased to the gate that asks for it first.
 
-use super::{Granted, Holder, KnowsMore, lease_of, put, rules};
+use super::{Granted, Holder, KnowsMore, lease_of, put, rules, said};
 use crate::{
     ControlPlane,
     approvals::{self, Taker},
@@ -10,7 +10,7 @@ use crate::{
 };
 use rules::{Ask, Others, Terms};
 use tollgate_engine::{
-    lease::{self, Grant},
+    lease,
     ledger::{MAX_RUN_SECS, Span},
     time::Time,
 };
@@ -76,21 +76,8 @@ pub(super) async fn grant(
         put(write, workspace, holder, &account, span, &lease).await?;
     }
     Ok(Ok(Some(Granted {
-        grant: Grant {
-            account: ask.account.clone(),
-            window_start: span.start,
-            window_end: span.end,
-            seq: ask.seq,
-            granted: lease.granted,
-            returned: lease.returned,
-            settled: lease.settled,
-            spent: lease.settled,
-            lifted_ms: 0,
-            expires_ms: lease.expires_ms,
-            retry_ms: lease.retry_ms,
-            // What no call takes goes back at once.
-            keep: 0,
-        },
+        // What no call takes goes back at once.
+        grant: said(ask, span, &lease),
         recalls: false,
         gives_back: lease.returned > before.returned,
     })))

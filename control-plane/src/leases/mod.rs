@@ -473,6 +473,21 @@ async fn grant(
         put(write, workspace, holder, &account, span, &lease).await?;
     }
     let grant = Grant {
+        spent,
+        lifted_ms,
+        keep: rules::keep(&lease, rest, &terms),
+        ..said(ask, span, &lease)
+    };
+    Ok(Ok(Some(Granted {
+        grant,
+        recalls: rules::recalls(&lease, &asked, rest, &terms),
+        gives_back: lease.returned > mine.unwrap_or_default().returned,
+    })))
+}
+
+/// What a holder is told of its lease, where nobody else has any and it may keep nothing.
+fn said(ask: &lease::Ask, span: Span, lease: &Lease) -> Grant {
+    Grant {
         account: ask.account.clone(),
         window_start: span.start,
         window_end: span.end,
@@ -481,17 +496,12 @@ async fn grant(
         granted: lease.granted,
         returned: lease.returned,
         settled: lease.settled,
-        spent,
-        lifted_ms,
+        spent: lease.settled,
+        lifted_ms: 0,
         expires_ms: lease.expires_ms,
         retry_ms: lease.retry_ms,
-        keep: rules::keep(&lease, rest, &terms),
-    };
-    Ok(Ok(Some(Granted {
-        grant,
-        recalls: rules::recalls(&lease, &asked, rest, &terms),
-        gives_back: lease.returned > mine.unwrap_or_default().returned,
-    })))
+        keep: 0,
+    }
 }
 
 /// What `holder` has of an account and window.
@@ -722,7 +732,7 @@ struct LeaseRequest {
     reason = "describes `engine::lease::Ask` in the API document"
 )]
 struct LeaseAsk {
-    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted (`|tool:*<document>`: all tools that a document does not name), or `|model:<name>` where each model is; the window of a run is `run:<name>`
+    /// `<level>:<id>|<unit>|<window>`, with `|tool:<name>` behind it where one tool is counted (`|tool:<name>*<document>`: in calls that a document is about; without a name, all tools that it does not name), or `|model:<name>` where each model is; the window of a run is `run:<name>`
     #[schema(
         pattern = r"^(workspace|org|team|agent):[^|]+\|(calls|tokens|nano_usd|errors|seconds|goals)\|(minute|hour|(day|week|month)@[A-Za-z0-9_+/-]+|run:[A-Za-z0-9_.:-]+)(\|tool:.+|\|model:[^|]+)?$"
     )]

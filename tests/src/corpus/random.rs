@@ -190,7 +190,7 @@ fn spec(dice: &mut Dice, open: bool) -> Value {
     }
     let with_tools = !open && dice.chance(400);
     if with_tools {
-        add("tools", tools(dice, of_tool));
+        add("tools", tools(dice));
     }
     if !of_tool && dice.chance(300) {
         add("agent", agent(dice, with_tools));
@@ -265,7 +265,7 @@ fn capabilities(dice: &mut Dice) -> Value {
     json!({"allow": allow, "deny": deny})
 }
 
-fn tools(dice: &mut Dice, of_tool: bool) -> Value {
+fn tools(dice: &mut Dice) -> Value {
     let mut tools = Map::new();
     let mut names = some(dice, &TOOLS);
     names.extend(dice.chance(150).then_some("*"));
@@ -274,7 +274,7 @@ fn tools(dice: &mut Dice, of_tool: bool) -> Value {
         if dice.chance(200) {
             rules.insert("allow".to_string(), dice.chance(500).into());
         }
-        if !of_tool && dice.chance(300) {
+        if dice.chance(300) {
             rules.insert("limit_per_hour".to_string(), (1 + dice.below(3)).into());
         }
         if dice.chance(500) {

@@ -11,8 +11,14 @@ use tollgate_engine::{
     bytes::to_hex,
     journal::hmac,
     lease::{Ask, Grant},
+    ledger::{Account, Cell, Op, Span},
+    time::Time,
+    upkeep::ask_for,
 };
-use tollgate_tests::corpus::wire::{self, Message, Server};
+use tollgate_tests::{
+    corpus::wire::{self, Message, Server},
+    simulate::Dice,
+};
 
 const CALL: &str = "apr-00000000000000000000000000000001";
 
@@ -491,6 +497,15 @@ fn channel(statuses: &'static [u16]) -> (Server, Arc<Mutex<Vec<Message>>>) {
     (server.unwrap(), told)
 }
 
+/// A control plane with these channels.
+async fn telling(channels: &str) -> Plane {
+    Plane::with(Settings {
+        channels: read_channels(channels).unwrap(),
+        ..Settings::default()
+    })
+    .await
+}
+
 async fn events(workspace: &Workspace<'_>, kind: &str) -> Vec<String> {
     let events = workspace.get("/events").await;
     let events = events.as_array().unwrap().iter();
@@ -506,11 +521,7 @@ async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_reco
         r#"{{"slack:approvals": {{"url": "http://{}/hook", "secret": "s3"}}, "gone": {{"url": "http://{}/"}}}}"#,
         fine.address, gone.address
     );
-    let plane = Plane::with(Settings {
-        channels: read_channels(&channels).unwrap(),
-        ..Settings::default()
-    })
-    .await;
+    let plane = telling(&channels).await;
     let workspace = plane.workspace().await;
     apply(
         &workspace,
@@ -578,11 +589,7 @@ async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_reco
 async fn a_channel_that_is_down_is_given_up_and_nobody_is_told_of_what_is_decided() {
     let (down, tries) = channel(&[500]);
     let channels = format!(r#"{{"ops": {{"url": "http://{}/"}}}}"#, down.address);
-    let plane = Plane::with(Settings {
-        channels: read_channels(&channels).unwrap(),
-        ..Settings::default()
-    })
-    .await;
+    let plane = telling(&channels).await;
     let workspace = plane.workspace().await;
     apply(
         &workspace,
@@ -618,4 +625,142 @@ async fn a_channel_that_is_down_is_given_up_and_nobody_is_told_of_what_is_decide
     plane.state.notify().await.unwrap();
     assert_eq!(tries.lock().unwrap().len(), 10);
     assert_eq!(events(&workspace, "approval_untold").await.len(), 1);
+}
+
+/// A gate as it is: a cell that calls reserve from, and asks whose answers are lost, late or there twice.
+struct Real<'g> {
+    side: Side<'g>,
+    cell: Cell,
+    /// What it has asked, and may be there twice.
+    asked: Vec<Ask>,
+    /// Answers that have not come, or may come again.
+    answers: Vec<Grant>,
+    under_way: u64,
+}
+
+impl Real<'_> {
+    fn does(&mut self, op: &Op, now: Time) -> bool {
+        op.change(&mut self.cell, now).is_ok()
+    }
+
+    /// Tells what it has, and asks for a call; whatever becomes of the answer.
+    async fn asks_anew(&mut self, wants: bool, now: Time) {
+        if !self.does(&Op::Ask { span: Span::RUN }, now) {
+            return;
+        }
+        let account = Account::parse(&self.side.account).unwrap();
+        let slot = self.cell.slots()[0];
+        let ask = ask_for(&account, &slot, 0, u64::from(wants));
+        self.asked.push(ask.clone());
+        self.sends(ask).await;
+    }
+
+    async fn sends(&mut self, ask: Ask) {
+        let (gate, holder) = (self.side.gate, &self.side.holder);
+        let answer = gate.leased(holder, self.side.epoch, vec![ask]).await;
+        self.answers.extend(answer.grants);
+    }
+
+    fn hears(&mut self, grant: Grant, now: Time) {
+        let epoch = self.side.epoch;
+        self.does(&Op::Refill { grant, epoch }, now);
+    }
+}
+
+/// Whatever is lost, late or said twice, and however often an operator says yes: never more calls than that.
+#[tokio::test]
+async fn there_are_never_more_calls_than_grants() {
+    let (mut calls, mut yes) = (0, 0);
+    for seed in 0..8 {
+        let mut dice = Dice::new(seed);
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        apply(&workspace, &[("p", ASKS)]).await;
+        let agent = workspace.agent("blue").await;
+        let gate = workspace.gate().await;
+        let mut gates = Vec::new();
+        for number in 1..=3 {
+            gates.push(Real {
+                side: Side::new(&gate, number, &agent).await,
+                cell: Cell::default(),
+                asked: Vec::new(),
+                answers: Vec::new(),
+                under_way: 0,
+            });
+        }
+        let (mut let_through, mut granted) = (0_u64, 0_u64);
+        for step in 0..300 {
+            let now = plane.now();
+            let at = usize::try_from(dice.below(3)).unwrap();
+            let one = &mut gates[at];
+            match dice.below(12) {
+                0..=3 => {
+                    let reserve = Op::Reserve {
+                        span: Span::RUN,
+                        amount: 1,
+                    };
+                    if one.does(&reserve, now) {
+                        one.under_way += 1;
+                        let_through += 1;
+                    } else {
+                        one.asks_anew(true, now).await;
+                        if dice.chance(600)
+                            && let Some(grant) = one.answers.last().cloned()
+                        {
+                            one.hears(grant, now);
+                        }
+                    }
+                }
+                4 | 5 if !one.answers.is_empty() => {
+                    let index = usize::try_from(dice.below(one.answers.len() as u64)).unwrap();
+                    let grant = match dice.chance(700) {
+                        true => one.answers.swap_remove(index),
+                        false => one.answers[index].clone(),
+                    };
+                    one.hears(grant, now);
+                }
+                6 if one.under_way > 0 => {
+                    one.under_way -= 1;
+                    let start = Span::RUN.start;
+                    let op = match dice.chance(700) {
+                        true => {
+                            let at = now.secs();
+                            one.side.records(record(&agent, at, "allow", &[])).await;
+                            Op::Settle {
+                                start,
+                                reserved: 1,
+                                used: 1,
+                            }
+                        }
+                        false => {
+                            let_through -= 1;
+                            Op::Void { start, reserved: 1 }
+                        }
+                    };
+                    assert!(one.does(&op, now));
+                }
+                7 if dice.chance(400) && !one.asked.is_empty() => {
+                    let again = one.asked[dice.below(one.asked.len() as u64) as usize].clone();
+                    one.sends(again).await;
+                }
+                7 => one.asks_anew(false, now).await,
+                8 => {
+                    let at = now.secs();
+                    one.side.records(record(&agent, at, "hold", &["p"])).await;
+                }
+                9 | 10 => {
+                    let said = says(&workspace, &workspace.operator, "granted").await.0;
+                    granted += u64::from(said == 200);
+                }
+                _ if dice.chance(100) => plane.advance(dice.between(1, 400)),
+                _ => plane.advance(dice.between(0, 3)),
+            }
+            assert!(
+                let_through <= granted,
+                "seed {seed}, step {step}: {let_through} calls, {granted} grants"
+            );
+        }
+        (calls, yes) = (calls + let_through, yes + granted);
+    }
+    assert!(calls > 20 && yes > calls, "{calls} calls, {yes} grants");
 }
