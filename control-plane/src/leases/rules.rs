@@ -152,10 +152,10 @@ pub const RETRY_MS: i64 = 1_000;
 /// minute's limit four seconds, or the few of the others would wait for what one holds.
 const WINDOW_PARTS: i64 = 16;
 
-/// …and of a long window's limit at most what keeps this part of it, 0.8 %, beside what calls under way may use: so much is lost with a gate that
+/// …and of a long window's limit at most what keeps this part of it, 1 %, beside what calls under way may use: so much is lost with a gate that
 /// dies. Calls reserve their worst case and use less, so what they leave over beyond this goes back. Of a short window that is no matter: what is
 /// lost is back in a moment.
-const KEPT_PARTS: u64 = 128;
+const KEPT_PARTS: u64 = 96;
 
 /// …but for a call that waits as much as some like it, so that a gate goes on without us for a while, if those are not more than that part of the
 /// limit. Many may wait at once, and need no more of the same each.
@@ -479,13 +479,13 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_window_a_128th_is_at_risk_or_a_few_calls() {
-        let day = day(8_533);
-        // 60 seconds of 10 a second would be 600; a 128th of the limit is 66, and more than 4 × 10.
+    fn of_a_long_window_a_96th_is_at_risk_or_a_few_calls() {
+        let day = day(6_400);
+        // 60 seconds of 10 a second would be 600; a 96th of the limit is 66, and more than 4 × 10.
         assert_eq!(answer(None, ask(1, 0, 10), others(0, 0), day).granted, 66);
         // Four times what is wanted, 80, is more.
         assert_eq!(answer(None, ask(1, 0, 20), others(0, 0), day).granted, 66);
-        // Of one that has a 128th to spare, it is what a call gets that waits for more than that: 4 × 10.
+        // Of one that has a 96th to spare, it is what a call gets that waits for more than that: 4 × 10.
         let spare = Lease {
             granted: 66,
             expires_ms: 61_000,
@@ -499,8 +499,8 @@ mod tests {
 
     #[test]
     fn calls_that_wait_together_need_no_more_ahead() {
-        let day = day(1_280_000);
-        // Twenty calls of 1,000: four times that were more than a 128th of the limit (10,000), and what they need is 20,000.
+        let day = day(960_000);
+        // Twenty calls of 1,000: four times that were more than a 96th of the limit (10,000), and what they need is 20,000.
         let lease = answer(None, ask(1, 0, 20_000), others(0, 0), day);
         assert_eq!(lease.granted, 20_000);
         // One of them: four.
@@ -509,10 +509,10 @@ mod tests {
     }
 
     #[test]
-    fn ahead_of_need_it_gets_what_keeps_a_128th_and_asks_again() {
+    fn ahead_of_need_it_gets_what_keeps_a_96th_and_asks_again() {
         let day = Terms {
             now_ms: 10_000,
-            ..day(128_000)
+            ..day(96_000)
         };
         let mine = Lease {
             seq: 1,
@@ -526,29 +526,29 @@ mod tests {
             ahead: true,
             ..ask(2, settled, 5_000)
         };
-        // 3,900 used and 400 under way: 700 to spare, so 300 more make a 128th, 1,000. The wish itself is not the measure.
+        // 3,900 used and 400 under way: 700 to spare, so 300 more make a 96th, 1,000. The wish itself is not the measure.
         let lease = answer(Some(mine), ahead(3_900, 400), others(0, 0), day);
         assert_eq!((lease.granted, lease.retry_ms), (5_300, 0));
         // With more to spare than that, none.
         let lease = answer(Some(mine), ahead(1_200, 0), others(0, 0), day);
         assert_eq!((lease.granted, lease.retry_ms), (5_000, 0));
         // Where nothing is left, it hears so.
-        let lease = answer(Some(mine), ahead(3_900, 400), others(123_000, 3), day);
+        let lease = answer(Some(mine), ahead(3_900, 400), others(91_000, 3), day);
         assert_eq!((lease.granted, lease.retry_ms), (5_000, 11_000));
     }
 
     #[test]
     fn what_is_scarce_is_leased_by_the_call() {
         let day = day(1_200);
-        // A twelfth is 100. 101 are left: a 128th of the limit, ahead of need.
+        // A twelfth is 100. 101 are left: a 96th of the limit, ahead of need.
         let lease = answer(None, ask(1, 0, 2), others(1_099, 2), day);
-        assert_eq!(lease.granted, 9);
+        assert_eq!(lease.granted, 12);
         assert_eq!(keep(&lease, others(1_099, 2), &day), 0);
         // 99 are left: what is needed.
         let lease = answer(None, ask(1, 0, 2), others(1_101, 2), day);
         assert_eq!(lease.granted, 2);
         // Alone, nobody is waited for; of a minute the rest is back in a moment.
-        assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 128);
+        assert_eq!(keep(&lease, others(1_101, 0), &day), 1_200 / 96);
         assert_eq!(keep(&lease, others(1_101, 2), &terms(1_200)), u64::MAX);
     }
 
@@ -592,7 +592,7 @@ mod tests {
         // Where a large call waits, nothing may stay with those that do not call, though not little is left.
         let mine = held(100, 0, 0, TERM);
         let rest = others(500, 3);
-        assert_eq!(keep(&mine, rest, &terms), 1_000 / 128);
+        assert_eq!(keep(&mine, rest, &terms), 1_000 / 96);
         let rest = Others { wait: true, ..rest };
         assert_eq!(keep(&mine, rest, &terms), 0);
     }
