@@ -163,7 +163,15 @@ fn print(request: &Value, agent: &str) {
     line("uses", subject(&request["record"]));
     line("rules", reasons(&request["record"]));
     match request["record"]["content"]["request"].as_str() {
-        Some(content) => line("content", content.to_string()),
+        Some(content) => {
+            let all = request["record"]["content"]["request_bytes"].as_u64();
+            let shown = u64::try_from(content.len()).unwrap_or(u64::MAX);
+            let rest = all.filter(|all| *all > shown);
+            let rest = rest.map_or(String::new(), |all| {
+                format!(" … ({shown} of {all} bytes: the rest is not on record)")
+            });
+            line("content", format!("{content}{rest}"));
+        }
         None => line(
             "content",
             "not on record (`agent.audit.include_message_content` in a policy puts it there)"
@@ -171,7 +179,7 @@ fn print(request: &Value, agent: &str) {
         ),
     }
     line("roles", list_of(request, "roles"));
-    line("told", list_of(request, "channels"));
+    line("notifies", list_of(request, "channels"));
     if !request["by"].is_null() {
         line("by", text(request, "by_name"));
         line("reason", text(request, "reason"));
