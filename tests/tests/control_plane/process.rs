@@ -1,5 +1,6 @@
 //! The real program: what it promises about crashes, shutdown and its command line.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -12,7 +13,11 @@ use tollgate_engine::envelope::PublicKey;
 use tollgate_engine::identity::Claims;
 use tollgate_engine::journal::{self, Position, SealKey};
 use tollgate_engine::time::Time;
-use tollgate_tests::{Scratch, built, http};
+use tollgate_tests::{
+    Scratch, built,
+    corpus::wire::{self, Server},
+    http,
+};
 use xtask::control_plane::{ControlPlane, Workspace};
 
 fn start(scratch: &Scratch) -> ControlPlane {
@@ -334,6 +339,109 @@ fn an_operator_gets_along_with_the_command_alone() {
     assert_eq!(code, Some(1));
     assert!(line.starts_with("not whole: line 2: "), "{line}");
     assert_eq!(verify("/nonexistent", &[]).0, Some(2));
+}
+
+/// With channels from a file that are told, and nothing but the command.
+#[test]
+fn an_operator_approves_calls_with_the_command_alone() {
+    const CALL: &str = "apr-0123456789abcdef0123456789abcdef";
+    let (told, tells) = mpsc::channel();
+    let channel = Server::start(move |request, stream| {
+        let _ = stream.write_all(&wire::response(200, &[], b""));
+        let _ = told.send(request);
+    })
+    .unwrap();
+    let scratch = Scratch::new("approvals");
+    let channels = scratch.path().join("channels.json");
+    let json = serde_json::json!({"ops": {"url": format!("http://{}/", channel.address)}});
+    std::fs::write(&channels, json.to_string()).unwrap();
+    let mut serve = Command::new(built::tollgate());
+    serve.arg("serve").arg("--channels").arg(&channels);
+    let log = scratch.path().join("control-plane.log");
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let data = scratch.path().join("data");
+    let plane = ControlPlane::start(serve, &data, listen, &log).unwrap();
+    let workspace = plane.create_workspace("acme").unwrap();
+    let agent = plane.create_agent(&workspace, "robot", "robots").unwrap();
+    let policy = "{apiVersion: tollgate/v1, kind: Policy, metadata: {name: p}, spec: {tools: {refund: {requires_approval_if: 'true'}}, \
+                  approval: {timeout_seconds: 3000, escalation_role: org-admin, notify_channels: [ops]}}}";
+    plane.apply_policy(&workspace, policy).unwrap();
+    let command = |arguments: &[&str]| printed(&plane, &workspace, arguments);
+    assert_eq!(
+        command(&["approval", "list"]),
+        "no call waits for approval\n"
+    );
+
+    // The clock is the machine's: a record of a while ago.
+    let record = serde_json::json!({
+        "id": "d-1", "at_ms": 1_000, "kind": "exchange", "agent": agent, "outcome": "hold", "approval": CALL,
+        "method": "POST", "host": "shop.example", "path": "/mcp", "mcp_method": "tools/call", "tools": ["refund"],
+        "reasons": [{"rule": "tools.refund.requires_approval_if", "document": "p"}],
+        "content": {"request": "{\"usd\":5", "request_bytes": 9_000, "answer": null, "answer_bytes": null},
+    });
+    let batch = Journal::new(&workspace).seal(&workspace, &record.to_string());
+    assert_eq!(submit(plane.address, &workspace, &batch), Some(200));
+    let message = tells.recv_timeout(Duration::from_secs(20)).unwrap();
+    let message: Value = serde_json::from_slice(&message.body).unwrap();
+    let text = message["text"].as_str().unwrap();
+    assert!(
+        text.starts_with("robot (robots) wants to use refund at shop.example."),
+        "{text}"
+    );
+
+    let listed = command(&["approval", "list"]);
+    assert!(
+        listed.contains(CALL) && listed.contains("pending") && listed.contains("robot"),
+        "{listed}"
+    );
+    let shown = command(&["approval", "show", CALL]);
+    for line in [
+        "host     shop.example\n",
+        "rules    tools.refund.requires_approval_if\n",
+        "content  {\"usd\":5 … (8 of 9000 bytes: the rest is not on record)\n",
+        "roles    org-admin\n",
+        "notifies ops\n",
+    ] {
+        assert!(shown.contains(line), "{line}{shown}");
+    }
+    let grant = [
+        "approval", "grant", CALL, "--reason", "seen it", "--for", "60",
+    ];
+    let refused = tollgate(&plane, &workspace, &grant);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        why.contains("approved by `org-admin`") && refused.status.code() == Some(2),
+        "{why}"
+    );
+    let made = Command::new(built::tollgate())
+        .args(["operator", "create", "ada", "--role", "org-admin", "--json"])
+        .env("TOLLGATE_URL", plane.url(""))
+        .env("TOLLGATE_KEY_FILE", data.join("root.key"))
+        .env("TOLLGATE_WORKSPACE", &workspace.id)
+        .output()
+        .unwrap();
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let ada = Workspace {
+        operator_key: made["key"].as_str().unwrap().to_owned(),
+        ..workspace.clone()
+    };
+    let granted = printed(&plane, &ada, &grant);
+    assert!(
+        granted.starts_with("granted until ")
+            && granted.ends_with(": the call passes once when it is sent again\n"),
+        "{granted}"
+    );
+    let listed = command(&["approval", "list", "--state", "granted"]);
+    assert!(listed.contains(CALL) && listed.contains("ada"), "{listed}");
+    let events = command(&["audit", "events"]);
+    assert!(
+        events.contains("approval_requested") && events.contains("seen it"),
+        "{events}"
+    );
+    assert_eq!(
+        command(&["approval", "deny", CALL, "--reason", "no"]),
+        "denied\n"
+    );
 }
 
 #[test]
