@@ -157,8 +157,8 @@ fn print(request: &Value, agent: &str) {
     line("asked", when_ms(request, "asked_ms"));
     line("until", when_ms(request, until(request)));
     line("agent", agent.to_string());
-    for (title, field) in [("method", "method"), ("host", "host"), ("path", "path")] {
-        line(title, text(&request["record"], field));
+    for field in ["method", "host", "path"] {
+        line(field, text(&request["record"], field));
     }
     line("uses", subject(&request["record"]));
     line("rules", reasons(&request["record"]));

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 use tollgate_engine::{approval, time::Time};
+use tollgate_policy::Approvals;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -29,7 +30,7 @@ const UNASKED_EVERY_MS: i64 = 3_600_000;
 /// Characters of a reason.
 const MAX_REASON_CHARS: usize = 300;
 /// How long a decision may hold at most; seconds. A day.
-const MAX_HOLDS_SECS: u64 = 86_400;
+const MAX_HOLDS_SECS: i64 = 86_400;
 /// Most requests of one answer.
 const MAX_LIMIT: u32 = 1_000;
 /// The field of a policy whose rules ask for approval.
@@ -63,16 +64,17 @@ impl Terms {
                 all.push(document.map_or_else(Default::default, |of| of.approvals_of(rule)));
             }
         }
-        let secs = all.iter().map(tollgate_policy::Approvals::timeout_secs);
-        let default = tollgate_policy::Approvals::DEFAULT_TIMEOUT_SECS;
-        let secs = secs.min().unwrap_or(default);
-        let waits = !all.is_empty() && all.iter().all(|terms| terms.waits);
-        let millis = i64::try_from(secs)
-            .unwrap_or(i64::MAX)
-            .saturating_mul(1_000);
+        if all.is_empty() {
+            all.push(Approvals::default());
+        }
+        let secs = all.iter().map(Approvals::timeout_secs).min();
+        let secs = secs
+            .and_then(|secs| i64::try_from(secs).ok())
+            .unwrap_or(i64::MAX);
+        let waits = all.iter().all(|terms| terms.waits);
         Ok(Terms {
-            timeout_ms: (!waits).then_some(millis),
-            holds_secs: i64::try_from(secs.min(MAX_HOLDS_SECS)).unwrap_or(i64::MAX),
+            timeout_ms: (!waits).then_some(secs.saturating_mul(1_000)),
+            holds_secs: secs.min(MAX_HOLDS_SECS),
             roles: all
                 .iter()
                 .filter_map(|of| of.escalation_role.clone())
@@ -82,36 +84,19 @@ impl Terms {
     }
 }
 
-/// What the newest request about a call has come to.
-#[derive(sqlx::FromRow)]
-struct Newest {
-    number: i64,
-    asked_ms: i64,
-    expires_ms: Option<i64>,
-    holds_secs: i64,
-    verdict: Option<String>,
-    decided_ms: Option<i64>,
-    until_ms: Option<i64>,
-    used_ms: Option<i64>,
-}
-
-impl Newest {
+impl Request {
     /// Whether a call that was held at `at_ms` asks for nothing that has not been asked, or answered, already.
     fn covers(&self, at_ms: i64, now: Time) -> bool {
-        let ahead = |until: Option<i64>| until.is_none_or(|until| until > now.millis());
         let known = [Some(self.asked_ms), self.decided_ms, self.used_ms];
         let late = known.into_iter().flatten().any(|since| at_ms <= since);
-        late || match self.verdict.as_deref() {
-            _ if self.used_ms.is_some() => false,
-            None => ahead(self.expires_ms),
-            Some("granted") => ahead(self.until_ms),
+        late || match self.state.as_str() {
+            "pending" | "granted" => true,
             // Who has said no is not asked again at once.
-            Some(_) => {
+            "denied" => {
                 let said = self.decided_ms.unwrap_or(0);
-                ahead(Some(
-                    said.saturating_add(self.holds_secs.saturating_mul(1_000)),
-                ))
+                said.saturating_add(self.holds_secs.saturating_mul(1_000)) > now.millis()
             }
+            _ => false,
         }
     }
 }
@@ -134,14 +119,7 @@ pub(crate) async fn asked(
     if !approval::is_name(name) {
         return Ok(());
     }
-    let newest: Option<Newest> = sqlx::query_as(
-        "SELECT number, asked_ms, expires_ms, holds_secs, verdict, decided_ms, until_ms, used_ms FROM approvals
-         WHERE workspace = $1 AND name = $2 ORDER BY number DESC LIMIT 1",
-    )
-    .bind(workspace.as_str())
-    .bind(name)
-    .fetch_optional(&mut **write)
-    .await?;
+    let newest = find(write, workspace, name, now).await?;
     if newest
         .as_ref()
         .is_some_and(|newest| newest.covers(at_ms, now))
@@ -448,25 +426,34 @@ async fn list(
 }
 
 /// The newest request about a call.
-async fn newest(
+async fn find(
     connection: &mut sqlx::SqliteConnection,
     workspace: &WorkspaceId,
     name: &str,
     now: Time,
-) -> Result<Request, Problem> {
+) -> Result<Option<Request>, sqlx::Error> {
     let sql = format!("{ROWS} WHERE name = $3 ORDER BY id DESC LIMIT 1");
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(workspace.as_str())
         .bind(now.millis())
         .bind(name)
         .fetch_optional(connection)
-        .await?
-        .ok_or_else(|| {
-            Problem::new(
-                Kind::NotFound,
-                "no call of this name has been held; gates send what they have put on record within seconds",
-            )
-        })
+        .await
+}
+
+/// The same, where there must be one.
+async fn newest(
+    connection: &mut sqlx::SqliteConnection,
+    workspace: &WorkspaceId,
+    name: &str,
+    now: Time,
+) -> Result<Request, Problem> {
+    find(connection, workspace, name, now).await?.ok_or_else(|| {
+        Problem::new(
+            Kind::NotFound,
+            "no call of this name has been held; gates send what they have put on record within seconds",
+        )
+    })
 }
 
 /// Shows the newest request about a call.
@@ -525,14 +512,13 @@ async fn decide(
     JsonBody(decision): JsonBody<Decision>,
 ) -> Result<Json<Request>, Problem> {
     text::line("reason", &decision.reason, MAX_REASON_CHARS)?;
-    let most = i64::try_from(MAX_HOLDS_SECS).unwrap_or(i64::MAX);
     if decision
         .holds_secs
-        .is_some_and(|secs| !(1..=most).contains(&secs))
+        .is_some_and(|secs| !(1..=MAX_HOLDS_SECS).contains(&secs))
     {
         return Err(Problem::new(
             Kind::Invalid,
-            format!("`holds_secs` must be between 1 and {most}"),
+            format!("`holds_secs` must be between 1 and {MAX_HOLDS_SECS}"),
         ));
     }
     let workspace = &operator.workspace;

@@ -76,14 +76,16 @@ pub(crate) async fn insert(
     workspace: &WorkspaceId,
     key: &NewKey,
     name: &str,
+    roles: &BTreeSet<String>,
     now: Time,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO operators (id, workspace, name, hash, created_ms) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO operators (id, workspace, name, roles, hash, created_ms) VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(&key.id)
     .bind(workspace.as_str())
     .bind(name)
+    .bind(sqlx::types::Json(roles))
     .bind(&key.hash[..])
     .bind(now.millis())
     .execute(&mut **write)
@@ -174,12 +176,8 @@ async fn create(
             format!("only root, and who is `{role}`, can make somebody else `{role}`"),
         ));
     }
-    insert(&mut write, &keeper.workspace, &key, name, state.now()).await?;
-    sqlx::query("UPDATE operators SET roles = $1 WHERE id = $2")
-        .bind(sqlx::types::Json(&new.roles))
-        .bind(&key.id)
-        .execute(&mut *write)
-        .await?;
+    let (workspace, roles) = (&keeper.workspace, &new.roles);
+    insert(&mut write, workspace, &key, name, roles, state.now()).await?;
     write.commit().await?;
     tracing::info!(operator = key.id, by = keeper.key, "operator key made");
     Ok((

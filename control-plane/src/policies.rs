@@ -226,6 +226,12 @@ fn compiled(document: &Document) -> Option<String> {
     serde_json::to_string(&(compiled.documents, compiled.shadow)).ok()
 }
 
+/// A policy as it was applied, read once more.
+fn stored(name: &str, text: &str) -> Option<Document> {
+    let parsed = parse(&Source::stored(name), text.as_bytes(), false);
+    parsed.documents.into_iter().next()
+}
+
 /// The documents that count now.
 pub(crate) async fn live(
     write: &mut Write,
@@ -241,14 +247,10 @@ pub(crate) async fn live(
     .await?;
     rows.into_iter()
         .map(|(name, text)| {
-            parse(&Source::stored(&name), text.as_bytes(), false)
-                .documents
-                .into_iter()
-                .next()
-                .ok_or_else(|| {
-                    // Never silently one policy less: gates keep the last bundle until somebody mends this.
-                    Problem::internal("stored policy", &format!("`{name}` is not read any more"))
-                })
+            stored(&name, &text).ok_or_else(|| {
+                // Never silently one policy less: gates keep the last bundle until somebody mends this.
+                Problem::internal("stored policy", &format!("`{name}` is not read any more"))
+            })
         })
         .collect()
 }
@@ -268,11 +270,7 @@ pub(crate) async fn having(
     .bind(field)
     .fetch_all(&mut **write)
     .await?;
-    let read = |(name, text): (String, String)| {
-        let parsed = parse(&Source::stored(&name), text.as_bytes(), false);
-        parsed.documents.into_iter().next()
-    };
-    let documents = rows.into_iter().filter_map(read);
+    let documents = rows.iter().filter_map(|(name, text)| stored(name, text));
     Ok(documents
         .filter(|document| document.rollout == Rollout::Enforce)
         .collect())
@@ -291,11 +289,7 @@ pub(crate) async fn named(
     .bind(name)
     .fetch_optional(&mut **write)
     .await?;
-    let parsed = text.flatten().map(|text| {
-        let parsed = parse(&Source::stored(name), text.as_bytes(), false);
-        parsed.documents.into_iter().next()
-    });
-    Ok(parsed.flatten())
+    Ok(text.flatten().and_then(|text| stored(name, &text)))
 }
 
 /// Lists the policies that count now, without their text.
@@ -501,10 +495,7 @@ fn check_replaced(
     let Some(replaces) = &document.replaces else {
         return Ok(());
     };
-    let former = former.map(|text| {
-        let parsed = parse(&Source::stored(&document.name), text.as_bytes(), false);
-        parsed.documents.into_iter().next()
-    });
+    let former = former.map(|text| stored(&document.name, text));
     let there = match former {
         None => "there is none of this name".to_owned(),
         Some(former) => match former.and_then(|former| former.version) {

@@ -11,6 +11,7 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -188,7 +189,7 @@ async fn create(
             "a workspace of this name exists",
         ));
     }
-    operators::insert(&mut write, &id, &key, "first", now).await?;
+    operators::insert(&mut write, &id, &key, "first", &BTreeSet::new(), now).await?;
     if new.guardrails {
         policies::start(&mut write, &id, &key.id, now).await?;
     }

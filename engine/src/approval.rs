@@ -42,7 +42,7 @@ pub fn is_name(text: &str) -> bool {
 }
 
 /// The account of a call of this name.
-pub fn account(agent: &str, name: &str) -> Account {
+fn account(agent: &str, name: &str) -> Account {
     Account {
         level: Level::Agent,
         id: agent.to_string(),

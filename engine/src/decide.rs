@@ -1275,9 +1275,11 @@ pub fn limits_on<'p>(
     let tools = account.tool.as_deref().into_iter();
     // What a document of a tool counts beside it is counted by that document alone.
     let within = account.tool.as_deref().and_then(bundle::within_in);
-    let beside = payload.documents.iter().filter(move |document| {
-        matches!(document.scope, Scope::Tool(_))
-            && within.is_some_and(|(_, name)| name == document.name)
+    let beside = within.into_iter().flat_map(|(_, name)| {
+        let documents = payload.documents.iter();
+        documents.filter(move |document| {
+            matches!(document.scope, Scope::Tool(_)) && document.name == name
+        })
     });
     let met = payload.documents.met(caller, tools);
     in_force(met.into_iter().chain(beside))

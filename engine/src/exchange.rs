@@ -860,10 +860,9 @@ impl Exchange {
 
     /// The name of the approval that the call waits for, or was let through by.
     fn approval(&self) -> Option<&str> {
-        let first = self.decision.charges.first();
-        let taken = first.is_some_and(|charge| charge.account.unit == Unit::Approvals);
         let waits = self.decision.outcome == Outcome::Hold;
-        self.approval.as_deref().filter(|_| taken || waits)
+        let granted = !self.approved.is_empty();
+        self.approval.as_deref().filter(|_| waits || granted)
     }
 
     fn send(&mut self, gate: &Gate, now: Time) -> Step {

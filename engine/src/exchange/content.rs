@@ -1,9 +1,6 @@
 //! What a record holds of a call's content, where a policy asks for it (`audit.include_message_content`): its begin, as it went out and came back.
 
-use alloc::{
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{string::String, vec::Vec};
 use serde::Serialize;
 
 /// Bytes of a request, and as many of its answer, that a record holds. A tool's arguments and a question have room in it; a record stays small
@@ -36,14 +33,11 @@ impl Kept {
 
     /// What is whole of it; a character that the end cuts is left out, and what is no text is replaced.
     fn text(&self) -> String {
-        match core::str::from_utf8(&self.begin) {
-            Ok(text) => text.to_string(),
-            Err(cut) if cut.error_len().is_none() => {
-                let whole = self.begin.get(..cut.valid_up_to()).unwrap_or_default();
-                String::from_utf8_lossy(whole).to_string()
-            }
-            Err(_) => String::from_utf8_lossy(&self.begin).to_string(),
-        }
+        let whole = match core::str::from_utf8(&self.begin) {
+            Err(cut) if cut.error_len().is_none() => cut.valid_up_to(),
+            Ok(_) | Err(_) => self.begin.len(),
+        };
+        String::from_utf8_lossy(self.begin.get(..whole).unwrap_or_default()).into_owned()
     }
 }
 
