@@ -29,7 +29,12 @@ addEventListener("error", (event) => {
 });
 
 export default {
-  fetch: (request, env, context) => guard(() => worker.fetch(request, env, context)),
+  fetch(request, env, context) {
+    const answer = guard(() => worker.fetch(request, env, context));
+    // A caller who leaves before it takes nothing along.
+    context.waitUntil(answer);
+    return answer;
+  },
 };
 
 export class Keeper {

@@ -520,9 +520,10 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
     /// Settles and records.
     async fn close(self, exchange: Exchange, end: End) {
         let call = exchange.id().to_owned();
-        let finished = exchange.finish(end, self.platform.now());
-        // One thread does it all: what is said to the keeper before the answer is on its way holds it up.
+        let now = self.platform.now();
+        // One thread does it all: what is done here before the answer is on its way holds it up.
         self.platform.pause(0).await;
+        let finished = exchange.finish(end, now);
         let message = Message::Close {
             call,
             changes: finished.ops.into_iter().map(Change::from).collect(),

@@ -283,6 +283,37 @@ impl Drop for Body {
     }
 }
 
+/// What is said to the Durable Object and by it goes in this header where it is short: a body takes each of them a turn of the event loop more.
+const MESSAGE: &str = "tollgate-message";
+
+/// So that headers stay far below what platforms allow (128 KB at Cloudflare's).
+const SHORT_BYTES: usize = 4 * 1024;
+
+/// Whether JSON may go as a header.
+fn is_short(json: &str) -> bool {
+    json.len() <= SHORT_BYTES && json.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// What a request says to the Durable Object.
+pub(crate) async fn said(mut request: worker::Request) -> Result<Message> {
+    let message = match request.headers().get(MESSAGE)? {
+        Some(message) => json::read(message.as_bytes()),
+        None => json::read(&request.bytes().await?),
+    };
+    message.map_err(|why| why.to_string().into())
+}
+
+/// What the Durable Object answers.
+pub(crate) fn saying(heard: &Heard) -> Result<worker::Response> {
+    let text = serde_json::to_string(heard)?;
+    if !is_short(&text) {
+        return worker::Response::ok(text);
+    }
+    let headers = worker::Headers::new();
+    headers.set(MESSAGE, &text)?;
+    Ok(worker::Response::empty()?.with_headers(headers))
+}
+
 /// The Durable Object, from an isolate.
 pub(crate) struct KeeperLine {
     env: Env,
@@ -297,11 +328,23 @@ impl KeeperLine {
     async fn send(&self, message: &Message) -> Result<Heard> {
         let init = web_sys::RequestInit::new();
         init.set_method("POST");
-        init.set_body(&serde_json::to_string(message)?.into());
+        let text = serde_json::to_string(message)?;
+        // What an agent said may be in a record, and what is in headers is shown to whoever follows the worker's requests.
+        let is_record = matches!(message, Message::Close { .. });
+        if is_short(&text) && !is_record {
+            let headers = web_sys::Headers::new()?;
+            headers.set(MESSAGE, &text)?;
+            init.set_headers(&headers);
+        } else {
+            init.set_body(&text.into());
+        }
         let request = web_sys::Request::new_with_str_and_init("http://keeper/", &init)?;
         let keeper = self.env.durable_object("KEEPER")?.get_by_name(&self.name)?;
         let mut response = keeper.fetch_with_request(request.into()).await?;
-        let heard = json::read(&response.bytes().await?);
+        let heard = match response.headers().get(MESSAGE)? {
+            Some(heard) => json::read(heard.as_bytes()),
+            None => json::read(&response.bytes().await?),
+        };
         heard.map_err(|why| why.to_string().into())
     }
 }

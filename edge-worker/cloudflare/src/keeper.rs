@@ -8,7 +8,6 @@ use std::{
 use tollgate_edge_worker::{
     self as edge, Ahead, Alarm, GATHER_MS, Message, NOTE_MS, Platform as _, ROUND_MS,
 };
-use tollgate_engine::json;
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
 /// The Durable Object.
@@ -47,19 +46,18 @@ impl DurableObject for Keeper {
         }
     }
 
-    async fn fetch(&self, mut request: Request) -> Result<Response> {
+    async fn fetch(&self, request: Request) -> Result<Response> {
         let Some(keeper) = self.keeper.get() else {
             return host::unconfigured();
         };
-        let message: Message =
-            json::read(&request.bytes().await?).map_err(|why| why.to_string())?;
+        let message = host::said(request).await?;
         self.wake_in(GATHER_MS, ROUND_MS).await?;
         let reserves = matches!(message, Message::Reserve { .. } | Message::Lease { .. });
         let heard = keeper.handle(message).await;
         if reserves {
             self.note();
         }
-        Response::from_bytes(serde_json::to_vec(&heard)?)
+        host::saying(&heard)
     }
 
     async fn alarm(&self) -> Result<Response> {

@@ -28,7 +28,6 @@
 mod host;
 mod keeper;
 
-use futures_channel::oneshot;
 use host::{Cloudflare, KeeperLine, Setup};
 use std::{cell::RefCell, rc::Rc};
 use tollgate_edge_worker::{Edge, Platform as _};
@@ -68,27 +67,20 @@ async fn shared(env: &Env) -> std::result::Result<Shared, String> {
     Ok(SHARED.with_borrow_mut(|there| there.get_or_insert(shared).clone()))
 }
 
-/// One call. All of it runs under `waitUntil`, so that a caller who leaves takes nothing along.
+/// One call. All of it runs under `waitUntil`, so that a caller who leaves takes nothing along: what comes before the answer by `entry.js`, and the rest
+/// from here.
 #[event(fetch)]
 async fn fetch(request: Request, env: Env, context: Context) -> Result<Response> {
     let call = host::call(&request)?;
-    let (tell, told) = oneshot::channel();
-    context.wait_until(async move {
-        let shared = shared(&env).await;
-        let Shared { edge, name } = match shared {
-            Ok(shared) => shared,
-            Err(why) => {
-                return Cloudflare.log(&format!("this gate's configuration is not usable: {why}"));
-            }
-        };
-        let line = KeeperLine::new(env, name);
-        let served = edge.serve(Cloudflare, line, call).await;
-        // When nobody waits for it, the answer is dropped: the caller has left.
-        let _ = tell.send(served.answer);
-        served.rest.await;
-    });
-    match told.await {
-        Ok(answer) => host::response(answer),
-        Err(oneshot::Canceled) => host::unconfigured(),
-    }
+    let Shared { edge, name } = match shared(&env).await {
+        Ok(shared) => shared,
+        Err(why) => {
+            Cloudflare.log(&format!("this gate's configuration is not usable: {why}"));
+            return host::unconfigured();
+        }
+    };
+    let line = KeeperLine::new(env, name);
+    let served = edge.serve(Cloudflare, line, call).await;
+    context.wait_until(served.rest);
+    host::response(served.answer)
 }

@@ -27,6 +27,8 @@ const PAUSE_MS: u32 = 5;
 const LEASE_PAUSE_MS: u32 = 50;
 /// How long records are gathered before a round delivers them.
 pub const GATHER_MS: i64 = 200;
+/// What came in while a batch was delivered waits for the next round, unless it is as many records: a batch for each would cost more than they do.
+const WORTH_A_BATCH: usize = 64;
 /// Time between two rounds while there is something to do, and between two looks within one; also how often spending is reported while calls keep asking for leases.
 pub const ROUND_MS: i64 = 1_000;
 /// For so long after a message a keeper stays awake, so that the next call finds the newest bundle.
@@ -476,13 +478,13 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             .collect()
     }
 
-    /// Delivers batches until none is left, one is not taken, or the time of the round that has `begun` is up.
+    /// Delivers batches until little is left, one is not taken, or the time of the round that has `begun` is up.
     async fn deliver(&self, begun: Time) {
         if self.delivering.get() {
             return;
         }
         let _delivering = Busy::new(&self.delivering);
-        while self.deliver_one().await {
+        while self.deliver_one().await && self.backlog.get() >= WORTH_A_BATCH {
             if self.platform.now().millis_since(begun).saturating_abs() >= ROUND_MS {
                 break;
             }

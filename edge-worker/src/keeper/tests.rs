@@ -268,21 +268,39 @@ fn a_delivery_that_takes_long_holds_up_no_policy() {
     assert_eq!(lab.now().millis(), 4_500);
 }
 
+/// One round of a keeper of which the control plane answers in 300 ms, while so many calls come in each 100 ms; when the next is due.
+fn round_under_load(lab: &Lab, calls_at_once: i64) -> Option<Time> {
+    let keeper = keeper(lab);
+    let calls = async {
+        for number in 1.. {
+            keeper.record(&record(number)).await;
+            if number % calls_at_once == 0 {
+                lab.pause(100).await;
+            }
+        }
+    };
+    match lab.run(select(pin!(calls), pin!(keeper.round()))) {
+        Either::Right((next, _)) => next,
+        Either::Left(_) => panic!("there is always one more"),
+    }
+}
+
+/// A batch for each would cost more than they do, and hold up those who call.
+#[test]
+fn the_few_records_that_come_while_a_batch_is_delivered_wait_for_the_next_round() {
+    let lab = Lab::new(300);
+    let next = round_under_load(&lab, 1);
+    assert_eq!(lab.asked_for("audit"), [0]);
+    assert_eq!(lab.now().millis(), 300);
+    assert_eq!(next.map(Time::millis), Some(1_000));
+}
+
 /// Under load there is always one more.
 #[test]
 fn a_round_ends_while_records_keep_coming() {
     let lab = Lab::new(300);
-    let keeper = keeper(&lab);
-    let calls = async {
-        for number in 1.. {
-            keeper.record(&record(number)).await;
-            lab.pause(100).await;
-        }
-    };
-    match lab.run(select(pin!(calls), pin!(keeper.round()))) {
-        Either::Right((next, _)) => assert_eq!(next, Some(lab.now())),
-        Either::Left(_) => panic!("there is always one more"),
-    }
+    let next = round_under_load(&lab, 30);
+    assert_eq!(next, Some(lab.now()));
     assert_eq!(lab.asked_for("audit"), [0, 300, 600, 900]);
     assert_eq!(lab.asked_for("bundle"), [0, 1_000]);
     assert_eq!(lab.now().millis(), 1_200);
