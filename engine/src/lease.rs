@@ -107,7 +107,7 @@ pub struct Grant {
     pub expires_ms: i64,
     /// There is no more to be had before; milliseconds since the Unix epoch, 0 when there may be.
     pub retry_ms: i64,
-    /// What of it may stay there beside what calls have reserved; the rest goes back. 0 where little is left for all: then nothing is fetched
+    /// What of it may stay there beside what calls have reserved, where those are few; the rest goes back. 0 where little is left for all: then nothing is fetched
     /// ahead of need either.
     #[serde(with = "amount")]
     pub keep: u64,

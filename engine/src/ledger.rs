@@ -455,13 +455,19 @@ impl Slot {
     pub fn excess(&self, now: Time) -> u64 {
         match self.is_idle(now) {
             true => self.available(),
-            false => self.available().saturating_sub(self.keep),
+            false => self.available().saturating_sub(self.may_stay()),
         }
     }
 
     /// Whether so much should go back that others should not wait for it until the next report: a quarter more than may stay.
     pub fn is_overfull(&self) -> bool {
-        self.available().saturating_sub(self.keep) > self.keep / OVERFULL_PARTS
+        let stays = self.may_stay();
+        self.available().saturating_sub(stays) > stays / OVERFULL_PARTS
+    }
+
+    /// What may stay beside what calls have reserved: the less the more they have, since they will leave a part of that.
+    fn may_stay(&self) -> u64 {
+        self.keep.saturating_sub(self.reserved / LEFT_PARTS)
     }
 
     fn idle_ms(&self) -> i64 {
@@ -589,6 +595,10 @@ const IDLE_PARTS: i64 = 12;
 const MIN_IDLE_MS: i64 = 5_000;
 /// And not later than this; milliseconds. Half of the usual lease term: what nobody needs is back before it would run out.
 const MAX_IDLE_MS: i64 = 30_000;
+
+/// Of what calls under way have reserved so much is taken to be left over by those that end before the control plane can be told. They leave half of it
+/// and more in all, bit by bit.
+const LEFT_PARTS: u64 = 8;
 
 /// What may stay is exceeded by this part of it before anybody is told at once.
 const OVERFULL_PARTS: u64 = 4;

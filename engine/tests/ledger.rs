@@ -539,12 +539,13 @@ impl Model {
                 let taken = taken.saturating_add(lease.reserved);
                 let left = lease.granted.saturating_sub(taken);
                 let before = lease.returned;
-                // And of what is in use, what is above the part that may be kept.
-                if left > lease.keep {
-                    lease.returned += left - lease.keep;
+                // And of what is in use, what is above the part that may be kept: the less, the more calls have reserved.
+                let stays = lease.keep.saturating_sub(lease.reserved / 8);
+                if left > stays {
+                    lease.returned += left - stays;
                 }
                 if (now_ms - lease.used_ms).abs() >= idle_ms {
-                    lease.returned += left.min(lease.keep);
+                    lease.returned += left.min(stays);
                     // Of a clock that was set back: as if it had been used that long ago.
                     if now_ms < lease.used_ms {
                         lease.used_ms = now_ms - idle_ms;
