@@ -21,7 +21,7 @@
 //!   answer that is dropped counts as a caller who has left.
 //! - [`GATHER_MS`] after a message to the keeper ([`ROUND_MS`] where calls keep coming), or at a time of its choice: [`Keeper::round`], which does what is due once (is there a newer bundle,
 //!   leases to report and renew, records to deliver) and says when to come again. Rounds that come late cost freshness, nothing else. Where a platform has
-//!   one alarm for both, an [`Alarm`] knows which of them comes first.
+//!   one alarm for both, an [`Alarm`] knows which of them comes first; where it has none, calls that have ended do the [`Rounds`].
 //! - Where the store is an [`Ahead`], [`NOTE_MS`] after a [`Message::Reserve`] or [`Message::Lease`] was answered: [`Keeper::note`].
 //! - At a cold start: [`Edge::install`] with an envelope from whatever cache there is, if there is one. It is verified like any other.
 //!
@@ -57,7 +57,7 @@ mod store;
 pub use ahead::{Ahead, Disk};
 pub use alarm::Alarm;
 pub use edge::{Answer, AnswerBody, Call, Edge, FRESH_MS, ReplyStream, Served};
-pub use keeper::{GATHER_MS, Keeper, NOTE_MS, OPEN_LIMIT_MS, ROUND_MS};
+pub use keeper::{GATHER_MS, Keeper, NOTE_MS, OPEN_LIMIT_MS, ROUND_MS, Rounds};
 pub use message::{Change, Heard, Line, Message, Refused, Want};
 pub use platform::{Broken, Headers, Platform, Request, RequestBody, Response, Unreachable};
 pub use store::{BUNDLE, Memory, Store, Unavailable, written_once};

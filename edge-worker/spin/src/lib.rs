@@ -36,16 +36,8 @@ use spin_sdk::wasip3::{
     exports::http::handler::Guest,
     http::types::{ErrorCode, Request, Response},
 };
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
-use tollgate_edge_worker::{Edge, Keeper, Platform as _};
-
-/// Rounds after a call while the control plane does not take what it has to hear. Spin keeps the instance for them.
-const MAX_ROUNDS: u32 = 5;
-/// Between two of them.
-const ROUND_PAUSE_MS: u32 = 1_000;
+use std::{cell::RefCell, rc::Rc};
+use tollgate_edge_worker::{Edge, Keeper, Platform as _, Rounds};
 
 thread_local! {
     /// What the calls of this instance share; made by the first.
@@ -55,10 +47,8 @@ thread_local! {
 struct Instance {
     edge: Rc<Edge>,
     keeper: Rc<Keeper<Spin, Ledger>>,
-    /// Some call does the rounds.
-    going: Cell<bool>,
-    /// A call has ended since the last one.
-    due: Cell<bool>,
+    /// Spin keeps the instance for them.
+    rounds: Rounds,
 }
 
 impl Instance {
@@ -73,30 +63,10 @@ impl Instance {
         let instance = Rc::new(Instance {
             edge: Rc::new(edge),
             keeper: Rc::new(keeper),
-            going: Cell::default(),
-            due: Cell::default(),
+            rounds: Rounds::default(),
         });
         // Another first call may have been faster.
         Ok(INSTANCE.with_borrow_mut(|shared| Rc::clone(shared.get_or_insert(instance))))
-    }
-
-    /// Does rounds until the control plane has heard of every call that has ended here. One call does them for all.
-    async fn rounds(&self) {
-        self.due.set(true);
-        if self.going.replace(true) {
-            return;
-        }
-        for round in 0..MAX_ROUNDS {
-            if round > 0 {
-                Spin.pause(ROUND_PAUSE_MS).await;
-            }
-            self.due.set(false);
-            self.keeper.round().await;
-            if !self.keeper.owes().await && !self.due.get() {
-                break;
-            }
-        }
-        self.going.set(false);
     }
 }
 
@@ -123,7 +93,7 @@ impl Guest for Component {
         let served = served.await;
         wasip3::spawn(call.alone(async move {
             served.rest.await;
-            instance.rounds().await;
+            instance.rounds.after_a_call(&instance.keeper).await;
         }));
         host::response(served.answer, bodiless)
     }

@@ -4,7 +4,7 @@ mod rounds;
 #[cfg(test)]
 mod tests;
 
-pub use rounds::{GATHER_MS, ROUND_MS};
+pub use rounds::{GATHER_MS, ROUND_MS, Rounds};
 
 use crate::{
     message::{Change, Heard, Line, Message, Refused},

@@ -7,7 +7,11 @@ use crate::{
     store::{BUNDLE, DROPPED, HOLDER, MAX_SWAPS, OPEN, RECORDS, Store, cell_key, update},
 };
 use futures_channel::oneshot;
-use futures_util::{StreamExt as _, future::select, join};
+use futures_util::{
+    StreamExt as _,
+    future::{pending, select},
+    join,
+};
 use std::{cell::Cell, pin::pin};
 use tollgate_engine::{
     bundle::MAX_ENVELOPE_BYTES,
@@ -630,6 +634,41 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 holder.id, fresh.id
             ));
         }
+    }
+}
+
+/// How often in a row it is tried, where no call ends meanwhile.
+const MAX_ROUNDS: u32 = 5;
+
+/// The rounds on a platform without an alarm: of the calls that have ended one does them for all.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    /// Some call does them.
+    going: Cell<bool>,
+    /// A call has ended since the last one began.
+    due: Cell<bool>,
+}
+
+impl Rounds {
+    /// To be called when a call has ended: does rounds, one every [`ROUND_MS`], until the control plane has heard of every call that has ended by then,
+    /// or does not take it. Does nothing where another call is at it.
+    pub async fn after_a_call<P: Platform, S: Store>(&self, keeper: &Keeper<P, S>) {
+        self.due.set(true);
+        if self.going.replace(true) {
+            return;
+        }
+        let mut left = MAX_ROUNDS;
+        loop {
+            self.due.set(false);
+            keeper.round().await;
+            let due = self.due.get();
+            left = if due { MAX_ROUNDS } else { left - 1 };
+            if left == 0 || !(due || keeper.owes().await) {
+                break;
+            }
+            within(&keeper.platform, ROUND_MS, pending::<()>()).await;
+        }
+        self.going.set(false);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rounds, by a clock that only moves when everybody waits.
 
-use super::{HOLDER, Keeper};
+use super::{HOLDER, Keeper, Rounds};
 use crate::{
     message::Change,
     platform::{Broken, Platform, Request, RequestBody, Response, Unreachable},
@@ -8,7 +8,7 @@ use crate::{
 };
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::{
-    future::{Either, poll_fn, select},
+    future::{Either, join_all, poll_fn, select},
     stream::{self, Iter},
 };
 use std::{
@@ -56,6 +56,8 @@ struct Inside {
     recalls: Cell<bool>,
     /// No policy has limits any more.
     unlimited: Cell<bool>,
+    /// It does not answer.
+    silent: Cell<bool>,
     /// What it was asked for, and when.
     asked: RefCell<Vec<(i64, &'static str)>>,
     /// What of an account was told to have been given back, and when.
@@ -70,6 +72,7 @@ impl Lab {
             receipt_takes_ms,
             recalls: Cell::default(),
             unlimited: Cell::default(),
+            silent: Cell::default(),
             asked: RefCell::default(),
             returned: RefCell::default(),
         }))
@@ -164,6 +167,9 @@ impl Platform for Lab {
         let what = what.expect("something that a control plane has");
         let at_ms = self.0.now_ms.get();
         self.0.asked.borrow_mut().push((at_ms, what));
+        if self.0.silent.get() {
+            return Err(Unreachable);
+        }
         let (status, body) = match (what, request.body) {
             ("bundle", _) if self.0.recalls.get() => (RECALL, Vec::new()),
             ("bundle", _) => (304, Vec::new()),
@@ -304,6 +310,34 @@ fn a_round_ends_while_records_keep_coming() {
     assert_eq!(lab.asked_for("audit"), [0, 300, 600, 900]);
     assert_eq!(lab.asked_for("bundle"), [0, 1_000]);
     assert_eq!(lab.now().millis(), 1_200);
+}
+
+/// Whichever round the last call ends in.
+#[test]
+fn without_an_alarm_the_control_plane_hears_of_all_calls_that_have_ended() {
+    for calls in 1..30 {
+        let lab = Lab::new(300);
+        let (keeper, rounds) = (keeper(&lab), Rounds::default());
+        let ends = async |number: i64| {
+            lab.pause(u32::try_from(number * 250).unwrap()).await;
+            keeper.record(&record(number)).await;
+            rounds.after_a_call(&keeper).await;
+        };
+        lab.run(join_all((0..calls).map(ends)));
+        assert!(!lab.run(keeper.owes()), "{calls} calls");
+    }
+}
+
+#[test]
+fn without_an_alarm_nobody_waits_for_ever_for_a_control_plane_that_does_not_answer() {
+    let lab = Lab::new(300);
+    lab.0.silent.set(true);
+    let (keeper, rounds) = (keeper(&lab), Rounds::default());
+    lab.run(keeper.record(&record(1)));
+    lab.run(rounds.after_a_call(&keeper));
+    assert!(lab.run(keeper.owes()));
+    // One round each second.
+    assert_eq!(lab.now().millis(), 4_000);
 }
 
 /// A keeper that holds a lease, for which one call has come: a second after the beginning.
