@@ -80,12 +80,6 @@ pub struct Payload {
     pub halts: Vec<Halt>,
 }
 
-/// What of a payload can be read whatever its format.
-#[derive(Deserialize)]
-struct Numbered {
-    format: u32,
-}
-
 /// One policy document, compiled. Every field can only narrow what the others allow. Small, because a call looks at all of a document, and among
 /// thousands they are in no cache: what few documents have is a [`Part`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -803,9 +797,9 @@ impl Bundle {
             .map_err(InstallError::Envelope)?;
         let digest = Digest::of(&payload);
         let payload: Payload =
-            json::read(&payload).map_err(|_| match json::read::<Numbered>(&payload) {
-                Ok(other) if other.format != FORMAT => InstallError::Format,
-                Ok(_) | Err(_) => InstallError::Malformed,
+            json::read(&payload).map_err(|_| match json::read_member(&payload, "format") {
+                Ok(FORMAT) | Err(_) => InstallError::Malformed,
+                Ok(_) => InstallError::Format,
             })?;
         if payload.format != FORMAT {
             return Err(InstallError::Format);

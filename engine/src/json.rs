@@ -29,7 +29,7 @@
 
 mod typed;
 
-pub use typed::{Mismatch, read};
+pub use typed::{Mismatch, read, read_member};
 
 use crate::sorted::{sort_by, sort_by_key};
 use alloc::borrow::Cow;

@@ -620,12 +620,7 @@ pub const PROBLEM_TYPE: &str = "urn:tollgate:problem:";
 
 /// Whether the control plane itself refuses, and not something that stands in its place.
 fn is_refusal(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Problem {
-        #[serde(rename = "type")]
-        kind: String,
-    }
-    json::read::<Problem>(body).is_ok_and(|problem| problem.kind.starts_with(PROBLEM_TYPE))
+    json::read_member::<String>(body, "type").is_ok_and(|kind| kind.starts_with(PROBLEM_TYPE))
 }
 
 fn is_receipt(gate: &Gate, journal: &Journal, body: &[u8]) -> bool {

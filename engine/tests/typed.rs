@@ -94,6 +94,58 @@ fn what_does_not_fit_is_refused() {
     }
 }
 
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Late {
+    #[serde(default = "seven")]
+    first: u8,
+    #[serde(default)]
+    second: Option<Box<Late>>,
+    #[serde(default)]
+    third: Vec<Late>,
+    last: String,
+}
+
+/// `null` is something.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Nullable {
+    only: Option<u8>,
+}
+
+fn seven() -> u8 {
+    7
+}
+
+/// Members come in any order, and a struct has what it says in the place of those that do not come.
+#[test]
+fn members_come_in_any_order_and_some_do_not_come() {
+    same::<Late>(r#"{"last":"x"}"#);
+    same::<Nullable>(r#"{"only":null}"#);
+    same::<Late>(r#"{"last":"x","first":1}"#);
+    same::<Late>(r#"{"third":[{"last":"y","second":null}],"last":"x","first":1}"#);
+    same::<Late>(r#"{"second":{"first":0,"l\u0061st":"y"},"third":[],"last":"x"}"#);
+    assert_eq!(refused::<Late>(r#"{"first":1}"#), "missing field `last`");
+    assert_eq!(refused::<Nullable>("{}"), "missing field `only`");
+    // What is wrong is said, and not what might have been there before it.
+    let wrong = refused::<Late>(r#"{"last":1}"#);
+    assert!(wrong.starts_with("expected "), "{wrong}");
+    let within = refused::<Late>(r#"{"third":[{}],"last":"x"}"#);
+    assert_eq!(within, "missing field `last`");
+    let twice = refused::<Late>(r#"{"last":"x","l\u0061st":"x"}"#);
+    assert!(twice.contains("repeats a key"), "{twice}");
+}
+
+#[test]
+fn one_member_is_read_of_an_object_that_has_others() {
+    let text = br#"{"other":[{}],"first":3,"second":null}"#;
+    assert_eq!(json::read_member(text, "first"), Ok(3_u8));
+    assert_eq!(json::read_member(text, "second"), Ok(None::<u8>));
+    assert!(json::read_member::<u8>(text, "second").is_err());
+    let missing = json::read_member::<u8>(text, "third").unwrap_err();
+    assert_eq!(missing.to_string(), "missing field `third`");
+    assert!(json::read_member::<u8>(b"[3]", "first").is_err());
+    assert!(json::read_member::<u8>(br#"{"first":3"#, "first").is_err());
+}
+
 /// A key may be said, what stands there may not: it could be a secret in the wrong place.
 #[test]
 fn a_refusal_names_keys_and_no_values() {

@@ -345,17 +345,9 @@ impl<P: Platform, S: Store> Line for std::rc::Rc<Keeper<P, S>> {
 
 /// Sorts by time, and is the same for the same record.
 fn record_key(record: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Name {
-        #[serde(default)]
-        id: String,
-        #[serde(default)]
-        at_ms: i64,
-    }
-    match json::read(record) {
-        Ok(Name { id, at_ms }) => format!("{}{at_ms:020} {id}", store::RECORDS),
-        Err(_) => format!("{}{:020}", store::RECORDS, 0),
-    }
+    let id: String = json::read_member(record, "id").unwrap_or_default();
+    let at_ms: i64 = json::read_member(record, "at_ms").unwrap_or_default();
+    format!("{}{at_ms:020} {id}", store::RECORDS)
 }
 
 fn number(stored: Option<&[u8]>) -> u64 {

@@ -1,7 +1,9 @@
 //! A document as a value of a type: what formats of this house are read with.
 //!
-//! `serde_json` would read them too, at four times the code: it is ready for structs written as lists, for floats, for readers of every kind, and tells
-//! places. This is a walk over the tape, with one way to write each thing.
+//! `serde_json` would read them too, at several times the code: it is ready for structs written as lists, for floats, for readers of every kind, and tells
+//! places. This is a walk over the tape, with one way to write each thing. A struct is given its members in its own order, whatever order they come in,
+//! so that what is compiled for each type is a list of its fields and no search for their names. Those that may be missing, an `Option` among them,
+//! have `#[serde(default)]`.
 
 use super::{Document, Kind, Value, parse_up_to};
 use alloc::{
@@ -19,6 +21,9 @@ use serde::{
 
 /// Values and keys of one document. A bundle of 16,384 small policies has some 350,000; one of 4 MiB cannot have more than this.
 const MAX_TYPED_NODES: usize = 1 << 21;
+
+/// Members of a struct: of one with more, those behind are unknown. The largest that is read has 14.
+const MAX_MEMBERS: usize = 24;
 
 /// Why a text is no value of the type. Never holds a value, but may name a key.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +60,16 @@ impl serde::de::Error for Mismatch {
 pub fn read<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T, Mismatch> {
     let document = parse_up_to(MAX_TYPED_NODES, text).map_err(Mismatch::custom)?;
     T::deserialize(document.root())
+}
+
+/// Reads one member of a JSON object that may have others.
+pub fn read_member<'t, T: Deserialize<'t>>(
+    text: &'t [u8],
+    name: &'static str,
+) -> Result<T, Mismatch> {
+    let document = parse_up_to(MAX_TYPED_NODES, text).map_err(Mismatch::custom)?;
+    let member = document.root().get(name);
+    T::deserialize(member.ok_or_else(|| Mismatch::missing_field(name))?)
 }
 
 impl<'d, 't> Value<'d, 't> {
@@ -96,10 +111,25 @@ impl<'d, 't> Value<'d, 't> {
         }
     }
 
-    fn object<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Mismatch> {
+    fn map<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Mismatch> {
         match self.kind() {
             Kind::Object => visitor.visit_map(&mut self.inside()),
             _ => Err(expected(&visitor)),
+        }
+    }
+
+    fn object<V: Visitor<'t>>(
+        self,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Mismatch> {
+        if self.kind() != Kind::Object {
+            return Err(expected(&visitor));
+        }
+        let mut members = Members::of(self.inside(), names)?;
+        match visitor.visit_seq(&mut members) {
+            Err(why) => Err(members.absent().map_or(why, Mismatch::missing_field)),
+            read => read,
         }
     }
 
@@ -163,6 +193,71 @@ impl<'t> MapAccess<'t> for &mut Inside<'_, 't> {
     }
 }
 
+/// The members of an object that is read as a struct, in the order in which the struct has them.
+struct Members<'d, 't> {
+    document: &'d Document<'t>,
+    names: &'static [&'static str],
+    /// Where each one's value is in the document; 0, where the document begins, for one that is not there.
+    places: [u32; MAX_MEMBERS],
+    /// How many have been asked for.
+    asked: usize,
+}
+
+impl<'d, 't> Members<'d, 't> {
+    /// Fails when there is a member of another name. None is there twice: the parser has seen to that.
+    fn of(
+        mut inside: Inside<'d, 't>,
+        names: &'static [&'static str],
+    ) -> Result<Members<'d, 't>, Mismatch> {
+        let mut places = [0; MAX_MEMBERS];
+        let mut likely = names.iter().enumerate();
+        let document = inside.document;
+        while let Some(key) = inside.next().and_then(Value::text) {
+            let is_called = |(_, name): &(usize, &&str)| key == ***name;
+            // Where the text is our own, members come in the order of the names.
+            let known = likely.find(is_called).or_else(|| {
+                likely = names.iter().enumerate();
+                likely.find(is_called)
+            });
+            let place = known.and_then(|(number, _)| places.get_mut(number));
+            *place.ok_or_else(|| Mismatch::unknown_field(&key.to_cow(), names))? = inside.next;
+            inside.next();
+        }
+        Ok(Members {
+            document,
+            names,
+            places,
+            asked: 0,
+        })
+    }
+
+    /// The next one, if it is there.
+    fn next(&mut self) -> Option<Value<'d, 't>> {
+        let place = self.places.get(self.asked).filter(|place| **place != 0);
+        self.asked += 1;
+        self.document.value(*place?)
+    }
+
+    /// The name of the one asked for last, when it is not there. A struct that cannot be read after that cannot do without it.
+    fn absent(&self) -> Option<&'static str> {
+        let last = self.asked.checked_sub(1)?;
+        let is_absent = self.places.get(last) == Some(&0);
+        self.names.get(last).copied().filter(|_| is_absent)
+    }
+}
+
+impl<'t> SeqAccess<'t> for &mut Members<'_, 't> {
+    type Error = Mismatch;
+
+    /// `None` for a member that is not there: the struct has something in its place, or cannot be read.
+    fn next_element_seed<T: DeserializeSeed<'t>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Mismatch> {
+        self.next().map(|value| seed.deserialize(value)).transpose()
+    }
+}
+
 macro_rules! read_as {
     ($how:ident: $($method:ident)*) => {
         $(fn $method<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Mismatch> {
@@ -181,7 +276,7 @@ impl<'t> Deserializer<'t> for Value<'_, 't> {
             Kind::Number => self.integer(visitor),
             Kind::String => self.word(visitor),
             Kind::Array => self.list(visitor),
-            Kind::Object => self.object(visitor),
+            Kind::Object => self.map(visitor),
         }
     }
 
@@ -210,10 +305,10 @@ impl<'t> Deserializer<'t> for Value<'_, 't> {
     fn deserialize_struct<V: Visitor<'t>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Mismatch> {
-        self.object(visitor)
+        self.object(names, visitor)
     }
 
     fn deserialize_tuple<V: Visitor<'t>>(self, _: usize, visitor: V) -> Result<V::Value, Mismatch> {
@@ -266,7 +361,7 @@ impl<'t> Deserializer<'t> for Value<'_, 't> {
     read_as!(word: deserialize_string);
     read_as!(name: deserialize_str deserialize_char deserialize_identifier);
     read_as!(list: deserialize_seq);
-    read_as!(object: deserialize_map);
+    read_as!(map: deserialize_map);
     read_as!(deserialize_any: deserialize_f32 deserialize_f64 deserialize_unit deserialize_bytes deserialize_byte_buf);
 }
 
@@ -315,9 +410,9 @@ impl<'t> VariantAccess<'t> for Variant<'_, 't> {
 
     fn struct_variant<V: Visitor<'t>>(
         self,
-        _: &'static [&'static str],
+        names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Mismatch> {
-        self.content()?.object(visitor)
+        self.content()?.object(names, visitor)
     }
 }
