@@ -5,8 +5,8 @@
 //! an operator grants it, and then one call, to one gate. So what makes budgets exact makes an approval good for one call; and whoever sends the
 //! call again needs to bring nothing.
 //!
-//! The name covers the agent and all it acts for, method, host and path; a tool's name and arguments, or the whole body where it is no tool that is
-//! called; and the rules that ask, with their conditions. Another argument is another call; a rule that has been changed asks anew. How JSON is
+//! The name covers the agent and all it acts for, method, host, path and query; a tool's name and arguments, or the whole body where it is no tool that is
+//! called; and the rules that ask, with their conditions. Another argument is another call, in the query too; a rule that has been changed asks anew. How JSON is
 //! laid out and in which order its members come makes no difference.
 
 use crate::{
@@ -90,7 +90,10 @@ pub(crate) fn name(
     hash.update(b"tollgate approval 1\n");
     let agents: Vec<&[u8]> = caller.all().map(|one| one.agent.as_bytes()).collect();
     list(&mut hash, &agents);
-    list(&mut hash, &[&head.method, &head.host, &head.path]);
+    let mut place = Vec::from([&head.method, &head.host, &head.path].map(|part| part.as_bytes()));
+    // With the query, where there is one.
+    place.extend((head.target != head.path.as_bytes()).then_some(head.target.as_slice()));
+    list(&mut hash, &place);
     list(&mut hash, demands);
     match &facts.said.mcp_tool {
         Some(tool) => {

@@ -224,6 +224,8 @@ pub struct Exchange {
     head: Option<Head>,
     facts: Option<Facts>,
     found: Found,
+    /// What of the call a pattern matches and a record would hold.
+    veiled: Vec<String>,
     dialect: Dialect,
     caller: Option<Rc<Caller>>,
     /// Headers that carry the agent's token.
@@ -356,6 +358,7 @@ impl Exchange {
             head: None,
             facts: None,
             found: Found::default(),
+            veiled: Vec::new(),
             dialect: Dialect::Problem,
             caller: None,
             token_in: Vec::new(),
@@ -454,6 +457,10 @@ impl Exchange {
             Err(why) => return self.malformed(why, now),
         };
         self.dialect = head.dialect;
+        // Whatever becomes of the call, its path is put on record.
+        if gate.searches() && gate.matches(&facts::percent_decoded(&head.path)) {
+            self.veiled.push(head.path.clone());
+        }
         self.head = Some(head);
         if let Err(why) = gate.payload(now) {
             return self.deny(vec_of(unusable(why)), None, now);
@@ -610,6 +617,10 @@ impl Exchange {
             && decide::records(&payload.documents, caller, &facts)
         {
             self.content = Some(Content::of(changed_body.as_deref().unwrap_or(body)));
+        }
+        if !found.is_empty() {
+            let names = facts.names().filter(|name| gate.matches(name.as_bytes()));
+            self.veiled.extend(names.map(String::from));
         }
         self.facts = Some(facts);
         self.found = found;

@@ -5,9 +5,10 @@
 //! spelt in another case, a body in an encoding nobody here undoes: each is refused, never guessed.
 
 use crate::{
-    bundle::Payload,
+    bundle::{Document, Limit, Payload, Scope, Searched},
     bytes::{self, Digest},
     json::{self, Kind, Value},
+    ledger::{Unit, Window},
     meter::Provider,
 };
 use alloc::{
@@ -438,7 +439,8 @@ fn body_kind(content_type: Option<&[u8]>) -> BodyKind {
     }
 }
 
-fn percent_decoded(text: &str) -> Vec<u8> {
+/// The bytes that a path or query stands for.
+pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -551,6 +553,15 @@ impl Facts {
         names(self) == names(other)
     }
 
+    /// What the body names and a record holds.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let Said {
+            model, mcp_method, ..
+        } = &self.said;
+        let named = [model, mcp_method].into_iter().flatten();
+        named.map(String::as_str).chain(self.tools())
+    }
+
     /// The tools this call uses or offers.
     pub fn tools(&self) -> impl Iterator<Item = &str> {
         self.said
@@ -596,20 +607,19 @@ pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreada
                 "the body of this call must be a JSON object",
             )),
             // A batch of JSON-RPC messages: the protocol dropped them (MCP 2025-06-18), and each would need a verdict of its own.
-            _ if root.items().any(|item| item.get("jsonrpc").is_some()) => Err(Unreadable::new(
-                "mcp.batch",
-                "JSON-RPC batches are not supported; send one message per request",
-            )),
+            _ if head.dialect == Dialect::Mcp && root.kind() == Kind::Array
+                || root.items().any(is_message) =>
+            {
+                Err(Unreadable::new(
+                    "mcp.batch",
+                    "JSON-RPC batches are not supported; send one message per request",
+                ))
+            }
             _ => Ok(facts),
         };
     }
     one_spelling(root, &DECIDING_LLM)?;
-    // A tool call that leaves `jsonrpc` out is one to a server that does not insist on it.
-    let calls_tool = || {
-        let method = root.get("method").and_then(Value::text);
-        method.is_some_and(|method| method == *"tools/call")
-    };
-    if (root.get("jsonrpc").is_some() || calls_tool())
+    if (root.get("jsonrpc").is_some() || calls_tool(root.get("method")))
         && !matches!(head.route, Route::Llm(_) | Route::CountTokens)
     {
         if root.get("model").is_some() {
@@ -632,6 +642,20 @@ pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreada
     }
     read_llm(root, &mut facts.said, doc.text().len())?;
     Ok(facts)
+}
+
+/// A tool call that leaves `jsonrpc` out is one to a server that does not insist on it.
+fn calls_tool(method: Option<Value<'_, '_>>) -> bool {
+    let method = method.and_then(Value::text);
+    method.is_some_and(|method| method == *"tools/call")
+}
+
+/// Whether somebody may take this entry of a list for a message of JSON-RPC, however its keys are spelt.
+fn is_message(entry: Value<'_, '_>) -> bool {
+    entry.members().any(|(key, value)| {
+        same_but_for_case(key, "jsonrpc")
+            || same_but_for_case(key, "method") && calls_tool(Some(value))
+    })
 }
 
 fn read_rpc(head: &Head, root: Value<'_, '_>, facts: &mut Facts) -> Result<(), Unreadable> {
@@ -853,15 +877,34 @@ fn count_of(value: Option<Value<'_, '_>>, field: &str) -> Result<Option<u64>, Un
 /// Whether any document of the bundle has a rule that needs to read bodies. Coarse on purpose: which documents apply may depend on the body.
 pub fn bodies_matter(payload: &Payload) -> bool {
     payload.documents.iter().any(|document| {
-        (document.data.searched_in != crate::bundle::Searched::Responses
-            && document.searched().next().is_some())
-            || !document.tools.is_absent()
-            || !document.models.is_open()
-            || !document.mcp_tools.is_open()
-            || document.data.tool_output_is_data
-            || document
-                .limits
-                .iter()
-                .any(|limit| limit.unit != crate::ledger::Unit::Calls || limit.tool.is_some())
+        let Document {
+            name: _,
+            scope,
+            active: _,
+            network: _,
+            models,
+            mcp_tools,
+            tools,
+            data,
+            limits,
+        } = document;
+        let searches = data.searched_in != Searched::Responses;
+        matches!(scope, Scope::Tool(_))
+            || !models.is_open()
+            || !mcp_tools.is_open()
+            || !tools.is_absent()
+            || (searches && document.searched().next().is_some())
+            || data.tool_output_is_data
+            || data.recorded
+            || limits.iter().any(counts_by_body)
     })
+}
+
+/// Whether what a call uses of it, or whether it is about that call, cannot be told without the call's body.
+fn counts_by_body(limit: &Limit) -> bool {
+    // The loops of a run are its calls to models.
+    limit.unit != Unit::Calls
+        || limit.tool.is_some()
+        || limit.each_model
+        || limit.window == Window::Run
 }

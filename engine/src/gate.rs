@@ -332,6 +332,12 @@ pub(crate) struct Found {
     pub(crate) shadow: Hits,
 }
 
+impl Found {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.enforced.is_empty() && self.shadow.is_empty()
+    }
+}
+
 impl Gate {
     /// A gate that denies everything until a bundle is installed.
     pub fn new(config: Config) -> Gate {
@@ -416,6 +422,13 @@ impl Gate {
     pub(crate) fn search(&mut self, text: &[u8], found: &mut Found) {
         self.enforced.search(text, &mut found.enforced);
         self.shadow.search(text, &mut found.shadow);
+    }
+
+    /// Whether any pattern is found in `text`, or may be.
+    pub(crate) fn matches(&mut self, text: &[u8]) -> bool {
+        let mut found = Found::default();
+        self.search(text, &mut found);
+        !found.is_empty()
     }
 
     /// What is looked for in the answer to a call.

@@ -13,7 +13,7 @@ use issuer::{
 use random::Random;
 use std::collections::BTreeMap;
 use tollgate_engine::{
-    bundle::{Payload, Redaction},
+    bundle::{Payload, Redaction, Searched},
     decide::{Decision, Outcome},
     exchange::{End, Exchange, Finished, Forward, Output, Step},
     facts::Headers,
@@ -222,6 +222,66 @@ fn the_query_is_searched_whatever_the_body() {
             assert_eq!(call.verdict(&mut gate), verdict, "{path} with {body:?}");
         }
     }
+}
+
+/// What a pattern matches stands in no record, wherever in the call it was, and whoever made it.
+#[test]
+fn what_is_matched_is_not_on_record() {
+    let mut named = payload(1);
+    named
+        .documents
+        .change(|documents| documents[0].data.searched_in = Searched::Both);
+    let mut gate = gate(Towards::Anywhere, &named);
+    let json = "application/json";
+    let tool = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"key-abcdefgh"}}"#;
+    let method = r#"{"jsonrpc":"2.0","id":1,"method":"key-abcdefgh"}"#;
+    let offered = r#"{"model":"gpt-4o","messages":[],"tools":[{"type":"function","function":{"name":"git"}},{"name":"key-abcdefgh"}]}"#;
+    let veiled = "[REDACTED]";
+    for (call, field, recorded) in [
+        (post("/bot/key-abcdefgh/send", json, "{}"), "path", veiled),
+        (post("/bot/key%2Dabcdefgh/send", json, "{}"), "path", veiled),
+        // Unread, and unknown.
+        (post("/bot/key-abcdefgh/send", json, "{"), "path", veiled),
+        (
+            Call {
+                headers: vec![("authorization", "Bearer nobody")],
+                ..post("/bot/key-abcdefgh/send", json, "{}")
+            },
+            "path",
+            veiled,
+        ),
+        (post("/rpc", json, tool), "path", "/rpc"),
+        (post("/rpc", json, tool), "tools", r#"["[REDACTED]"]"#),
+        (post("/rpc", json, method), "mcp_method", veiled),
+        (
+            post(CHAT, json, r#"{"model":"key-abcdefgh","messages":[]}"#),
+            "model",
+            veiled,
+        ),
+        (post(CHAT, json, offered), "model", "gpt-4o"),
+        (
+            post(CHAT, json, offered),
+            "tools",
+            r#"["git","[REDACTED]"]"#,
+        ),
+    ] {
+        let (exchange, step) = call.decide(&mut gate);
+        assert!(matches!(step, Step::Reply { .. }), "{step:?}");
+        let finished = exchange.finish(End::Complete, NOW);
+        let record = record(&finished);
+        let found = match &record[field] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        assert_eq!(found, recorded, "{field} of {}", call.path);
+        let whole = String::from_utf8(finished.record).unwrap();
+        assert!(!whole.contains("abcdefgh"), "{whole}");
+    }
+    // A caller that leaves before it is judged.
+    let (exchange, step) = post("/key-abcdefgh", json, "{}").begin(&mut gate);
+    assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+    let left = record(&exchange.finish(End::ClientLeft, NOW));
+    assert_eq!(left["path"], veiled);
 }
 
 /// A `+` in a query is a space to those who read forms, and a `+` to others.

@@ -4,13 +4,13 @@ mod issuer;
 
 use issuer::{document, payload};
 use tollgate_engine::{
-    bundle::{Document, Limit, Names, Payload, Texts},
+    bundle::{Document, Limit, Names, Payload, Scope, Texts},
     facts::{
         BodyKind, Dialect, Facts, Head, Headers, MEDIA_TOKENS, Route, Unreadable, Upstream,
         bodies_matter, normal_host, read_json,
     },
     json::{self, MAX_DEPTH},
-    ledger::Unit,
+    ledger::{Unit, Window},
     meter::Provider,
 };
 
@@ -600,9 +600,23 @@ fn what_an_mcp_message_says() {
         ),
         (r#"[{"jsonrpc":"2.0","method":"tools/list"}]"#, "mcp.batch"),
         (r#"[1,{"jsonrpc":"2.0"}]"#, "mcp.batch"),
+        (
+            r#"[{"id":1,"method":"tools/call","params":{"name":"a"}}]"#,
+            "mcp.batch",
+        ),
+        (r#"[{},{"Method":"tools/call"}]"#, "mcp.batch"),
+        (r#"[{"JSONRPC":"2.0"}]"#, "mcp.batch"),
     ] {
         assert_eq!(rpc(body), Err(rule), "{body}");
     }
+    // Elsewhere a list is a list, unless it has messages in it.
+    let list = |path, body| body_at(path, &ANYWHERE, body).map(|facts| facts.route);
+    assert_eq!(list("/rows", r#"[{"method":"GET"},[]]"#), Ok(Route::Plain));
+    assert_eq!(list("/mcp", r#"[{"method":"GET"},[]]"#), Err("mcp.batch"));
+    assert_eq!(
+        list("/rows", r#"[{"method":"tools/call"}]"#),
+        Err("mcp.batch")
+    );
     let id = |body: &str| rpc(body).unwrap().said.mcp_id;
     assert_eq!(
         id(r#"{"jsonrpc":"2.0","id":"a\"b"}"#).as_deref(),
@@ -746,18 +760,32 @@ fn which_policies_need_bodies() {
     assert!(one(
         |document| document.mcp_tools.deny = Texts::from_iter(["a"])
     ));
-    for (unit, matters) in [
-        (Unit::Calls, false),
-        (Unit::Tokens, true),
-        (Unit::NanoUsd, true),
+    assert!(one(|document| document.data.recorded = true));
+    // Whether a call meets it, its body says.
+    assert!(one(
+        |document| document.scope = Scope::parse("tool:slack").unwrap()
+    ));
+    let calls = |change: fn(&mut Limit)| {
+        let mut limit = limit(Unit::Calls);
+        change(&mut limit);
+        limit
+    };
+    for (limit, matters) in [
+        (limit(Unit::Calls), false),
+        (limit(Unit::Tokens), true),
+        (limit(Unit::NanoUsd), true),
+        // Those are about calls to tools and to models, and what a call is, its body says.
+        (calls(|limit| limit.tool = Some("a".to_string())), true),
+        (calls(|limit| limit.each_model = true), true),
+        (calls(|limit| limit.window = Window::Run), true),
     ] {
         let mut document = document("limit");
-        document.limits = vec![limit(unit)];
+        document.limits = vec![limit.clone()];
         let payload = Payload {
             documents: vec![document].into(),
             ..payload(1)
         };
-        assert_eq!(bodies_matter(&payload), matters, "{unit:?}");
+        assert_eq!(bodies_matter(&payload), matters, "{limit:?}");
     }
 }
 

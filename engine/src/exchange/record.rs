@@ -7,7 +7,9 @@ use crate::{
     identity,
     ledger::{Op, Unit},
     meter::Usage,
-    price, reply, rpc,
+    price,
+    redact::REPLACEMENT,
+    reply, rpc,
     sift::Sift,
     time::Time,
 };
@@ -188,22 +190,22 @@ impl Exchange {
             done: head.is_some_and(|head| head.done),
             method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
-            path: head.map(|head| bounded(&head.path, MAX_PATH_BYTES)),
+            path: head.map(|head| bounded(self.shown(&head.path), MAX_PATH_BYTES)),
             route: facts
                 .map(|facts| facts.route)
                 .or(head.map(|head| head.route))
                 .map(Route::name),
             model: facts
                 .and_then(|facts| facts.said.model.as_deref())
-                .map(|model| bounded(model, MAX_NAME_BYTES)),
+                .map(|model| bounded(self.shown(model), MAX_NAME_BYTES)),
             mcp_method: facts
                 .and_then(|facts| facts.said.mcp_method.as_deref())
-                .map(|method| bounded(method, MAX_NAME_BYTES)),
+                .map(|method| bounded(self.shown(method), MAX_NAME_BYTES)),
             tools: facts
                 .into_iter()
                 .flat_map(Facts::tools)
                 .take(MAX_TOOLS)
-                .map(|tool| bounded(tool, MAX_NAME_BYTES))
+                .map(|tool| bounded(self.shown(tool), MAX_NAME_BYTES))
                 .collect(),
             outcome: self.decision.outcome,
             approval: self.approval(),
@@ -253,6 +255,14 @@ impl Exchange {
             },
         };
         serde_json::to_vec(&record).unwrap_or_default()
+    }
+
+    /// What stands in a record for this.
+    fn shown<'t>(&self, text: &'t str) -> &'t str {
+        match self.veiled.iter().any(|veiled| veiled == text) {
+            true => REPLACEMENT,
+            false => text,
+        }
     }
 }
 
