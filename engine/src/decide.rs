@@ -334,13 +334,25 @@ pub const LEAST_OUTPUT_TOKENS: u64 = 64;
 /// digits; rounded up.
 const LOWERING_BYTES: u64 = 40;
 
+/// Most tokens the prompt can come to; `None` where nothing bounds them. Files come to no more than the model takes in.
+pub(crate) fn most_prompt(said: &Said, price: Option<&Price>) -> Option<u64> {
+    let bound = said.prompt_tokens_bound;
+    match said.files {
+        true => Some(bound.max(price?.max_input_tokens?)),
+        false => Some(bound),
+    }
+}
+
 /// Most output tokens of one answer that `left` of `unit` covers, for tokens and money. No model puts out 2³².
 pub(crate) fn covered(unit: Unit, left: u64, said: &Said, price: Option<&Price>) -> u64 {
     let grows = match said.max_output_tokens {
         Some(_) => 0,
         None => LOWERING_BYTES,
     };
-    let prompt = said.prompt_tokens_bound.saturating_add(grows);
+    let Some(prompt) = most_prompt(said, price) else {
+        return 0;
+    };
+    let prompt = prompt.saturating_add(grows);
     let fits = |most: u64| {
         let output = most.saturating_mul(said.answers);
         let needed = match (unit, price) {
@@ -584,7 +596,7 @@ impl Question<'_> {
                 reasons: &mut reasons,
             };
             check.schedule(self.now);
-            check.network(self.head);
+            check.network(self.head, self.facts);
             check.model(self.facts);
             check.tools(self.facts);
             check.data(self.facts, self.patterns, self.hits);
@@ -633,6 +645,8 @@ struct Cost<'p> {
     known_as: Option<&'p str>,
     /// Of the model, where the table knows it.
     price: Option<&'p Price>,
+    /// Most tokens its prompt can come to.
+    prompt: Option<u64>,
     /// Most tokens the call can make a model put out, all answers together.
     output: Option<u64>,
     /// At most, in nano-USD. What generates nothing costs nothing.
@@ -651,10 +665,14 @@ impl<'p> Cost<'p> {
             .max_output_tokens
             .or_else(|| price?.max_output_tokens)
             .map(|tokens| tokens.saturating_mul(said.answers));
+        let prompt = most_prompt(said, price);
         let worst_nano_usd = match facts.route {
+            // Of what the provider adds nobody knows.
+            Route::Llm(_) if said.hosted => None,
             Route::Llm(_) => price
                 .zip(output)
-                .map(|(price, output)| price::worst_case(said.prompt_tokens_bound, output, price)),
+                .zip(prompt)
+                .map(|((price, output), prompt)| price::worst_case(prompt, output, price)),
             Route::LlmUnknown => None,
             Route::Mcp => Some(tool_cost(met, facts)),
             Route::CountTokens | Route::Plain => Some(0),
@@ -662,6 +680,7 @@ impl<'p> Cost<'p> {
         Cost {
             known_as,
             price,
+            prompt,
             output,
             worst_nano_usd,
         }
@@ -747,35 +766,40 @@ impl Check<'_> {
         }
     }
 
-    fn network(&mut self, head: &Head) {
+    /// Where the call goes, and where the provider is told to go for it.
+    fn network(&mut self, head: &Head, facts: &Facts) {
         let network = &self.document.network;
         if network.is_absent() {
             return;
         }
-        let listed = network
-            .hosts
-            .as_ref()
-            .is_none_or(|hosts| hosts.iter().any(|pattern| pattern.matches(&head.host)));
-        if !listed {
-            self.refuse(
-                "network.allowlist",
-                format!("the host `{}` is not on the allowlist", head.host),
-            );
-        }
-        let (hosts, ranges) = (&network.denied_hosts, &network.denied_addresses);
-        let denied = hosts.iter().any(|pattern| pattern.matches(&head.host))
-            || !ranges.is_empty()
-                && match Place::of(&head.host) {
-                    Place::Name => false,
-                    Place::Address(address) => ranges.iter().any(|range| range.contains(address)),
-                    // Whatever a library makes of it may be in the range.
-                    Place::Unclear => true,
-                };
-        if denied {
-            self.refuse(
-                "network.denylist",
-                format!("the host `{}` is on the denylist", head.host),
-            );
+        for host in core::iter::once(&head.host).chain(&facts.said.connects) {
+            let listed = network
+                .hosts
+                .as_ref()
+                .is_none_or(|hosts| hosts.iter().any(|pattern| pattern.matches(host)));
+            if !listed {
+                self.refuse(
+                    "network.allowlist",
+                    format!("the host `{host}` is not on the allowlist"),
+                );
+            }
+            let (hosts, ranges) = (&network.denied_hosts, &network.denied_addresses);
+            let denied = hosts.iter().any(|pattern| pattern.matches(host))
+                || !ranges.is_empty()
+                    && match Place::of(host) {
+                        Place::Name => false,
+                        Place::Address(address) => {
+                            ranges.iter().any(|range| range.contains(address))
+                        }
+                        // Whatever a library makes of it may be in the range.
+                        Place::Unclear => true,
+                    };
+            if denied {
+                self.refuse(
+                    "network.denylist",
+                    format!("the host `{host}` is on the denylist"),
+                );
+            }
         }
         if network.denied {
             self.refuse(
@@ -828,6 +852,13 @@ impl Check<'_> {
                     format!("the tool `{}` is not among those allowed", shown(tool)),
                 );
             }
+        }
+        if !facts.said.connects.is_empty() && !self.document.mcp_tools.is_open() {
+            self.refuse(
+                "capabilities.mcp_tool",
+                "the provider is told to call MCP servers itself, and this policy restricts MCP tools"
+                    .to_string(),
+            );
         }
         if let Some(tool) = &facts.said.mcp_tool {
             if self.document.mcp_tools.denies(tool) {
@@ -1042,6 +1073,13 @@ fn limits(
             );
             continue;
         }
+        if generates && said.hosted {
+            refuse(
+                "budget.hosted_tools",
+                "the provider runs tools of this call itself, and nothing bounds what that adds to it, so no budget can cover it",
+            );
+            continue;
+        }
         let nowhere = |(_, one)| id_of(limit.per, one).is_none();
         if limit.window == Window::Run && run.is_none()
             || concerned(&document.scope, caller).any(nowhere)
@@ -1068,6 +1106,13 @@ fn limits(
             );
             continue;
         };
+        if generates && cost.prompt.is_none() {
+            refuse(
+                "budget.unbounded",
+                "the call has files and how much the model takes in is unknown; send what is in them as text",
+            );
+            continue;
+        }
         // What is not bounded is more than any limit.
         let unbounded = (limit.lowers && generates && output.is_none()).then_some(u64::MAX);
         let amount = match limit.unit {
@@ -1076,7 +1121,8 @@ fn limits(
             // As much as shows that something is left.
             Unit::Tokens | Unit::NanoUsd if !generates => Some(1),
             Unit::Tokens => output
-                .map(|output| output.saturating_add(said.prompt_tokens_bound))
+                .zip(cost.prompt)
+                .map(|(output, prompt)| output.saturating_add(prompt))
                 .or(unbounded),
             // Settlement charges the dearest of the prices set for unknown models, so every reservation covers it.
             Unit::NanoUsd => match cost
@@ -1085,7 +1131,8 @@ fn limits(
                 .or_else(|| limit.unknown_model.and_then(|_| dearest_unknown(met)))
             {
                 Some(price) => output
-                    .map(|output| price::worst_case(said.prompt_tokens_bound, output, &price))
+                    .zip(cost.prompt)
+                    .map(|(output, prompt)| price::worst_case(prompt, output, &price))
                     .or(unbounded),
                 None => {
                     refuse(

@@ -488,8 +488,15 @@ pub struct Said {
     /// A dearer service than the price table knows was asked for (`service_tier: priority`, `speed: fast`).
     pub premium: bool,
     /// Most tokens the prompt can come to: no tokenizer in use makes more tokens than there are bytes, and what comes by reference
-    /// counts at [`MEDIA_TOKENS`].
+    /// counts at [`MEDIA_TOKENS`]. But for `files` and `hosted`.
     pub prompt_tokens_bound: u64,
+    /// Files are part of the prompt. Their pages may come to more than their bytes, but to no more than the model takes in.
+    pub files: bool,
+    /// Tools are among those offered that the provider runs itself. What they find becomes prompt, as often as they are run, and may be charged by the use:
+    /// nothing bounds that.
+    pub hosted: bool,
+    /// MCP servers that the provider is told to call itself, by host.
+    pub connects: Vec<String>,
 }
 
 /// The arguments of a tool call, as JSON text. Conditions read them; nothing prints them.
@@ -509,7 +516,7 @@ impl fmt::Debug for Arguments {
     }
 }
 
-/// Most input tokens of one image or file that is named rather than contained in the body. OpenAI's dearest image (high detail) is
+/// Most input tokens of one image that is named rather than contained in the body. OpenAI's dearest image (high detail) is
 /// 2,833 tokens on `gpt-4o-mini`-class accounting times 12 tiles = 36,835 (OpenAI, "Images and vision", cost of images); rounded up.
 pub const MEDIA_TOKENS: u64 = 40_000;
 
@@ -577,7 +584,7 @@ const PREMIUM: [(&str, &str); 2] = [("service_tier", "priority"), ("speed", "fas
 
 /// Keys that decide, by place. One of them in another case is refused: a reader that ignores case (Go's `encoding/json` does) would
 /// take it for the real one.
-const DECIDING_LLM: [&str; 11] = [
+const DECIDING_LLM: [&str; 13] = [
     "model",
     "messages",
     "tools",
@@ -589,6 +596,8 @@ const DECIDING_LLM: [&str; 11] = [
     "n",
     "service_tier",
     "speed",
+    "web_search_options",
+    "mcp_servers",
 ];
 const DECIDING_RPC: [&str; 4] = ["jsonrpc", "method", "params", "id"];
 
@@ -746,12 +755,29 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
         }
         for tool in tools.items() {
             read_tool(tool, &mut said.tools)?;
+            said.hosted |= is_hosted(tool);
+            for key in ["server_url", "connector_id"] {
+                read_connection(tool.get(key), said)?;
+            }
         }
+    }
+    // Of the models that search before they answer, wherever the answer goes.
+    if root.get("web_search_options").is_some_and(is_there) {
+        said.tools.push("web_search".to_string());
+        said.hosted = true;
+    }
+    let servers = root.get("mcp_servers").filter(|servers| is_there(*servers));
+    for server in servers.into_iter().flat_map(Value::items) {
+        one_spelling(server, &["url"])?;
+        let url = server.get("url");
+        read_connection(url.or(Some(server)), said)?;
+        said.tools.push("mcp_toolset".to_string());
+        said.hosted = true;
     }
     said.tools_at_work = !said.tools.is_empty();
     let mut media: u64 = 0;
     for message in root.get("messages").into_iter().flat_map(Value::items) {
-        media = media.saturating_add(media_parts(message));
+        media = media.saturating_add(media_parts(message, &mut said.files));
         said.tools_at_work = said.tools_at_work || is_tool_output(message);
     }
     said.prompt_tokens_bound = u64::try_from(body_bytes)
@@ -779,16 +805,58 @@ fn read_tool(tool: Value<'_, '_>, names: &mut Vec<String>) -> Result<(), Unreada
     Ok(())
 }
 
-/// Content parts of a message, or of a tool's result in one, that name or contain something other than text.
+fn is_there(value: Value<'_, '_>) -> bool {
+    !value.is_null()
+}
+
+/// Whether the provider runs this tool itself: one that has a type, but for those whose types say that the caller does (Anthropic, "Tool use with Claude",
+/// client tools; OpenAI's have no others).
+fn is_hosted(tool: Value<'_, '_>) -> bool {
+    const CALLERS: [&str; 6] = [
+        "function",
+        "custom",
+        "bash_",
+        "text_editor_",
+        "computer_",
+        "memory_",
+    ];
+    let kind = tool.get("type").and_then(Value::as_str);
+    kind.is_some_and(|kind| {
+        let mut callers = CALLERS.into_iter();
+        !callers.any(|ours| kind == ours || ours.ends_with('_') && kind.starts_with(ours))
+    })
+}
+
+/// Adds the host of an MCP server that the provider is told to call, by its URL; or what the provider knows it as.
+fn read_connection(place: Option<Value<'_, '_>>, said: &mut Said) -> Result<(), Unreadable> {
+    let Some(place) = place.filter(|place| is_there(*place)) else {
+        return Ok(());
+    };
+    let host = place.as_str().and_then(|place| {
+        let (_, rest) = place.split_once("://").unwrap_or(("", &place));
+        normal_host(rest.split(['/', '?', '#']).next()?)
+    });
+    said.connects.push(host.ok_or(Unreadable::new(
+        "request.json",
+        "an MCP server that the provider is told to call has no plain URL",
+    ))?);
+    Ok(())
+}
+
+/// Content parts of a message, or of a tool's result in one, that name or contain something other than text; and whether there are files among them.
 /// Recursion ends with the document: [`json::MAX_DEPTH`].
-fn media_parts(message: Value<'_, '_>) -> u64 {
-    const MEDIA: [&str; 5] = ["image_url", "image", "input_audio", "file", "document"];
+fn media_parts(message: Value<'_, '_>, files: &mut bool) -> u64 {
+    const MEDIA: [&str; 3] = ["image_url", "image", "input_audio"];
+    const FILES: [&str; 2] = ["file", "document"];
     let parts = message.get("content").into_iter().flat_map(Value::items);
     parts
         .map(|part| {
             let kind = part.get("type").and_then(Value::text);
-            let is_media = kind.is_some_and(|kind| MEDIA.iter().any(|media| kind == **media));
-            u64::from(is_media) + media_parts(part)
+            let is_one_of =
+                |kinds: &[&str]| kind.is_some_and(|kind| kinds.iter().any(|one| kind == **one));
+            let is_file = is_one_of(&FILES);
+            *files |= is_file;
+            u64::from(is_file || is_one_of(&MEDIA)) + media_parts(part, files)
         })
         .sum()
 }

@@ -515,6 +515,69 @@ fn every_tool_that_is_offered_is_named() {
     }
 }
 
+/// What the provider does by itself for a call: which tools it runs, and which servers it calls.
+#[test]
+fn what_a_provider_is_told_to_do_is_read() {
+    let said = |body: &str| {
+        let said = chat(body).map(|facts| facts.said)?;
+        Ok((said.hosted, said.tools.join(" "), said.connects.join(" ")))
+    };
+    let is =
+        |hosted, tools: &str, connects: &str| Ok((hosted, tools.to_string(), connects.to_string()));
+    for (body, expected) in [
+        (
+            r#"{"tools":[{"type":"function","function":{"name":"a"}}]}"#,
+            is(false, "a", ""),
+        ),
+        (
+            r#"{"tools":[{"type":"custom","name":"a"},{"name":"b"}]}"#,
+            is(false, "a b", ""),
+        ),
+        (
+            r#"{"tools":[{"type":"text_editor_20250728","name":"edit"}]}"#,
+            is(false, "edit", ""),
+        ),
+        (
+            r#"{"tools":[{"type":"web_search_20250305","name":"web_search"}]}"#,
+            is(true, "web_search", ""),
+        ),
+        (
+            r#"{"tools":[{"type":"functional","name":"a"}]}"#,
+            is(true, "a", ""),
+        ),
+        (r#"{"web_search_options":{}}"#, is(true, "web_search", "")),
+        (
+            r#"{"web_search_options":null,"mcp_servers":null}"#,
+            is(false, "", ""),
+        ),
+        (
+            r#"{"mcp_servers":[{"type":"url","url":"https://Evil.example:8443/mcp?a","name":"e"}]}"#,
+            is(true, "mcp_toolset", "evil.example"),
+        ),
+        (
+            r#"{"tools":[{"type":"mcp","server_label":"e","server_url":"https://evil.example"}]}"#,
+            is(true, "mcp", "evil.example"),
+        ),
+        (
+            r#"{"tools":[{"type":"mcp","connector_id":"connector_gmail"}]}"#,
+            is(true, "mcp", "connector_gmail"),
+        ),
+        (r#"{"mcp_servers":[{"name":"e"}]}"#, Err("request.json")),
+        (
+            r#"{"mcp_servers":[{"url":"https://a@evil.example/"}]}"#,
+            Err("request.json"),
+        ),
+        (r#"{"mcp_servers":[{"url":7}]}"#, Err("request.json")),
+        (
+            r#"{"mcp_servers":[{"URL":"https://evil.example"}]}"#,
+            Err("request.key_case"),
+        ),
+        (r#"{"MCP_servers":[]}"#, Err("request.key_case")),
+    ] {
+        assert_eq!(said(body), expected, "{body}");
+    }
+}
+
 /// What comes by reference counts at a fixed number of tokens; the rest by its bytes.
 #[test]
 fn the_bound_on_a_prompt() {
@@ -535,6 +598,14 @@ fn the_bound_on_a_prompt() {
         ),
         4 * MEDIA_TOKENS
     );
+    let files = |part: &str| {
+        let body = format!(
+            r#"{{"messages":[{{"content":[{{"type":"tool_result","content":[{part}]}}]}}]}}"#
+        );
+        chat(&body).unwrap().said.files
+    };
+    assert!(files(r#"{"type":"document"}"#) && files(r#"{"type":"file"}"#));
+    assert!(!files(r#"{"type":"image"}"#) && !files(r#"{"type":"text","text":"file"}"#));
     // In the result of a tool.
     assert_eq!(
         bound(

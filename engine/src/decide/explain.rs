@@ -155,7 +155,7 @@ impl Call<'_> {
     }
 
     fn network(&self, document: &Document, rules: &mut Vec<Ruled>) {
-        let refused = refusals(document, |check| check.network(self.head));
+        let refused = refusals(document, |check| check.network(self.head, self.facts));
         let network = &document.network;
         if let Some(hosts) = &network.hosts {
             let hosts = hosts.iter().map(|host| host.0.as_str());
@@ -240,6 +240,16 @@ impl Call<'_> {
                 format!("no tools may be used but {}", listed(others.named.iter())),
                 "leave other tools out of the request, or name them in the policy".to_string(),
                 "a call that offers or calls another tool".to_string(),
+            ));
+        }
+        if refused.iter().any(|r| r.rule == "capabilities.mcp_tool") {
+            rules.push(ruled(
+                "capabilities.mcp_tool",
+                &refused,
+                true,
+                "a provider may not be told to call MCP servers itself".to_string(),
+                "call the MCP server through the gate".to_string(),
+                String::new(),
             ));
         }
         let tool = self.facts.said.mcp_tool.as_deref();

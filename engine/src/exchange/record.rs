@@ -2,7 +2,7 @@
 
 use super::{CellOp, Content, End, Exchange, Finished, Observed, content::RecordedContent, vec_of};
 use crate::{
-    decide::{Cause, Charge, Decision, Outcome, Reason},
+    decide::{Cause, Charge, Decision, Outcome, Reason, most_prompt},
     facts::{Facts, Route, Said},
     identity,
     ledger::{Op, Unit},
@@ -134,7 +134,7 @@ impl Exchange {
             && self.upstream_status.is_none_or(|status| status < 400);
         let input = usage
             .input_tokens
-            .or(said.map(|said| said.prompt_tokens_bound));
+            .or(said.and_then(|said| most_prompt(said, price)));
         let output = usage
             .output_tokens
             .filter(|_| whole)
