@@ -55,6 +55,8 @@ pub struct Edge {
     upstream: String,
     /// When the keeper last said which bundle is to be run.
     followed: Cell<Option<Time>>,
+    /// Calls that have ended and of which the keeper could not be told. It counts them when it is heard of again.
+    lost: Cell<u64>,
 }
 
 /// A request that came in.
@@ -129,7 +131,12 @@ impl Edge {
             gate: RefCell::new(Gate::new(config)),
             upstream: upstream.trim_end_matches('/').to_owned(),
             followed: Cell::default(),
+            lost: Cell::default(),
         }
+    }
+
+    fn lose(&self, records: u64) {
+        self.lost.set(self.lost.get().saturating_add(records));
     }
 
     /// Verifies a bundle and runs it; on any error the one that ran before still runs.
@@ -187,7 +194,9 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             return;
         }
         let etag = edge.gate.borrow().bundle().etag();
-        let Ok(heard) = self.line.ask(Message::Follow { etag }).await else {
+        let lost = edge.lost.take();
+        let Ok(heard) = self.line.ask(Message::Follow { etag, lost }).await else {
+            edge.lose(lost);
             return self.platform.log("no answer from the keeper");
         };
         let now = self.platform.now();
@@ -258,6 +267,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
                     url: format!("{}{}", self.edge.upstream, call.target),
                     headers,
                     body,
+                    limit_ms: None,
                 };
                 self.pass_on(exchange, request).await
             }
@@ -346,14 +356,26 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
         }
     }
 
-    async fn pass_on(self, mut exchange: Exchange, request: Request<P::Body>) -> Served<'a> {
-        let Ok(response) = self.platform.fetch(request).await else {
-            // Whether it had arrived is not known, so it is settled as a call whose answer was lost.
-            return Served {
-                answer: unanswered(502, "the upstream does not answer", &exchange),
-                rest: Box::pin(self.close(exchange, End::UpstreamBroken)),
-            };
+    async fn pass_on(self, exchange: Exchange, request: Request<P::Body>) -> Served<'a> {
+        let fetched = self.platform.fetch(request).await;
+        // No answer has another status, and platforms break down when they are to pass one on.
+        let fetched = fetched.map(|response| {
+            let is_answer = (200..=599).contains(&response.status);
+            is_answer.then_some(response)
+        });
+        let title = match fetched {
+            Ok(Some(response)) => return self.answered(exchange, response).await,
+            Ok(None) => "the upstream's answer is none",
+            Err(_) => "the upstream does not answer",
         };
+        // Whether it had arrived is not known, so it is settled as a call whose answer was lost.
+        Served {
+            answer: unanswered(502, title, &exchange),
+            rest: Box::pin(self.close(exchange, End::UpstreamBroken)),
+        }
+    }
+
+    async fn answered(self, mut exchange: Exchange, response: Response<P::Body>) -> Served<'a> {
         let Response {
             status,
             mut headers,
@@ -535,6 +557,7 @@ impl<'a, P: Platform + 'a, L: Line + 'a> Service<P, L> {
             }
             self.platform.pause(CLOSE_PAUSE_MS).await;
         }
+        self.edge.lose(1);
         self.platform
             .log("a call could not be settled: the keeper does not answer");
     }

@@ -21,6 +21,9 @@ pub enum Message {
     Follow {
         /// What the asker runs.
         etag: Option<String>,
+        /// How many calls have ended since it last asked of which nobody could be told.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        lost: u64,
     },
     /// Make these reservations for a call, all or, from the first that is refused, none further.
     Reserve {
@@ -50,6 +53,10 @@ pub enum Message {
         /// One line of JSON.
         record: String,
     },
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What is heard from the keeper.

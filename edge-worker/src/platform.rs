@@ -45,6 +45,8 @@ pub struct Request<B> {
     pub headers: Headers,
     /// What goes along.
     pub body: RequestBody<B>,
+    /// After so many milliseconds nobody waits for it any more, head or body. `None`: as long as it takes.
+    pub limit_ms: Option<u32>,
 }
 
 impl<B> fmt::Debug for Request<B> {

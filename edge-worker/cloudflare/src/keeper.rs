@@ -10,10 +10,17 @@ use tollgate_edge_worker::{
 };
 use worker::{DurableObject, Env, Request, Response, Result, State, durable_object};
 
+/// How long a keeper may take to read its storage, and between two looks at whether it has.
+const OPENING_MS: u32 = 5_000;
+const OPENING_PAUSE_MS: u32 = 5;
+
+type Holder = edge::Keeper<Cloudflare, Ahead<Stored>>;
+
 /// The Durable Object.
 #[durable_object(alarm)]
 pub struct Keeper {
-    keeper: Rc<OnceCell<edge::Keeper<Cloudflare, Ahead<Stored>>>>,
+    /// Empty until its storage is read; nothing where it cannot work.
+    keeper: Rc<OnceCell<Option<Holder>>>,
     state: State,
     alarm: Alarm,
     /// Calls are about to be noted.
@@ -32,9 +39,12 @@ impl DurableObject for Keeper {
                     let stored = Stored::load(storage, env, setup.name()).await?;
                     let keeper =
                         edge::Keeper::open(Cloudflare, stored, setup.config, &setup.control_plane);
-                    let _ = slot.set(keeper.await);
+                    let _ = slot.set(Some(keeper.await));
                 }
-                Err(why) => Cloudflare.log(&format!("this keeper cannot work: {why}")),
+                Err(why) => {
+                    Cloudflare.log(&format!("this keeper cannot work: {why}"));
+                    let _ = slot.set(None);
+                }
             }
             Ok(())
         });
@@ -47,9 +57,10 @@ impl DurableObject for Keeper {
     }
 
     async fn fetch(&self, request: Request) -> Result<Response> {
-        let Some(keeper) = self.keeper.get() else {
+        let Some(keeper) = self.opened().await else {
             return host::unconfigured();
         };
+        let in_header = host::reads_headers(&request);
         let message = host::said(request).await?;
         self.wake_in(GATHER_MS, ROUND_MS).await?;
         let reserves = matches!(message, Message::Reserve { .. } | Message::Lease { .. });
@@ -57,12 +68,12 @@ impl DurableObject for Keeper {
         if reserves {
             self.note();
         }
-        host::saying(&heard)
+        host::saying(&heard, in_header)
     }
 
     async fn alarm(&self) -> Result<Response> {
         self.alarm.rang();
-        if let Some(keeper) = self.keeper.get()
+        if let Some(keeper) = self.opened().await
             && let Some(next) = keeper.round().await
         {
             let wait_ms = next.millis_since(Cloudflare.now());
@@ -73,6 +84,17 @@ impl DurableObject for Keeper {
 }
 
 impl Keeper {
+    /// Nothing is delivered before it is opened, but for the event under way when a panic has made this one anew.
+    async fn opened(&self) -> Option<&Holder> {
+        for _ in 0..OPENING_MS / OPENING_PAUSE_MS {
+            if let Some(keeper) = self.keeper.get() {
+                return keeper.as_ref();
+            }
+            Cloudflare.pause(OPENING_PAUSE_MS).await;
+        }
+        None
+    }
+
     /// Sees to it that the calls under way are noted soon, unless that is so.
     fn note(&self) {
         if self.noting.replace(true) {
@@ -82,7 +104,7 @@ impl Keeper {
         self.state.wait_until(async move {
             Cloudflare.pause(NOTE_MS).await;
             noting.set(false);
-            if let Some(keeper) = keeper.get() {
+            if let Some(Some(keeper)) = keeper.get() {
                 keeper.note().await;
             }
         });

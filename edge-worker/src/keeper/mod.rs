@@ -14,7 +14,10 @@ use crate::{
     },
 };
 use serde::{Deserialize, Serialize};
-use std::cell::{Cell as Slot, RefCell};
+use std::{
+    cell::{Cell as Slot, RefCell},
+    collections::VecDeque,
+};
 use tollgate_engine::{
     gate::{Config, Gate},
     json,
@@ -28,7 +31,12 @@ use tollgate_engine::{
 pub const OPEN_LIMIT_MS: i64 = 15 * 60 * 1_000;
 /// So long after its reservation the note of a call is made durable ([`Keeper::note`]), unless it is over by then: while its upstream thinks.
 pub const NOTE_MS: u32 = 10;
-/// Records that may wait for the journal: 16 MiB at the 2 KiB of a long one. Beyond it they are dropped and counted.
+/// For so long a call that was closed is not closed again: longer than anybody says so who is not heard ([`crate::Edge`]).
+const CLOSED_MS: i64 = 10_000;
+/// Of the records that wait for the journal so many bytes, or fewer, count as one.
+const PIECE_BYTES: usize = 2 * 1024;
+/// So many pieces may wait, 16 MiB: an object that has them all in memory twice while it reads its storage has 128 MB at Cloudflare's. Beyond it records are
+/// dropped and counted.
 const MAX_BACKLOG: usize = 8_192;
 
 /// The holder. What it keeps in memory may be lost at any time.
@@ -44,12 +52,18 @@ pub struct Keeper<P, S> {
     /// When the control plane last said which bundle is to be run.
     confirmed: Slot<Option<Time>>,
     checking: Slot<bool>,
+    /// When the last question for it began.
+    checked: Slot<Option<Time>>,
+    /// It was not answered.
+    unanswered: Slot<bool>,
     delivering: Slot<bool>,
     spoke: Slot<Option<Time>>,
     reported: Slot<Option<Time>>,
     /// The last message.
     heard: Slot<Option<Time>>,
     backlog: Slot<usize>,
+    /// The calls that were closed in the last [`CLOSED_MS`].
+    closed: RefCell<VecDeque<(Time, String)>>,
 }
 
 /// What a call has reserved.
@@ -71,7 +85,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         {
             platform.log(&format!("the stored bundle is not run: {why}"));
         }
-        let backlog = store.keys(RECORDS).await.map_or(0, |keys| keys.len());
+        let backlog = store.keys(RECORDS).await.map_or(0, |keys| pieces(&keys));
         let keeper = Keeper {
             platform,
             store,
@@ -82,11 +96,14 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             waited: Slot::default(),
             confirmed: Slot::default(),
             checking: Slot::default(),
+            checked: Slot::default(),
+            unanswered: Slot::default(),
             delivering: Slot::default(),
             spoke: Slot::default(),
             reported: Slot::default(),
             heard: Slot::default(),
             backlog: Slot::new(backlog),
+            closed: RefCell::default(),
         };
         keeper.own_up().await;
         keeper
@@ -119,7 +136,10 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         self.heard.set(Some(self.platform.now()));
         let mut heard = Heard::default();
         match message {
-            Message::Follow { etag } => {
+            Message::Follow { etag, lost } => {
+                if lost > 0 {
+                    self.dropped(lost).await;
+                }
                 self.confirm_bundle().await;
                 heard.envelope = self.other_bundle(etag).await;
             }
@@ -141,12 +161,27 @@ impl<P: Platform, S: Store> Keeper<P, S> {
                 changes,
                 record,
             } => {
-                self.close(&call, &changes).await;
-                self.record(record.as_bytes()).await;
+                if !self.has_closed(&call) {
+                    self.close(&call, &changes).await;
+                    self.record(record.as_bytes()).await;
+                    let now = self.platform.now();
+                    self.closed.borrow_mut().push_back((now, call));
+                }
             }
         }
         heard.etag = self.gate.borrow().bundle().etag();
         heard
+    }
+
+    /// Whether this call was closed not long ago: somebody who did not hear that it was says so again.
+    fn has_closed(&self, call: &str) -> bool {
+        let now = self.platform.now();
+        let mut closed = self.closed.borrow_mut();
+        let is_old = |at: Time| now.millis_since(at).saturating_abs() >= CLOSED_MS;
+        while closed.front().is_some_and(|(at, _)| is_old(*at)) {
+            closed.pop_front();
+        }
+        closed.iter().any(|(_, known)| known == call)
     }
 
     /// The stored bundle, when it is another than that of `etag`.
@@ -246,13 +281,14 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Puts a record where the next batch is made of.
     async fn record(&self, record: &[u8]) {
-        if self.backlog.get() < MAX_BACKLOG {
-            let stored = self
-                .store
-                .swap(&record_key(record), None, Some(record))
-                .await;
-            match stored {
-                Ok(true) => return self.backlog.set(self.backlog.get().saturating_add(1)),
+        let key = record_key(record);
+        let backlog = self.backlog.get().saturating_add(pieces_at(&key));
+        if backlog <= MAX_BACKLOG {
+            match self.store.swap(&key, None, Some(record)).await {
+                Ok(true) => {
+                    let backlog = self.backlog.get().saturating_add(pieces_at(&key));
+                    return self.backlog.set(backlog);
+                }
                 // It is there already.
                 Ok(false) => return,
                 Err(_) => {}
@@ -343,11 +379,30 @@ impl<P: Platform, S: Store> Line for std::rc::Rc<Keeper<P, S>> {
     }
 }
 
-/// Sorts by time, and is the same for the same record.
+/// Sorts by time, and is the same for the same record. Says in how many pieces a long one counts.
 fn record_key(record: &[u8]) -> String {
+    let short = short_record_key(record);
+    match record.len().div_ceil(PIECE_BYTES) {
+        0 | 1 => short,
+        pieces => format!("{short} {pieces}"),
+    }
+}
+
+/// The key without that; earlier versions stored long ones so.
+fn short_record_key(record: &[u8]) -> String {
     let id: String = json::read_member(record, "id").unwrap_or_default();
     let at_ms: i64 = json::read_member(record, "at_ms").unwrap_or_default();
     format!("{}{at_ms:020} {id}", store::RECORDS)
+}
+
+/// In how many pieces the record at this key counts.
+fn pieces_at(key: &str) -> usize {
+    let pieces = key.rsplit(' ').next().and_then(|last| last.parse().ok());
+    pieces.unwrap_or(1)
+}
+
+fn pieces(keys: &[String]) -> usize {
+    keys.iter().map(|key| pieces_at(key)).sum()
 }
 
 fn number(stored: Option<&[u8]>) -> u64 {

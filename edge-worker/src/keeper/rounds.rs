@@ -1,6 +1,6 @@
 //! What a keeper does between messages, and what messages wait for: bundles, leases, the journal.
 
-use super::{Keeper, OPEN_LIMIT_MS, Open, number, record_key};
+use super::{Keeper, OPEN_LIMIT_MS, Open, number, pieces, pieces_at, record_key, short_record_key};
 use crate::{
     message::{Change, Want},
     platform::{Platform, Request, RequestBody, within},
@@ -31,7 +31,7 @@ const PAUSE_MS: u32 = 5;
 const LEASE_PAUSE_MS: u32 = 50;
 /// How long records are gathered before a round delivers them.
 pub const GATHER_MS: i64 = 200;
-/// What came in while a batch was delivered waits for the next round, unless it is as many records: a batch for each would cost more than they do.
+/// What came in while a batch was delivered waits for the next round, unless it is as many records, or pieces of long ones: a batch for each would cost more than they do.
 const WORTH_A_BATCH: usize = 64;
 /// Time between two rounds while there is something to do, and between two looks within one; also how often spending is reported while calls keep asking for leases.
 pub const ROUND_MS: i64 = 1_000;
@@ -179,6 +179,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             } else {
                 RequestBody::Bytes(body)
             },
+            limit_ms: u32::try_from(timeout_ms).ok(),
         };
         let answer = within(&self.platform, timeout_ms, async {
             let mut response = self.platform.fetch(request).await.ok()?;
@@ -214,11 +215,17 @@ impl<P: Platform, S: Store> Keeper<P, S> {
         let fresh = |confirmed: Option<Time>| {
             confirmed.is_some_and(|at| start.millis_since(at).saturating_abs() < CONFIRMED_MS)
         };
-        if fresh(self.confirmed.get()) {
+        // Where nobody has just answered, it is for the rounds to try again, and for nobody else to wait.
+        if fresh(self.confirmed.get()) || self.unanswered.get() && fresh(self.checked.get()) {
             return;
         }
         // Somebody else may have asked just now.
-        while self.checking.get() && self.platform.now().millis_since(start) < CONFIRM_WAIT_MS {
+        let is_young = || {
+            let checked = self.checked.get().unwrap_or(start);
+            let waited = self.platform.now().millis_since(checked);
+            self.checking.get() && waited.saturating_abs() < CONFIRM_WAIT_MS
+        };
+        while is_young() {
             self.platform.pause(PAUSE_MS).await;
         }
         if !fresh(self.confirmed.get()) {
@@ -234,6 +241,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             .check_bundle(&self.gate.borrow(), now);
         let Some(mut errand) = errand else { return };
         errand.timeout_ms = errand.timeout_ms.min(limit_ms);
+        self.checked.set(Some(now));
         let (status, body) = {
             let _checking = Busy::new(&self.checking);
             self.run(errand).await
@@ -243,7 +251,9 @@ impl<P: Platform, S: Store> Keeper<P, S> {
             status,
             body: &body,
         };
-        if matches!(status, 200 | 304 | RECALL) {
+        let answers = matches!(status, 200 | 304 | RECALL);
+        self.unanswered.set(!answers);
+        if answers {
             self.confirmed.set(Some(now));
         } else {
             self.failed("bundle", status);
@@ -592,7 +602,7 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     /// The records to seal, oldest first.
     async fn gathered(&self) -> Option<Vec<Vec<u8>>> {
         let keys = self.store.keys(RECORDS).await.ok()?;
-        self.backlog.set(keys.len());
+        self.backlog.set(pieces(&keys));
         let (mut records, mut bytes) = (Vec::new(), 0_usize);
         for key in &keys {
             if !upkeep::batch_has_room(records.len(), bytes) {
@@ -610,9 +620,11 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     async fn forget_records(&self, journal: &Journal) -> Option<()> {
         let batch = Batch::read(&journal.pending).ok()?;
         for record in batch.records {
-            let key = record_key(record);
-            if self.store.swap(&key, Some(record), None).await.ok()? {
-                self.backlog.set(self.backlog.get().saturating_sub(1));
+            for key in [record_key(record), short_record_key(record)] {
+                if self.store.swap(&key, Some(record), None).await.ok()? {
+                    let backlog = self.backlog.get().saturating_sub(pieces_at(&key));
+                    self.backlog.set(backlog);
+                }
             }
         }
         Some(())

@@ -1,10 +1,10 @@
 //! Rounds, by a clock that only moves when everybody waits.
 
-use super::{HOLDER, Keeper, Rounds};
+use super::{DROPPED, HOLDER, Keeper, RECORDS, Rounds, pieces};
 use crate::{
-    message::Change,
+    message::{Change, Message},
     platform::{Broken, Platform, Request, RequestBody, Response, Unreachable},
-    store::Memory,
+    store::{Memory, Store as _},
 };
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::{
@@ -58,6 +58,8 @@ struct Inside {
     unlimited: Cell<bool>,
     /// It does not answer.
     silent: Cell<bool>,
+    /// It does not even say so.
+    hangs: Cell<bool>,
     /// What it was asked for, and when.
     asked: RefCell<Vec<(i64, &'static str)>>,
     /// What of an account was told to have been given back, and when.
@@ -73,6 +75,7 @@ impl Lab {
             recalls: Cell::default(),
             unlimited: Cell::default(),
             silent: Cell::default(),
+            hangs: Cell::default(),
             asked: RefCell::default(),
             returned: RefCell::default(),
         }))
@@ -169,6 +172,9 @@ impl Platform for Lab {
         self.0.asked.borrow_mut().push((at_ms, what));
         if self.0.silent.get() {
             return Err(Unreachable);
+        }
+        if self.0.hangs.get() {
+            self.pause(u32::MAX).await;
         }
         let (status, body) = match (what, request.body) {
             ("bundle", _) if self.0.recalls.get() => (RECALL, Vec::new()),
@@ -338,6 +344,92 @@ fn without_an_alarm_nobody_waits_for_ever_for_a_control_plane_that_does_not_answ
     assert!(lab.run(keeper.owes()));
     // One round each second.
     assert_eq!(lab.now().millis(), 4_000);
+}
+
+/// Whoever was not heard, or did not hear that it was, says so again.
+#[test]
+fn a_call_is_closed_once_however_often_it_is_said() {
+    let lab = Lab::new(0);
+    let keeper = keeper(&lab);
+    let close = || Message::Close {
+        call: "d-1".to_owned(),
+        changes: Vec::new(),
+        record: String::from_utf8(record(1)).unwrap(),
+    };
+    for _ in 0..3 {
+        lab.run(keeper.handle(close()));
+        lab.run(keeper.round());
+        lab.run(lab.pause(1_000));
+    }
+    assert_eq!(lab.asked_for("audit"), [0]);
+    assert!(!lab.run(keeper.owes()));
+}
+
+/// A long record takes the room of many.
+#[test]
+fn records_that_wait_have_so_much_room_and_no_more() {
+    let lab = Lab::new(0);
+    let keeper = keeper(&lab);
+    let long = |number: i64| {
+        let content = "x".repeat(64 * 1024 - 60);
+        format!(r#"{{"id":"d-{number}","at_ms":{number},"content":"{content}"}}"#).into_bytes()
+    };
+    assert_eq!(long(10).len().div_ceil(2_048), 32);
+    // 16 MiB are 256 of 64 KiB.
+    for number in 0..256 {
+        lab.run(keeper.record(&long(number)));
+    }
+    let counted = || lab.run(keeper.store.get(DROPPED)).unwrap();
+    assert_eq!(counted(), None);
+    lab.run(keeper.record(&record(300)));
+    lab.run(keeper.record(&long(301)));
+    assert_eq!(counted().as_deref(), Some(&b"2"[..]));
+    // Whatever begins again with them knows how much they are, and there is room once they are delivered.
+    assert_eq!(pieces(&lab.run(keeper.store.keys(RECORDS)).unwrap()), 8_192);
+    while lab.run(keeper.owes()) {
+        lab.run(keeper.round());
+        lab.run(lab.pause(1_000));
+    }
+    lab.run(keeper.record(&long(302)));
+    assert_eq!(keeper.backlog.get(), 32);
+}
+
+#[test]
+fn calls_of_which_nobody_was_told_are_counted() {
+    let lab = Lab::new(0);
+    let keeper = keeper(&lab);
+    for lost in [2, 0, 3] {
+        lab.run(keeper.handle(Message::Follow { etag: None, lost }));
+    }
+    let counted = lab.run(keeper.store.get(DROPPED)).unwrap();
+    assert_eq!(counted.as_deref(), Some(&b"5"[..]));
+}
+
+#[test]
+fn a_control_plane_that_hangs_holds_up_one_call_and_not_each() {
+    let lab = Lab::new(0);
+    lab.0.hangs.set(true);
+    let keeper = keeper(&lab);
+    let follow = || {
+        let (etag, lost) = (None, 0);
+        keeper.handle(Message::Follow { etag, lost })
+    };
+    lab.run(follow());
+    assert_eq!(lab.now().millis(), 1_000);
+    for _ in 0..3 {
+        lab.run(follow());
+    }
+    assert_eq!(lab.now().millis(), 1_000);
+    // Beside a round that waits longer, too.
+    let calls = async {
+        lab.pause(7_000).await;
+        let begun = lab.now();
+        for _ in 0..3 {
+            follow().await;
+        }
+        assert!(lab.now().millis_since(begun) <= 1_000);
+    };
+    lab.run(select(pin!(calls), pin!(keeper.round())));
 }
 
 /// A keeper that holds a lease, for which one call has come: a second after the beginning.

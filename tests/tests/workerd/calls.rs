@@ -317,3 +317,27 @@ fn a_body_over_the_cap_is_refused_before_it_has_come() {
     );
     assert_eq!(scene.chat("hello", &[]).status, 200);
 }
+
+/// No answer has such a status, and an isolate that tried to pass it on would break down, with all that is under way there.
+#[test]
+fn an_upstream_that_answers_with_no_status_takes_nothing_else_down() {
+    let scene = Scene::start("status", POLICY);
+    for (status, passed) in [("999", 502), ("600", 502), ("503", 503)] {
+        let answer = scene.chat("hi", &[("x-stand-in-status", status)]);
+        assert_eq!(answer.status, passed, "{}", answer.body);
+    }
+    assert_eq!(scene.chat("hi", &[]).status, 200);
+    let mut ends: Vec<(Value, Value)> = scene
+        .records(4)
+        .iter()
+        .map(|record| (record["end"].clone(), record["upstream_status"].clone()))
+        .collect();
+    ends.sort_by_key(|end| format!("{end:?}"));
+    let expected = [
+        (json!("complete"), json!(200)),
+        (json!("complete"), json!(503)),
+        (json!("upstream_broken"), Value::Null),
+        (json!("upstream_broken"), Value::Null),
+    ];
+    assert_eq!(ends, expected);
+}
