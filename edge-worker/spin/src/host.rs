@@ -243,7 +243,12 @@ pub(crate) fn response(answer: Answer, bodiless: bool) -> Result<types::Response
     let bodiless = bodiless || matches!(answer.status, 204 | 205 | 304);
     let (writer, trailers) = wit_future::new(|| Ok(None));
     let contents = match answer.body {
-        _ if bodiless => None,
+        AnswerBody::Stream(stream) if bodiless => {
+            // To let go of it would say that the caller has left.
+            spawn(stream.map(drop).collect::<()>());
+            None
+        }
+        AnswerBody::Bytes(_) if bodiless => None,
         AnswerBody::Bytes(bytes) => {
             let bytes = stream::once(async { Ok(bytes) });
             Some(sending(bytes.boxed_local(), writer))
