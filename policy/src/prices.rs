@@ -1,7 +1,7 @@
 //! The price table that ships with Tollgate; `prices/import.py` writes it.
 
 use crate::document::{Document, ModelPrice, Rollout};
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 use tollgate_engine::price::{Price, PriceTable};
 
 /// The built-in prices, with their date and source inside.
@@ -13,29 +13,39 @@ pub fn builtin() -> &'static PriceTable {
     &TABLE
 }
 
-/// The same, and over it what the documents that are enforced say of models; where several name one, the dearest.
+/// The same, and over it what the documents that are enforced say of models; where several name one, the dearest, part by part.
 pub(crate) fn with(documents: &[Document]) -> PriceTable {
     let enforced = documents
         .iter()
         .filter(|document| document.rollout == Rollout::Enforce);
-    let mut said: Vec<&ModelPrice> = enforced.flat_map(|document| &document.prices).collect();
-    said.sort_by_key(|price| (price.output, price.input, price.cached_input));
+    let mut dearest: BTreeMap<&String, Price> = BTreeMap::new();
+    for said in enforced.flat_map(|document| &document.prices) {
+        let price = whole(said);
+        dearest
+            .entry(&said.model)
+            .and_modify(|other| *other = other.dearest(price))
+            .or_insert(price);
+    }
     let mut table = builtin().clone();
-    for said in said {
-        let known = builtin().find(&said.model);
-        let price = Price {
-            cached_input: said.cached_input,
-            max_input_tokens: known.and_then(|known| known.max_input_tokens),
-            max_output_tokens: said
-                .max_output_tokens
-                .or(known.and_then(|known| known.max_output_tokens)),
-            // Of a model that nobody here knows nobody knows whether it reasons.
-            reasons: known.is_none_or(|known| known.reasons),
-            ..Price::flat(said.input, said.output)
-        };
-        table.models.insert(said.model.clone(), price);
+    for (model, price) in dearest {
+        table.models.insert(model.clone(), price);
     }
     table
+}
+
+/// What a document says of a model, and what it leaves out.
+fn whole(said: &ModelPrice) -> Price {
+    let known = builtin().find(&said.model);
+    Price {
+        cached_input: said.cached_input,
+        max_input_tokens: known.and_then(|known| known.max_input_tokens),
+        max_output_tokens: said
+            .max_output_tokens
+            .or(known.and_then(|known| known.max_output_tokens)),
+        // Of a model that nobody here knows nobody knows whether it reasons.
+        reasons: known.is_none_or(|known| known.reasons),
+        ..Price::flat(said.input, said.output)
+    }
 }
 
 #[cfg(test)]
