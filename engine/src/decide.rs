@@ -1339,9 +1339,9 @@ pub fn limits_on<'p>(
         .map(|(limit, _)| limit)
 }
 
-/// The dearest price that a limit in force sets for models the table does not know.
+/// The dearest of the prices that limits in force set for models the table does not know: none makes cheaper what another one counts.
 fn dearest_unknown(met: &[&Document]) -> Option<Price> {
     in_force(met.iter().copied())
         .filter_map(|(limit, _)| limit.unknown_model)
-        .max_by_key(|price| (price.output, price.input))
+        .reduce(Price::dearest)
 }

@@ -67,6 +67,7 @@ pub struct LongContext {
 }
 
 /// The prices that hold for one call, with every default filled in.
+#[derive(Clone, Copy)]
 struct Rates {
     input: u64,
     cached_input: u64,
@@ -90,6 +91,41 @@ impl Price {
             max_input_tokens: None,
             max_output_tokens: None,
             reasons: false,
+        }
+    }
+
+    /// What no call costs less under, or sets aside less, than under either: of each part the dearer one. What a price leaves out counts as what
+    /// stands for it, and a bound that only one of them knows is not known. Of two lengths from which a prompt is long the shorter holds for both.
+    pub fn dearest(self, other: Price) -> Price {
+        let base = self.base_rates().dearest(other.base_rates());
+        let long = [self, other]
+            .iter()
+            .filter_map(|price| price.long_rates(u64::MAX))
+            .fold(base, Rates::dearest);
+        let above = [self.long_context, other.long_context];
+        let above = above.into_iter().flatten();
+        let larger = |one: Option<u64>, two: Option<u64>| Some(one?.max(two?));
+        Price {
+            input: base.input,
+            output: base.output,
+            cached_input: Some(base.cached_input),
+            cache_write: Some(base.cache_write),
+            cache_write_long: Some(base.cache_write_long),
+            reasoning: Some(base.reasoning),
+            long_context: above.map(|long| long.above_input_tokens).min().map(
+                |above_input_tokens| LongContext {
+                    above_input_tokens,
+                    input: long.input,
+                    // Reasoning has no price of its own there.
+                    output: long.output.max(long.reasoning),
+                    cached_input: Some(long.cached_input),
+                    cache_write: Some(long.cache_write),
+                    cache_write_long: Some(long.cache_write_long),
+                },
+            ),
+            max_input_tokens: larger(self.max_input_tokens, other.max_input_tokens),
+            max_output_tokens: larger(self.max_output_tokens, other.max_output_tokens),
+            reasons: self.reasons || other.reasons,
         }
     }
 
@@ -122,6 +158,17 @@ impl Price {
 }
 
 impl Rates {
+    fn dearest(self, other: Rates) -> Rates {
+        Rates {
+            input: self.input.max(other.input),
+            cached_input: self.cached_input.max(other.cached_input),
+            cache_write: self.cache_write.max(other.cache_write),
+            cache_write_long: self.cache_write_long.max(other.cache_write_long),
+            output: self.output.max(other.output),
+            reasoning: self.reasoning.max(other.reasoning),
+        }
+    }
+
     fn dearest_input(&self) -> u64 {
         self.input
             .max(self.cached_input)

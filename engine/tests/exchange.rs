@@ -13,7 +13,7 @@ use issuer::{
 use random::Random;
 use std::collections::BTreeMap;
 use tollgate_engine::{
-    bundle::{Payload, Redaction, Searched},
+    bundle::{Level, Payload, Redaction, Scope, Searched},
     decide::{Decision, Outcome},
     exchange::{End, Exchange, Finished, Forward, Output, Step},
     facts::Headers,
@@ -21,6 +21,7 @@ use tollgate_engine::{
     identity::TOKEN_HEADER,
     journal::MAX_RECORD_BYTES,
     ledger::{Account, Cell, Op, Refusal},
+    price::Price,
     reply::{REASON_HEADER, REDACTED_HEADER, Reply, WARNING_HEADER},
 };
 
@@ -799,4 +800,46 @@ fn an_alert_that_is_used_up_is_named_in_answer_and_record() {
         let rule = warning.map(|_| "budget.tokens");
         assert_eq!(recorded[0]["rule"].as_str(), rule);
     }
+}
+
+/// A document of the caller's team that has models the table does not know for nothing in, and for a dollar more out, takes nothing off the price that
+/// everybody's budget counts by.
+#[test]
+fn of_what_unknown_models_cost_the_dearest_counts_part_by_part() {
+    let mut payload = budgeted(1);
+    payload.documents.change(|documents| {
+        documents[0]
+            .limits
+            .retain(|limit| limit.rule == "budget.nano_usd");
+        let mut narrower = document("narrower");
+        narrower.scope = Scope::Team("platform".into());
+        narrower.limits = documents[0].limits.clone();
+        documents[0].limits[0].unknown_model = Some(Price::flat(5_000_000, 25_000_000));
+        narrower.limits[0].per = Level::Agent;
+        narrower.limits[0].unknown_model = Some(Price::flat(0, 26_000_000));
+        documents.push(narrower);
+    });
+    let mut gate = gate(Towards::Llm, &payload);
+    let body = r#"{"model":"house-model","messages":[],"max_tokens":10}"#;
+    let call = post(CHAT, "application/json", body);
+    let (mut exchange, step) = call.decide(&mut gate);
+    assert!(matches!(step, Step::Forward(_)), "{step:?}");
+    exchange.response_head(Headers(&[
+        (b":status", b"200"),
+        (b"content-type", b"application/json"),
+    ]));
+    let answer = br#"{"usage":{"prompt_tokens":19,"completion_tokens":10}}"#;
+    exchange.response_chunk(&gate, answer, true);
+    let finished = exchange.finish(End::Complete, NOW);
+    // 53 bytes x 5,000 + 10 x 26,000 nano-USD, of either budget; used are 19 x 5,000 + 10 x 26,000.
+    let settled: Vec<(u64, u64)> = finished
+        .ops
+        .iter()
+        .map(|op| match op.op {
+            Op::Settle { reserved, used, .. } => (reserved, used),
+            _ => panic!("{op:?}"),
+        })
+        .collect();
+    assert_eq!(settled, [(525_000, 355_000); 2]);
+    assert_eq!(record(&finished)["cost_nano_usd"], "355000");
 }

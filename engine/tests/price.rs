@@ -127,6 +127,137 @@ fn the_worst_case_takes_the_dearest_rate() {
 }
 
 #[test]
+fn of_two_prices_each_part_counts_where_it_is_dearer() {
+    // Output is a pico-dollar dearer, and hides nothing of the other.
+    let dearest = Price::flat(0, 25_000_001).dearest(Price::flat(5_000_000, 25_000_000));
+    assert_eq!((dearest.input, dearest.output), (5_000_000, 25_000_001));
+    // What is not said counts as input: 1000 read from the cache at 5 000, not at 1 000.
+    let said = Price {
+        cached_input: Some(1_000_000),
+        ..Price::flat(4_000_000, 0)
+    };
+    let cached = Usage {
+        cached_input_tokens: Some(1000),
+        ..usage(1000, 0)
+    };
+    let dearest = said.dearest(Price::flat(5_000_000, 0));
+    assert_eq!(cost(&cached, &dearest), Some(5_000_000));
+    // Written for long is written where it has no price: 1000 at 7 000, not at the 6 000 that the other says.
+    let written = Price {
+        cache_write: Some(7_000_000),
+        ..Price::flat(1_000_000, 0)
+    };
+    let long = Usage {
+        cache_write_tokens: Some(1000),
+        cache_write_long_tokens: Some(1000),
+        ..usage(1000, 0)
+    };
+    assert_eq!(cost(&long, &written.dearest(sonnet())), Some(7_000_000));
+    // And reasoning is output: 10 at 15 000, not at 9 000.
+    let reasoning = Price {
+        reasoning: Some(9_000_000),
+        ..Price::flat(0, 8_000_000)
+    };
+    let thought = Usage {
+        reasoning_tokens: Some(10),
+        ..usage(0, 10)
+    };
+    assert_eq!(cost(&thought, &reasoning.dearest(sonnet())), Some(150_000));
+}
+
+#[test]
+fn of_two_prices_what_bounds_less_counts() {
+    let most = |input, output, reasons| Price {
+        max_input_tokens: input,
+        max_output_tokens: output,
+        reasons,
+        ..Price::flat(1, 1)
+    };
+    let dearest = most(Some(8), Some(100), false).dearest(most(Some(9), Some(50), true));
+    assert_eq!(dearest.max_input_tokens, Some(9));
+    assert_eq!(dearest.max_output_tokens, Some(100));
+    assert!(dearest.reasons);
+    // What nobody knows may be more than what is known.
+    for (one, two) in [(None, Some(100)), (Some(100), None)] {
+        let dearest = most(one, one, false).dearest(most(two, two, false));
+        assert_eq!(dearest.max_input_tokens, None);
+        assert_eq!(dearest.max_output_tokens, None);
+        assert!(!dearest.reasons);
+    }
+}
+
+#[test]
+fn of_two_prices_a_long_prompt_is_the_shorter_one() {
+    let long = |above_input_tokens, input, output| {
+        Some(LongContext {
+            above_input_tokens,
+            input,
+            output,
+            cached_input: None,
+            cache_write: None,
+            cache_write_long: None,
+        })
+    };
+    let one = Price {
+        long_context: long(200, 6_000, 7_000),
+        ..Price::flat(1_000, 2_000)
+    };
+    let two = Price {
+        long_context: long(100, 5_000, 8_000),
+        ..Price::flat(3_000, 1_000)
+    };
+    for dearest in [one.dearest(two), two.dearest(one)] {
+        // 100 x 3 + 10 x 2 nano-USD, then 101 x 6 + 10 x 8.
+        assert_eq!(cost(&usage(100, 10), &dearest), Some(320));
+        assert_eq!(cost(&usage(101, 10), &dearest), Some(686));
+    }
+    // The other costs always the same, 9 and 9, and is the dearer one above 200 too.
+    let dearest = one.dearest(Price::flat(9_000, 9_000));
+    assert_eq!(cost(&usage(201, 10), &dearest), Some(1_899));
+}
+
+/// Whatever two prices say and leave out, under the dearest nothing costs less than under either.
+#[test]
+fn no_usage_costs_less_at_the_dearest_of_two_prices() {
+    let mut random = random();
+    for _ in 0..20_000 {
+        let mut some = || (random(2) == 0).then(|| random(1_000));
+        let mut one = || Price {
+            cached_input: some(),
+            cache_write: some(),
+            cache_write_long: some(),
+            reasoning: some(),
+            long_context: some().map(|above_input_tokens| LongContext {
+                above_input_tokens,
+                input: some().unwrap_or(0),
+                output: some().unwrap_or(0),
+                cached_input: some(),
+                cache_write: some(),
+                cache_write_long: some(),
+            }),
+            ..Price::flat(some().unwrap_or(0), some().unwrap_or(0))
+        };
+        let (one, two) = (one(), one());
+        let dearest = one.dearest(two);
+        let (input, output) = (random(1_000), random(1_000));
+        let cached = random(input + 1);
+        let written = random(input - cached + 1);
+        let used = Usage {
+            cached_input_tokens: Some(cached),
+            cache_write_tokens: Some(written),
+            cache_write_long_tokens: Some(random(written + 1)),
+            reasoning_tokens: Some(random(output + 1)),
+            ..usage(input, output)
+        };
+        for price in [one, two] {
+            assert!(cost(&used, &price) <= cost(&used, &dearest));
+            let least = worst_case(input, output, &price);
+            assert!(least <= worst_case(input, output, &dearest), "{price:?}");
+        }
+    }
+}
+
+#[test]
 fn money_saturates_instead_of_wrapping() {
     let dear = Price::flat(u64::MAX, u64::MAX);
     assert_eq!(cost(&usage(u64::MAX, u64::MAX), &dear), Some(u64::MAX));
@@ -144,13 +275,7 @@ fn money_saturates_instead_of_wrapping() {
 /// The built-in table covers any call within its bounds, whatever the split of its tokens.
 #[test]
 fn no_usage_within_the_bounds_costs_more_than_the_worst_case() {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut random = |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    };
+    let mut random = random();
     let table = builtin();
     for price in table.models.values() {
         for _ in 0..200 {
@@ -171,6 +296,17 @@ fn no_usage_within_the_bounds_costs_more_than_the_worst_case() {
                 "{used:?} within {bound}, {most}"
             );
         }
+    }
+}
+
+/// Numbers below what is asked for, the same each time.
+fn random() -> impl FnMut(u64) -> u64 {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
     }
 }
 
