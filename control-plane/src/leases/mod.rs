@@ -24,7 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 pub(crate) use remedies::release_lost;
-use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
+use rules::{Ask, Epoch, Lease, Listening, Others, Terms, learning_ms, window};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use std::collections::{BTreeSet, HashMap};
@@ -284,6 +284,19 @@ async fn learning_until_ms(
         .bind(workspace.as_str())
         .fetch_one(connection)
         .await
+}
+
+/// Since when the gates of a workspace could be heard of: by that it is judged which are lost.
+pub(crate) async fn listening(
+    state: &ControlPlane,
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+) -> Result<Listening, sqlx::Error> {
+    Ok(Listening {
+        since_ms: state.listening_since().millis(),
+        learning_until_ms: learning_until_ms(connection, workspace).await?,
+        term_ms: state.settings().lease_term_ms(),
+    })
 }
 
 /// A gate has shown that our database was put back to an earlier state.
@@ -846,6 +859,7 @@ async fn budgets(
         Some(run) => runs::accounts(&mut connection, workspace, run, now).await?,
     };
     let payload = bundles::payload(&state, workspace, &mut connection).await?;
+    let listening = listening(&state, &mut connection, workspace).await?;
     let mut budgets = Vec::with_capacity(accounts.len());
     for (account, window_start, resets_at) in accounts {
         let limits = match (&payload, Account::parse(&account)) {
@@ -873,7 +887,8 @@ async fn budgets(
         let holders = rows
             .into_iter()
             .map(|row| {
-                let lost = row.epoch < row.running || gates::is_lost(&state, row.last_seen_ms, now);
+                let lost =
+                    row.epoch < row.running || listening.is_lost(row.last_seen_ms, now.millis());
                 sums.add(&row, lost);
                 BudgetHolder {
                     gate: row.gate,

@@ -4,7 +4,7 @@ use super::{Row, rules::Lease};
 use crate::{
     ControlPlane,
     access::Operator,
-    bundles, events, gates,
+    bundles, events,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody},
     store::stored,
     text,
@@ -148,7 +148,8 @@ async fn release(
     let Some(last_seen_ms) = last_seen_ms else {
         return Err(Problem::new(Kind::NotFound, "no holder has this name"));
     };
-    if !gates::is_lost(&state, last_seen_ms, now) {
+    let listening = super::listening(&state, &mut write, workspace).await?;
+    if !listening.is_lost(last_seen_ms, now.millis()) {
         return Err(Problem::new(
             Kind::Conflict,
             "this gate was heard of within two lease terms; what it holds it may be spending",
@@ -251,8 +252,7 @@ pub(crate) async fn release_lost(state: &ControlPlane) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// The same in one: all that they reported neither as used nor as under way. Not while it is being learned what gates have: they may be alive,
-/// and their last word in the backup is an old one.
+/// The same in one: all that they reported neither as used nor as under way.
 async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Result<(), Problem> {
     let now = state.now();
     let mut write = state.store().write().await?;
@@ -264,9 +264,10 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
     .bind(now.secs())
     .fetch_all(&mut *write)
     .await?;
+    let listening = super::listening(state, &mut write, workspace).await?;
     let lost: Vec<String> = holders
         .into_iter()
-        .filter(|(_, last_seen_ms)| gates::is_lost(state, *last_seen_ms, now))
+        .filter(|(_, last_seen_ms)| listening.is_lost(*last_seen_ms, now.millis()))
         .map(|(holder, _)| holder)
         .collect();
     if lost.is_empty() {
@@ -275,9 +276,6 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
     let Some(payload) = bundles::payload(state, workspace, &mut write).await? else {
         return Ok(());
     };
-    if now.millis() < super::learning_until_ms(&mut write, workspace).await? {
-        return Ok(());
-    }
     for holder in &lost {
         let mut released = Vec::new();
         for held in held_by(&mut write, workspace, holder, now).await? {

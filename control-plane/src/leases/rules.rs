@@ -190,6 +190,33 @@ pub fn learning_ms(term_ms: i64) -> i64 {
     term_ms.max(30_000)
 }
 
+/// Since when holders could be heard of, and by what silence one is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// When we began to listen; milliseconds since the Unix epoch. What gates said before that, nobody took down.
+    pub since_ms: i64,
+    /// After a restore nobody is lost before; milliseconds since the Unix epoch. The last word of a gate in the backup is an old one.
+    pub learning_until_ms: i64,
+    /// How long a lease lasts; milliseconds.
+    pub term_ms: i64,
+}
+
+impl Listening {
+    /// The last moment at which a holder may be alive that was last heard of at `heard_ms`: two terms of silence later, one to live and one to
+    /// renew late, if we have listened for as long.
+    pub fn lost_after_ms(&self, heard_ms: i64) -> i64 {
+        heard_ms
+            .max(self.since_ms)
+            .saturating_add(self.term_ms.saturating_mul(2))
+            .max(self.learning_until_ms.saturating_sub(1))
+    }
+
+    /// Whether a holder is lost that was last heard of at `heard_ms`.
+    pub fn is_lost(&self, heard_ms: i64, now_ms: i64) -> bool {
+        now_ms > self.lost_after_ms(heard_ms)
+    }
+}
+
 /// What a holder has by all that was ever said.
 pub fn heard(mine: Option<Lease>, ask: &Ask) -> Lease {
     let mine = mine.unwrap_or_default();
@@ -698,6 +725,33 @@ mod tests {
         };
         let lease = answer(Some(lease), ask(8, 100, 900), others(0, 0), over);
         assert_eq!(lease.taken(), 1_000);
+    }
+
+    #[test]
+    fn who_is_silent_is_lost_only_where_somebody_listened() {
+        let listening = Listening {
+            since_ms: 0,
+            learning_until_ms: 0,
+            term_ms: TERM,
+        };
+        // Heard of at 1,000: two terms of 60,000 later it may live, and no longer.
+        assert!(!listening.is_lost(1_000, 121_000));
+        assert!(listening.is_lost(1_000, 121_001));
+        // Nobody listened before 500,000.
+        let late = Listening {
+            since_ms: 500_000,
+            ..listening
+        };
+        assert!(!late.is_lost(1_000, 620_000));
+        assert!(late.is_lost(1_000, 620_001));
+        assert!(!late.is_lost(510_000, 630_000));
+        // Not while it is being learned what gates have.
+        let learning = Listening {
+            learning_until_ms: 200_000,
+            ..listening
+        };
+        assert!(!learning.is_lost(1_000, 199_999));
+        assert!(learning.is_lost(1_000, 200_000));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What operators see of budgets, and what they can do about them.
 
-use crate::harness::{Gate, Plane, START, Workspace, ask, holder, text};
+use crate::harness::{Gate, Known, Plane, START, Workspace, ask, holder, text};
 use serde_json::{Value, json};
 use tollgate_engine::lease::Grant;
 
@@ -192,6 +192,50 @@ async fn what_a_lost_gate_held_is_released_where_the_policy_says_so() {
             .await;
         assert_eq!(late.is_err(), on_lost == "release");
     }
+}
+
+/// A hundred nano-USD a day for everybody together, of which others may have what a lost gate does not use; the account.
+async fn released(workspace: &Workspace<'_>) -> String {
+    let account = limited(workspace).await;
+    let policy = "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: house}\n\
+        spec: {budget: {daily_limit_usd: 0.000000100, per: workspace, on_lost: release}}\n";
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    account
+}
+
+#[tokio::test]
+async fn what_living_gates_hold_is_not_released_when_nobody_listened() {
+    let plane = Plane::new().await;
+    let (known, account) = {
+        let workspace = plane.workspace().await;
+        let account = released(&workspace).await;
+        let gate = workspace.gate().await;
+        told(&gate, &account, (1, 0, 60)).await;
+        (Known::of(&workspace, &gate), account)
+    };
+    // An hour's outage: the gate had no way to say that it lives.
+    let plane = plane.restarted(3_600).await;
+    let workspace = known.workspace(&plane);
+    let gate = known.gate(&workspace);
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(left(&workspace).await, ("0".to_owned(), "40".to_owned()));
+    let gates = workspace.get("/gates").await;
+    assert_eq!(gates[0]["holders"][0]["lost"], false, "{gates}");
+    let path = format!("/holders/{}/release", holder(1));
+    let (status, problem) = post(&workspace, &path).await;
+    assert_eq!(status, 409, "{problem}");
+    // It has used half of it meanwhile, and says so.
+    assert_eq!(told(&gate, &account, (2, 30, 0)).await.settled, 30);
+
+    // Who says nothing for two terms in which somebody listened is lost.
+    let plane = plane.restarted(3_600).await;
+    let workspace = known.workspace(&plane);
+    plane.advance(2 * TERM_SECS);
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(left(&workspace).await, ("0".to_owned(), "40".to_owned()));
+    plane.advance(1);
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(left(&workspace).await, ("0".to_owned(), "70".to_owned()));
 }
 
 #[tokio::test]
