@@ -1,6 +1,9 @@
 //! What an operator may do about a budget: lift a suspension, and release what a lost gate holds. The latter a policy may order too.
 
-use super::{Row, rules::Lease};
+use super::{
+    Row,
+    rules::{Lease, Listening},
+};
 use crate::{
     ControlPlane,
     access::Operator,
@@ -123,12 +126,12 @@ struct Released {
 }
 
 /// Releases what a lost gate was leased and has not reported as used. Whoever does it says that the gate is gone: what it spent and did not
-/// report is not counted.
+/// report is not counted. Not within two lease terms of the control plane's start, nor while it learns what gates hold: living ones are silent then too.
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/holders/{holder}/release", tag = "budgets", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("holder" = String, Path, description = "Its name for itself, as the budgets show it")),
     request_body = Why,
     responses((status = 200, body = Released),
-        (status = 409, description = "It is not lost", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+        (status = 409, description = "It is not known to be lost; says from when on it is", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn release(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -152,7 +155,7 @@ async fn release(
     if !listening.is_lost(last_seen_ms, now.millis()) {
         return Err(Problem::new(
             Kind::Conflict,
-            "this gate was heard of within two lease terms; what it holds it may be spending",
+            not_lost(&listening, last_seen_ms, now),
         ));
     }
     let rows = held_by(&mut write, workspace, &holder, now).await?;
@@ -172,6 +175,23 @@ async fn release(
         "what a lost gate held was released"
     );
     Ok(Json(Released { holder, accounts }))
+}
+
+/// Why a holder that was last heard of at `heard_ms` is not known to be lost, and until when.
+fn not_lost(listening: &Listening, heard_ms: i64, now: Time) -> String {
+    let why = if now.millis() < listening.learning_until_ms {
+        "the database was put back to an earlier state, and it is being learned what gates hold"
+    } else if heard_ms < listening.since_ms {
+        "the control plane has started again, and this gate may not have been able yet to say what it has used meanwhile"
+    } else {
+        "this gate was heard of within two lease terms; what it holds it may be spending"
+    };
+    // In whole seconds, and later than the last moment.
+    let after_ms = listening.lost_after_ms(heard_ms);
+    let from = Time::from_secs(after_ms.div_euclid(1_000).saturating_add(1));
+    format!(
+        "{why}; it counts as lost from {from} on, if nothing is heard of it before: release it then"
+    )
 }
 
 /// What a holder was leased in windows that still run.

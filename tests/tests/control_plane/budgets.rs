@@ -224,6 +224,9 @@ async fn what_living_gates_hold_is_not_released_when_nobody_listened() {
     let path = format!("/holders/{}/release", holder(1));
     let (status, problem) = post(&workspace, &path).await;
     assert_eq!(status, 409, "{problem}");
+    // Started at 09:00:00: two terms are over at 09:02:00, and it is lost a second later.
+    let detail = text(&problem["detail"]);
+    assert!(detail.contains("2026-11-20T09:02:01Z"), "{detail}");
     // It has used half of it meanwhile, and says so.
     assert_eq!(told(&gate, &account, (2, 30, 0)).await.settled, 30);
 
@@ -236,6 +239,43 @@ async fn what_living_gates_hold_is_not_released_when_nobody_listened() {
     plane.advance(1);
     plane.state.upkeep().await.unwrap();
     assert_eq!(left(&workspace).await, ("0".to_owned(), "70".to_owned()));
+}
+
+#[tokio::test]
+async fn nobody_is_lost_while_it_is_being_learned_what_gates_hold() {
+    let plane = Plane::new().await;
+    let (known, account) = {
+        let workspace = plane.workspace().await;
+        let account = limited(&workspace).await;
+        let gate = workspace.gate().await;
+        told(&gate, &account, (1, 0, 60)).await;
+        (Known::of(&workspace, &gate), account)
+    };
+    let plane = plane.restarted(3_600).await;
+    plane.advance(2 * TERM_SECS + 1);
+    let workspace = known.workspace(&plane);
+    let gate = known.gate(&workspace);
+    let lost = async || {
+        let gates = workspace.get("/gates").await;
+        let holders = gates[0]["holders"].as_array().cloned().unwrap_or_default();
+        let first = holders.iter().find(|one| one["holder"] == holder(1));
+        first.map(|one| one["lost"].clone())
+    };
+    assert_eq!(lost().await, Some(json!(true)));
+    // Another gate knows more than the database: it was put back, and so is what it says of the first.
+    let mut more = ask(&account, DAY, 1, 0, 0);
+    more.granted = 20;
+    gate.leased(&holder(2), 0, vec![]).await;
+    assert!(gate.leased(&holder(2), 1, vec![more]).await.learning);
+    assert_eq!(lost().await, Some(json!(false)));
+    let path = format!("/holders/{}/release", holder(1));
+    let (status, problem) = post(&workspace, &path).await;
+    assert_eq!(status, 409, "{problem}");
+    // Learning began at 09:02:01 and lasts a term.
+    let detail = text(&problem["detail"]);
+    assert!(detail.contains("2026-11-20T09:03:01Z"), "{detail}");
+    plane.advance(TERM_SECS);
+    assert_eq!(post(&workspace, &path).await.0, 200);
 }
 
 #[tokio::test]
