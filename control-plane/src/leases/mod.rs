@@ -24,7 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 pub(crate) use remedies::release_lost;
-use rules::{Ask, Epoch, Lease, Listening, Others, Terms, learning_ms, window};
+use rules::{Ask, Epoch, Lease, Life, Listening, Others, Terms, learning_ms, window};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use std::collections::{BTreeSet, HashMap};
@@ -887,8 +887,11 @@ async fn budgets(
         let holders = rows
             .into_iter()
             .map(|row| {
-                let lost =
-                    row.epoch < row.running || listening.is_lost(row.last_seen_ms, now.millis());
+                let holder = Life {
+                    epoch: row.running,
+                    heard_ms: row.last_seen_ms,
+                };
+                let lost = listening.is_lease_lost(holder, row.epoch, row.expires_ms, now.millis());
                 sums.add(&row, lost);
                 BudgetHolder {
                     gate: row.gate,

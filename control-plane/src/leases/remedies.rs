@@ -2,7 +2,7 @@
 
 use super::{
     Row,
-    rules::{Lease, Listening},
+    rules::{Lease, Life, Listening},
 };
 use crate::{
     ControlPlane,
@@ -142,24 +142,27 @@ async fn release(
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
-    let last_seen_ms: Option<i64> =
-        sqlx::query_scalar("SELECT last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2")
-            .bind(workspace.as_str())
-            .bind(&holder)
-            .fetch_optional(&mut *write)
-            .await?;
-    let Some(last_seen_ms) = last_seen_ms else {
+    let known: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT epoch, last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2",
+    )
+    .bind(workspace.as_str())
+    .bind(&holder)
+    .fetch_optional(&mut *write)
+    .await?;
+    let Some((epoch, heard_ms)) = known else {
         return Err(Problem::new(Kind::NotFound, "no holder has this name"));
     };
+    let life = Life { epoch, heard_ms };
     let listening = super::listening(&state, &mut write, workspace).await?;
-    if !listening.is_lost(last_seen_ms, now.millis()) {
+    let lost = lost_of(&mut write, workspace, &holder, life, &listening, now).await?;
+    let holds = lost.iter().any(|held| held.row.lease().unused() > 0);
+    if !holds && !listening.is_lost(heard_ms, now.millis()) {
         return Err(Problem::new(
             Kind::Conflict,
-            not_lost(&listening, last_seen_ms, now),
+            not_lost(&listening, heard_ms, now),
         ));
     }
-    let rows = held_by(&mut write, workspace, &holder, now).await?;
-    let accounts = release_all(&mut write, workspace, &holder, &rows, Lease::unused).await?;
+    let accounts = release_all(&mut write, workspace, &holder, life, &lost, Lease::unused).await?;
     let event = events::New {
         kind: "budget_released",
         subject: &holder,
@@ -194,14 +197,16 @@ fn not_lost(listening: &Listening, heard_ms: i64, now: Time) -> String {
     )
 }
 
-/// What a holder was leased in windows that still run.
-async fn held_by(
+/// What a holder was leased in windows that still run, as far as it is lost.
+async fn lost_of(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     holder: &str,
+    life: Life,
+    listening: &Listening,
     now: Time,
 ) -> Result<Vec<Held>, sqlx::Error> {
-    sqlx::query_as(
+    let mut held: Vec<Held> = sqlx::query_as(
         "SELECT account, holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
          WHERE workspace = $1 AND holder = $2 AND window_end > $3",
     )
@@ -209,19 +214,25 @@ async fn held_by(
     .bind(holder)
     .bind(now.secs())
     .fetch_all(connection)
-    .await
+    .await?;
+    held.retain(|held| {
+        listening.is_lease_lost(life, held.row.epoch, held.row.expires_ms, now.millis())
+    });
+    Ok(held)
 }
 
 /// Gives back `how_much` of each of these leases in the name of their holder; says of how many there was something to give. Should it be
-/// alive after all, it has to begin anew: what it knows of its leases is no longer so.
+/// alive after all, it has to begin anew: what it knows of its leases is no longer so. Not where all are of earlier epochs, of which it tells nothing any more.
 async fn release_all(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     holder: &str,
+    life: Life,
     leases: &[Held],
     how_much: impl Fn(&Lease) -> u64,
 ) -> Result<usize, Problem> {
     let mut accounts = 0;
+    let mut is_running = false;
     for held in leases {
         let lease = held.row.lease();
         let amount = how_much(&lease);
@@ -229,6 +240,7 @@ async fn release_all(
             continue;
         }
         accounts += 1;
+        is_running |= held.row.epoch >= life.epoch;
         let reserved = lease.reserved.min(lease.unused().saturating_sub(amount));
         let (Some(returned), Some(reserved)) = (
             stored(lease.returned.saturating_add(amount)),
@@ -252,7 +264,7 @@ async fn release_all(
         .execute(&mut *connection)
         .await?;
     }
-    if accounts > 0 {
+    if is_running {
         sqlx::query("UPDATE holders SET epoch = epoch + 1 WHERE workspace = $1 AND holder = $2")
             .bind(workspace.as_str())
             .bind(holder)
@@ -276,19 +288,21 @@ pub(crate) async fn release_lost(state: &ControlPlane) -> Result<(), sqlx::Error
 async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Result<(), Problem> {
     let now = state.now();
     let mut write = state.store().write().await?;
-    let holders: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT DISTINCT h.holder, h.last_seen_ms FROM holders AS h JOIN leases AS l ON l.workspace = h.workspace AND l.holder = h.holder
-         WHERE h.workspace = $1 AND l.window_end > $2 AND l.granted > l.returned + l.settled + l.reserved",
+    let holders: Vec<Holds> = sqlx::query_as(
+        "SELECT h.holder, h.epoch, h.last_seen_ms, MIN(CASE WHEN l.epoch < h.epoch THEN l.expires_ms END) AS left_ms
+         FROM holders AS h JOIN leases AS l ON l.workspace = h.workspace AND l.holder = h.holder
+         WHERE h.workspace = $1 AND l.window_end > $2 AND l.granted > l.returned + l.settled + l.reserved
+         GROUP BY h.holder ORDER BY h.holder",
     )
     .bind(workspace.as_str())
     .bind(now.secs())
     .fetch_all(&mut *write)
     .await?;
     let listening = super::listening(state, &mut write, workspace).await?;
-    let lost: Vec<String> = holders
+    let is_lost = |heard_ms| listening.is_lost(heard_ms, now.millis());
+    let lost: Vec<Holds> = holders
         .into_iter()
-        .filter(|(_, last_seen_ms)| listening.is_lost(*last_seen_ms, now.millis()))
-        .map(|(holder, _)| holder)
+        .filter(|holds| is_lost(holds.last_seen_ms) || holds.left_ms.is_some_and(is_lost))
         .collect();
     if lost.is_empty() {
         return Ok(());
@@ -296,9 +310,14 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
     let Some(payload) = bundles::payload(state, workspace, &mut write).await? else {
         return Ok(());
     };
-    for holder in &lost {
+    for holds in &lost {
+        let holder = &holds.holder;
+        let life = Life {
+            epoch: holds.epoch,
+            heard_ms: holds.last_seen_ms,
+        };
         let mut released = Vec::new();
-        for held in held_by(&mut write, workspace, holder, now).await? {
+        for held in lost_of(&mut write, workspace, holder, life, &listening, now).await? {
             let Some(account) = Account::parse(&held.account) else {
                 continue;
             };
@@ -308,7 +327,7 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
             }
         }
         let neither = |lease: &Lease| lease.unused().saturating_sub(lease.reserved);
-        let accounts = release_all(&mut write, workspace, holder, &released, neither).await?;
+        let accounts = release_all(&mut write, workspace, holder, life, &released, neither).await?;
         if accounts == 0 {
             continue;
         }
@@ -316,13 +335,30 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
             kind: "budget_released",
             subject: holder,
             by: None,
-            message: "the gate is lost, and by policy others may spend what it does not use (budget.on_lost)",
+            message: match is_lost(holds.last_seen_ms) {
+                true => {
+                    "the gate is lost, and by policy others may spend what it does not use (budget.on_lost)"
+                }
+                false => {
+                    "the gate began anew and is done with what it held before; by policy others may spend it (budget.on_lost)"
+                }
+            },
         };
         events::record(&mut write, workspace, now, event).await?;
         tracing::info!(%workspace, holder, accounts, "what a lost gate held was released by policy");
     }
     write.commit().await?;
     Ok(())
+}
+
+/// Who holds something that is neither used nor under way.
+#[derive(sqlx::FromRow)]
+struct Holds {
+    holder: String,
+    epoch: i64,
+    last_seen_ms: i64,
+    /// When the first of the leases ended that it has left behind in earlier epochs.
+    left_ms: Option<i64>,
 }
 
 /// A lease with its account.

@@ -190,6 +190,15 @@ pub fn learning_ms(term_ms: i64) -> i64 {
     term_ms.max(30_000)
 }
 
+/// What is known of a holder's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The epoch that it was given last.
+    pub epoch: i64,
+    /// When it was last heard of; milliseconds since the Unix epoch.
+    pub heard_ms: i64,
+}
+
 /// Since when holders could be heard of, and by what silence one is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listening {
@@ -214,6 +223,14 @@ impl Listening {
     /// Whether a holder is lost that was last heard of at `heard_ms`.
     pub fn is_lost(&self, heard_ms: i64, now_ms: i64) -> bool {
         now_ms > self.lost_after_ms(heard_ms)
+    }
+
+    /// Whether what a holder was leased under `epoch` is lost, in a lease that ends at `expires_ms`. With the holder all of it is. Of one that lives,
+    /// what it was leased under an earlier epoch: a gate that has not heard of the later one can spend it while the lease lasts, then nobody can,
+    /// and calls under way when it heard of that are counted under the later one. So it is the lease's end from which two terms are counted.
+    pub fn is_lease_lost(&self, holder: Life, epoch: i64, expires_ms: i64, now_ms: i64) -> bool {
+        let is_left = epoch < holder.epoch && self.is_lost(expires_ms, now_ms);
+        is_left || self.is_lost(holder.heard_ms, now_ms)
     }
 }
 
@@ -752,6 +769,33 @@ mod tests {
         };
         assert!(!learning.is_lost(1_000, 199_999));
         assert!(learning.is_lost(1_000, 200_000));
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_has_is_lost_two_terms_after_its_lease() {
+        let listening = Listening {
+            since_ms: 0,
+            learning_until_ms: 0,
+            term_ms: TERM,
+        };
+        // Its lease ended at 60,000; in its second epoch it lives on.
+        let lost = |listening: Listening, epoch, heard_ms, now_ms| {
+            let holder = Life { epoch: 2, heard_ms };
+            listening.is_lease_lost(holder, epoch, 60_000, now_ms)
+        };
+        assert!(!lost(listening, 1, 180_000, 180_000));
+        assert!(lost(listening, 1, 180_001, 180_001));
+        assert!(!lost(listening, 2, 180_001, 180_001));
+        // With the holder all is lost, however long its lease.
+        assert!(lost(listening, 1, 0, 120_001));
+        assert!(lost(listening, 2, 0, 120_001));
+        // Who has not heard of its second epoch had nobody to report to.
+        let late = Listening {
+            since_ms: 100_000,
+            ..listening
+        };
+        assert!(!lost(late, 1, 220_000, 220_000));
+        assert!(lost(late, 1, 220_001, 220_001));
     }
 
     #[test]

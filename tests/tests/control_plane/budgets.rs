@@ -279,6 +279,75 @@ async fn nobody_is_lost_while_it_is_being_learned_what_gates_hold() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_epoch_of_a_living_gate_holds_can_be_had_again() {
+    for by_policy in [true, false] {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        let account = match by_policy {
+            true => released(&workspace).await,
+            false => limited(&workspace).await,
+        };
+        let gate = workspace.gate().await;
+        told(&gate, &account, (1, 0, 60)).await;
+        told(&gate, &account, (2, 20, 0)).await;
+        // It greets again and lives on in its second epoch, with ten of its own.
+        let asks = vec![ask(&account, DAY, 1, 0, 10)];
+        assert_eq!(gate.leased(&holder(1), 0, asks).await.epoch, 2);
+        let path = format!("/holders/{}/release", holder(1));
+        // Its first lease ends after a term, and what it holds is lost after two more.
+        let lives = async |secs| {
+            plane.advance(secs);
+            gate.leased(&holder(1), 2, vec![]).await;
+            plane.state.upkeep().await.unwrap();
+            let row = workspace.get("/budgets").await[0].clone();
+            ["leased", "forfeited", "available"].map(|field| text(&row[field]))
+        };
+        for _ in 0..3 {
+            assert_eq!(lives(TERM_SECS).await, ["50", "0", "30"]);
+            assert_eq!(post(&workspace, &path).await.0, 409);
+        }
+        match by_policy {
+            true => assert_eq!(lives(1).await, ["10", "0", "70"]),
+            false => {
+                assert_eq!(lives(1).await, ["10", "40", "30"]);
+                let row = workspace.get("/budgets").await[0].clone();
+                let lost = [0, 1].map(|number| row["holders"][number]["lost"].clone());
+                assert_eq!(lost, [json!(true), json!(false)]);
+                let (status, done) = post(&workspace, &path).await;
+                assert_eq!((status, &done["accounts"]), (200, &json!(1)), "{done}");
+                assert_eq!(lives(1).await, ["10", "0", "70"]);
+            }
+        }
+        let events = workspace.get("/events").await;
+        assert_eq!(events[0]["kind"], "budget_released", "{events}");
+        // It goes on in its epoch with what it has there; there is nothing more to release.
+        let report = vec![ask(&account, DAY, 2, 5, 0)];
+        let answer = gate.leased(&holder(1), 2, report).await;
+        let grant = &answer.grants[0];
+        assert_eq!((answer.epoch, grant.granted, grant.settled), (2, 10, 5));
+        assert_eq!(post(&workspace, &path).await.0, 409);
+    }
+}
+
+#[tokio::test]
+async fn an_earlier_epoch_is_not_released_when_nobody_listened() {
+    let plane = Plane::new().await;
+    let known = {
+        let workspace = plane.workspace().await;
+        let account = released(&workspace).await;
+        let gate = workspace.gate().await;
+        told(&gate, &account, (1, 0, 60)).await;
+        // Its greeting came twice, and it does not know of its second epoch.
+        gate.leased(&holder(1), 0, vec![]).await;
+        Known::of(&workspace, &gate)
+    };
+    let plane = plane.restarted(3_600).await;
+    let workspace = known.workspace(&plane);
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(left(&workspace).await, ("0".to_owned(), "40".to_owned()));
+}
+
+#[tokio::test]
 async fn an_operator_lifts_a_suspension() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
