@@ -464,23 +464,22 @@ async fn grant(
         .iter()
         .fold(0, |sum: u64, other| sum.saturating_add(other.settled));
     let spent = elsewhere.saturating_add(lease.settled);
-    if mine.map(|mine| mine.settled) != Some(lease.settled) {
-        let counted_from = run.map_or(span.start, |run| run.began.unwrap_or(0));
-        let window = Span {
-            start: counted_from,
-            end: span.end,
-        };
-        warnings::look(
-            write,
-            workspace,
-            &ask.account,
-            window,
-            &limits.warn,
-            spent,
-            now,
-        )
-        .await?;
-    }
+    let counted_from = run.map_or(span.start, |run| run.began.unwrap_or(0));
+    let window = Span {
+        start: counted_from,
+        end: span.end,
+    };
+    // With every report: the limit may have changed since the last, and another gate have used it.
+    warnings::look(
+        write,
+        workspace,
+        &ask.account,
+        window,
+        &limits.warn,
+        spent,
+        now,
+    )
+    .await?;
     let lifted_ms = holder.lifted.get(&account).copied().unwrap_or(0);
     if mine != Some(lease) {
         put(write, workspace, holder, &account, span, &lease).await?;
@@ -797,7 +796,7 @@ struct Budget {
     forfeited: String,
     /// Left to lease.
     available: String,
-    /// The parts of the limit, in percent, that have been used and warned of in this window.
+    /// The parts of the limits there are now, in percent, that have been used and warned of in this window.
     warned: Vec<i64>,
     /// Who has what.
     holders: Vec<BudgetHolder>,
@@ -868,10 +867,9 @@ async fn budgets(
             }
             _ => None,
         };
-        let limit = limits.and_then(|limits| {
-            let alerts = limits.warn.iter().map(|(amount, _)| *amount);
-            limits.lease.or(alerts.min())
-        });
+        let limits = limits.unwrap_or_default();
+        let alerts = limits.warn.iter().map(|(amount, _)| *amount);
+        let limit = limits.lease.or(alerts.min());
         let rows: Vec<HolderRow> = sqlx::query_as(
             "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
              FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
@@ -907,7 +905,14 @@ async fn budgets(
             })
             .collect();
         budgets.push(Budget {
-            warned: warnings::of(&mut connection, workspace, &account, window_start).await?,
+            warned: warnings::of(
+                &mut connection,
+                workspace,
+                &account,
+                window_start,
+                &limits.warn,
+            )
+            .await?,
             account,
             window_start,
             resets_at,

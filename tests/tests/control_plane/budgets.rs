@@ -80,6 +80,52 @@ async fn a_limit_that_is_nearly_used_is_warned_of_once_per_threshold() {
 }
 
 #[tokio::test]
+async fn warnings_are_of_the_limit_there_is() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 70)).await;
+    told(&gate, &account, (2, 70, 0)).await;
+    let limit = async |nano_usd: u32| {
+        let policy = format!(
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: house}}\n\
+             spec: {{budget: {{daily_limit_usd: 0.{nano_usd:09}, per: workspace}}}}\n"
+        );
+        assert_eq!(workspace.apply(&policy).await.status, 200);
+    };
+    let warned = async || workspace.get("/budgets").await[0]["warned"].clone();
+    let warnings = async || {
+        let events = workspace.get("/events").await;
+        let all: Vec<String> = events
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|event| event["kind"] == "budget_warning")
+            .map(|event| text(&event["message"]))
+            .collect();
+        all
+    };
+    assert_eq!(warned().await, json!([]));
+    // 70 of 80 are 87.5 %. Nothing more is used: the limit has come to it.
+    limit(80).await;
+    told(&gate, &account, (3, 70, 0)).await;
+    assert_eq!(warned().await, json!([80]));
+    let resets = "are used; it resets at 2026-11-21T00:00:00Z";
+    let of_80 = format!("80 % of $0.00000008 {resets}");
+    assert_eq!(warnings().await, [of_80.clone()]);
+    // Of 10,000 they are 0.7 %.
+    limit(10_000).await;
+    told(&gate, &account, (4, 71, 0)).await;
+    assert_eq!(warned().await, json!([]));
+    // Back at 80 it is what was said already.
+    limit(80).await;
+    told(&gate, &account, (5, 71, 0)).await;
+    assert_eq!(warned().await, json!([80]));
+    assert_eq!(warnings().await, [of_80]);
+}
+
+#[tokio::test]
 async fn the_next_window_is_warned_of_anew() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
