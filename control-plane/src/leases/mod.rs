@@ -613,6 +613,8 @@ struct Limits {
     lease: Option<u64>,
     /// Whether all that refuse calls let others have what a lost holder does not use.
     release: bool,
+    /// Whether one of them suspends whoever has used it up.
+    suspends: bool,
     /// Of which amounts a warning is put on record, and of which part of them in percent: of those that only warn, and of the smallest of the
     /// others.
     warn: Vec<(u64, u8)>,
@@ -668,6 +670,7 @@ async fn limits(
     }
     let mut lease = None;
     let mut release = true;
+    let mut suspends = false;
     let mut warn = Vec::new();
     for (agent, org, team) in callers {
         let caller = Caller {
@@ -682,6 +685,7 @@ async fn limits(
             if !limit.alert {
                 lease = Some(lease.unwrap_or(u64::MAX).min(limit.amount));
                 release &= limit.release_lost;
+                suspends |= limit.suspend;
             }
             let parts = limit.warnings().map(|part| (limit.amount, part));
             warn.extend(parts.map(|part| (limit.alert, part)));
@@ -697,6 +701,7 @@ async fn limits(
     Ok((lease.is_some() || !warn.is_empty()).then(|| Limits {
         lease,
         release: release && lease.is_some(),
+        suspends,
         warn: warn.into_iter().collect(),
     }))
 }

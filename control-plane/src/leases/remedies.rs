@@ -67,7 +67,8 @@ pub(super) async fn lifted(
     params(("workspace" = String, Path, description = "`ws-<uuid>`"),
         ("account" = String, Path, description = "`<level>:<id>|<unit>|<window>`, as the budgets show it")),
     request_body = Why,
-    responses((status = 200, body = Lifted), BodyProblems))]
+    responses((status = 200, body = Lifted),
+        (status = 409, description = "No policy suspends who uses it up", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn lift(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -86,10 +87,18 @@ async fn lift(
     .bind(now.secs())
     .fetch_one(&mut *write)
     .await?;
-    if leased == 0 || Account::parse(&account).is_none() {
+    let parsed = Account::parse(&account).filter(|_| leased > 0);
+    let Some(parsed) = parsed else {
         return Err(Problem::new(
             Kind::NotFound,
             "nothing has been spent from an account of this name in its running window",
+        ));
+    };
+    if !may_be_suspended(&state, &mut write, workspace, &parsed).await? {
+        return Err(Problem::new(
+            Kind::Conflict,
+            "no policy suspends whoever uses this budget up (`action_on_exceed: suspend`), so there is nothing to lift; \
+             raise its limit, or wait until it resets",
         ));
     }
     sqlx::query(
@@ -114,6 +123,32 @@ async fn lift(
         account,
         at_ms: now.millis(),
     }))
+}
+
+/// Whether a policy suspends whoever uses this account up, or did before it was changed: a gate that has suspended somebody keeps to it until the
+/// window ends.
+async fn may_be_suspended(
+    state: &ControlPlane,
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    account: &Account,
+) -> Result<bool, Problem> {
+    if let Some(payload) = bundles::payload(state, workspace, connection).await? {
+        let limits = super::limits(connection, workspace, &payload, account).await?;
+        if limits.is_some_and(|limits| limits.suspends) {
+            return Ok(true);
+        }
+    }
+    for revision in bundles::that_suspended(connection, workspace).await? {
+        let Some(payload) = bundles::kept(connection, workspace, revision).await? else {
+            continue;
+        };
+        let limits = super::limits(connection, workspace, &payload, account).await?;
+        if limits.is_some_and(|limits| limits.suspends) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What was released.

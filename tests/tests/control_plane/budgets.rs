@@ -398,12 +398,26 @@ async fn an_operator_lifts_a_suspension() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
     let account = limited(&workspace).await;
+    let on_exceed = async |action: &str| {
+        let policy = format!(
+            "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {{name: house}}\n\
+             spec: {{budget: {{daily_limit_usd: 0.000000100, per: workspace, action_on_exceed: {action}}}}}\n"
+        );
+        assert_eq!(workspace.apply(&policy).await.status, 200);
+    };
     let gate = workspace.gate().await;
     let path = format!("/budgets/{}/lift", encoded(&account));
     // Nothing has been spent from it yet.
     assert_eq!(post(&workspace, &path).await.0, 404);
     let grant = told(&gate, &account, (1, 0, 60)).await;
     assert_eq!(grant.lifted_ms, 0);
+    // Nobody suspends anybody.
+    let (status, problem) = post(&workspace, &path).await;
+    assert_eq!(status, 409, "{problem}");
+    let detail = text(&problem["detail"]);
+    assert!(detail.contains("action_on_exceed: suspend"), "{detail}");
+    assert_eq!(workspace.get("/events").await, json!([]));
+    on_exceed("suspend").await;
     plane.advance(5);
     let (status, lifted) = post(&workspace, &path).await;
     assert_eq!((status, &lifted["account"]), (200, &json!(account)));
@@ -417,6 +431,9 @@ async fn an_operator_lifts_a_suspension() {
     );
     let reply = workspace.post(&path, json!({"reason": ""})).await;
     assert_eq!(reply.status, 422);
+    // A gate that has suspended somebody keeps to it when the policy does so no more.
+    on_exceed("deny").await;
+    assert_eq!(post(&workspace, &path).await.0, 200);
 }
 
 #[tokio::test]
