@@ -803,7 +803,7 @@ struct Budget {
     available: String,
     /// The parts of the limits there are now, in percent, that have been used and warned of in this window.
     warned: Vec<i64>,
-    /// Who has what.
+    /// Who has what; nobody, of the time of a run.
     holders: Vec<BudgetHolder>,
 }
 
@@ -866,7 +866,9 @@ async fn budgets(
     let listening = listening(&state, &mut connection, workspace).await?;
     let mut budgets = Vec::with_capacity(accounts.len());
     for (account, window_start, resets_at) in accounts {
-        let limits = match (&payload, Account::parse(&account)) {
+        let parsed = Account::parse(&account);
+        let unit = parsed.as_ref().map(|account| account.unit);
+        let limits = match (&payload, parsed) {
             (Some(payload), Some(account)) => {
                 limits(&mut connection, workspace, payload, &account).await?
             }
@@ -875,40 +877,14 @@ async fn budgets(
         let limits = limits.unwrap_or_default();
         let alerts = limits.warn.iter().map(|(amount, _)| *amount);
         let limit = limits.lease.or(alerts.min());
-        let rows: Vec<HolderRow> = sqlx::query_as(
-            "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
-             FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
-             WHERE l.workspace = $1 AND l.account = $2 AND l.window_start BETWEEN $3 AND $4 ORDER BY l.holder, l.epoch, l.window_start",
-        )
-        .bind(workspace.as_str())
-        .bind(&account)
-        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MIN))
-        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MAX))
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut sums = Sums::default();
-        let holders = rows
-            .into_iter()
-            .map(|row| {
-                let holder = Life {
-                    epoch: row.running,
-                    heard_ms: row.last_seen_ms,
-                };
-                let lost = listening.is_lease_lost(holder, row.epoch, row.expires_ms, now.millis());
-                sums.add(&row, lost);
-                BudgetHolder {
-                    gate: row.gate,
-                    granted: row.granted.to_string(),
-                    returned: row.returned.to_string(),
-                    settled: row.settled.to_string(),
-                    reserved: if lost { 0 } else { row.reserved }.to_string(),
-                    expires_ms: row.expires_ms,
-                    holder: row.holder,
-                    epoch: row.epoch,
-                    lost,
-                }
-            })
-            .collect();
+        let (sums, holders) = match unit {
+            Some(Unit::Seconds) => (Sums::of_time(window_start, limit, now), Vec::new()),
+            _ => {
+                let start = shown.run.is_none().then_some(window_start);
+                let window = (account.as_str(), start);
+                held(&mut connection, workspace, window, &listening, now).await?
+            }
+        };
         budgets.push(Budget {
             warned: warnings::of(
                 &mut connection,
@@ -931,6 +907,51 @@ async fn budgets(
         });
     }
     Ok(Json(budgets))
+}
+
+/// Who has what of an account in one window, or, without its start, in all of a run's.
+async fn held(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    (account, window_start): (&str, Option<i64>),
+    listening: &Listening,
+    now: Time,
+) -> Result<(Sums, Vec<BudgetHolder>), sqlx::Error> {
+    let rows: Vec<HolderRow> = sqlx::query_as(
+        "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
+         FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
+         WHERE l.workspace = $1 AND l.account = $2 AND l.window_start BETWEEN $3 AND $4 ORDER BY l.holder, l.epoch, l.window_start",
+    )
+    .bind(workspace.as_str())
+    .bind(account)
+    .bind(window_start.unwrap_or(i64::MIN))
+    .bind(window_start.unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    let mut sums = Sums::default();
+    let holders = rows
+        .into_iter()
+        .map(|row| {
+            let holder = Life {
+                epoch: row.running,
+                heard_ms: row.last_seen_ms,
+            };
+            let lost = listening.is_lease_lost(holder, row.epoch, row.expires_ms, now.millis());
+            sums.add(&row, lost);
+            BudgetHolder {
+                gate: row.gate,
+                granted: row.granted.to_string(),
+                returned: row.returned.to_string(),
+                settled: row.settled.to_string(),
+                reserved: if lost { 0 } else { row.reserved }.to_string(),
+                expires_ms: row.expires_ms,
+                holder: row.holder,
+                epoch: row.epoch,
+                lost,
+            }
+        })
+        .collect();
+    Ok((sums, holders))
 }
 
 /// The accounts that start afresh by the calendar, with their running windows.
@@ -975,6 +996,17 @@ struct Sums {
 }
 
 impl Sums {
+    /// Of the time of a run that began at `began`: it is used as it passes, and nobody is leased any.
+    fn of_time(began: i64, limit: Option<u64>, now: Time) -> Sums {
+        let passed = u64::try_from(now.secs().saturating_sub(began)).unwrap_or(0);
+        let settled = passed.min(limit.unwrap_or(u64::MAX));
+        Sums {
+            settled,
+            taken: settled,
+            ..Sums::default()
+        }
+    }
+
     fn add(&mut self, row: &HolderRow, lost: bool) {
         let lease = Lease {
             granted: amount(row.granted),
