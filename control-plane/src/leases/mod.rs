@@ -89,7 +89,7 @@ impl Row {
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
     request_body(content = LeaseRequest, description = "What the holder has used and needs"),
     responses((status = 200, description = "A DSSE envelope of the grants", content_type = "application/json"),
-        (status = 409, description = "An epoch before the holder's: an old message", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+        (status = 409, description = "An epoch before the holder's: an old message, of which only what was used counts", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn lease(
     gate: Gate,
     State(state): State<ControlPlane>,
@@ -202,12 +202,15 @@ async fn answer(
         Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
         Epoch::Stale(running) => {
             state.metrics().leases_stale.inc();
+            take_down_late(&mut write, &gate.workspace, request, running).await?;
+            write.commit().await?;
             return Err(Problem::new(
                 Kind::StaleEpoch,
                 format!("this holder's epoch is {running}; greet with epoch 0 to start a new one"),
             ));
         }
     };
+    take_down_late(&mut write, &gate.workspace, request, epoch).await?;
     let (Some(stored_epoch), Some(revision)) = (stored(epoch), stored(request.revision)) else {
         return Err(out_of_range());
     };
@@ -269,6 +272,36 @@ async fn answer(
         learning: now.millis() < learning_until_ms,
         grants,
     }))
+}
+
+/// Takes down what a holder says it used under an earlier epoch than its running one. That only grows, so it counts however late it comes; nothing
+/// else of such a report does.
+async fn take_down_late(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    request: &lease::Request,
+    running: u64,
+) -> Result<(), Problem> {
+    // Under 0 nothing was leased.
+    let is_late = |ask: &&lease::Ask| (1..running).contains(&ask.epoch);
+    for ask in request.asks.iter().filter(is_late) {
+        let (Some(epoch), Some(settled)) = (stored(ask.epoch), stored(ask.settled)) else {
+            return Err(out_of_range());
+        };
+        sqlx::query(
+            "UPDATE leases SET settled = $1
+             WHERE workspace = $2 AND account = $3 AND window_start = $4 AND holder = $5 AND epoch = $6 AND settled < $1",
+        )
+        .bind(settled)
+        .bind(workspace.as_str())
+        .bind(ask.account.to_string())
+        .bind(ask.window_start)
+        .bind(&request.holder)
+        .bind(epoch)
+        .execute(&mut **write)
+        .await?;
+    }
+    Ok(())
 }
 
 /// A gate that says it was granted more than we know starts the learning time, but not again and again: one that is wrong about it must not
@@ -760,7 +793,7 @@ struct LeaseAsk {
     /// Grows with every ask.
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     seq: i64,
-    /// The epoch under which the amounts were leased and counted; those of an earlier one count for nothing.
+    /// The epoch under which the amounts were leased and counted; of an earlier one only what was used counts.
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     epoch: i64,
     /// Leased to this holder in this window, as it knows, in decimal digits.

@@ -73,7 +73,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Reads what a holder says in `epoch`. Amounts that it counted under an earlier one are down there already and count for nothing here.
+    /// Reads what a holder says in `epoch`. Amounts that it counted under an earlier one count for nothing here: what it used is taken down there.
     pub fn of(ask: &lease::Ask, epoch: u64) -> Ask {
         let told = |amount| if ask.epoch == epoch { amount } else { 0 };
         Ask {

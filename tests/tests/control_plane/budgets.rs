@@ -394,6 +394,49 @@ async fn an_earlier_epoch_is_not_released_when_nobody_listened() {
 }
 
 #[tokio::test]
+async fn what_a_gate_used_before_it_was_released_is_taken_down_when_it_says_so() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let account = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    told(&gate, &account, (1, 0, 60)).await;
+    told(&gate, &account, (2, 20, 0)).await;
+    plane.advance(2 * TERM_SECS + 1);
+    let path = format!("/holders/{}/release", holder(1));
+    assert_eq!(post(&workspace, &path).await.0, 200);
+    let books = async || {
+        let row = workspace.get("/budgets").await[0].clone();
+        ["settled", "available"].map(|field| text(&row[field]))
+    };
+    assert_eq!(books().await, ["20", "80"]);
+    // It lived after all, and had used 35 by then. It has to begin anew, and the books are true.
+    let late = || {
+        let mut late = ask(&account, DAY, 3, 35, 5);
+        late.granted = 60;
+        vec![late]
+    };
+    let refused = gate.lease(&holder(1), 1, late()).await.unwrap_err();
+    assert_eq!(refused.problem(), "stale-epoch");
+    assert_eq!(books().await, ["35", "65"]);
+    // Said again, or in an old message, it changes nothing, and nobody else's does.
+    gate.lease(&holder(1), 1, late()).await.unwrap_err();
+    let old = vec![ask(&account, DAY, 2, 20, 0)];
+    gate.lease(&holder(1), 1, old).await.unwrap_err();
+    assert_eq!(books().await, ["35", "65"]);
+    // What it used until the answer to its greeting came, it says with its first report.
+    assert_eq!(gate.leased(&holder(1), 0, vec![]).await.epoch, 3);
+    let request = json!({
+        "holder": holder(1), "epoch": 3, "revision": 1,
+        "asks": [{"account": account, "window_start": DAY, "seq": 4, "epoch": 1, "granted": "60", "returned": "0", "settled": "41", "reserved": "0", "want": "0"}],
+    });
+    let reply = plane
+        .call(&gate.key, "POST", &workspace.path("/gate/leases"), request)
+        .await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(books().await, ["41", "59"]);
+}
+
+#[tokio::test]
 async fn an_operator_lifts_a_suspension() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
