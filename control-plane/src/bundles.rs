@@ -171,6 +171,38 @@ pub(crate) async fn payload(
     Ok(Some(payload))
 }
 
+/// Of the revisions that are kept those in which some limit suspends, the newest first.
+pub(crate) async fn that_suspended(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT revision FROM bundles WHERE workspace = $1 AND channel = $2 AND instr(payload, CAST('\"suspend\":true' AS BLOB)) > 0
+         ORDER BY revision DESC",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .fetch_all(connection)
+    .await
+}
+
+/// The payload of one of them, unless it is of a format that is no more.
+pub(crate) async fn kept(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    revision: i64,
+) -> Result<Option<Payload>, sqlx::Error> {
+    let payload: Option<Vec<u8>> = sqlx::query_scalar(
+        "SELECT payload FROM bundles WHERE workspace = $1 AND channel = $2 AND revision = $3",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .bind(revision)
+    .fetch_optional(connection)
+    .await?;
+    Ok(payload.and_then(|payload| serde_json::from_slice(&payload).ok()))
+}
+
 /// Makes the next revision if what the workspace's gates should run has changed, or half of the current one's life is over.
 pub(crate) async fn publish(
     state: &ControlPlane,

@@ -3,6 +3,7 @@
 use crate::{
     ControlPlane,
     access::{KeyKind, Operator},
+    leases,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, WorkspaceProblems},
     store::Write,
     text,
@@ -81,14 +82,9 @@ struct Holder {
     first_seen_ms: i64,
     /// Milliseconds since the Unix epoch.
     last_seen_ms: i64,
-    /// Not heard of for two lease terms.
+    /// Not heard of for two lease terms in which the control plane listened.
     #[sqlx(skip)]
     lost: bool,
-}
-
-/// Whether a holder not heard of since `last_seen_ms` counts as lost: two lease terms, one to live and one to renew late.
-pub(crate) fn is_lost(state: &ControlPlane, last_seen_ms: i64, now: Time) -> bool {
-    now.millis().saturating_sub(last_seen_ms) > state.settings().lease_term_ms().saturating_mul(2)
 }
 
 /// A holder on record.
@@ -168,21 +164,23 @@ async fn list(
     State(state): State<ControlPlane>,
 ) -> Result<Json<Vec<Gate>>, Problem> {
     let now = state.now();
+    let mut connection = state.store().read().acquire().await?;
     let mut gates: Vec<Gate> = sqlx::query_as(
         "SELECT id, name, created_ms, last_used_ms, revoked_ms FROM gates WHERE workspace = $1 ORDER BY created_ms, id",
     )
     .bind(operator.workspace.as_str())
-    .fetch_all(state.store().read())
+    .fetch_all(&mut *connection)
     .await?;
+    let listening = leases::listening(&state, &mut connection, &operator.workspace).await?;
     let holders: Vec<Holder> = sqlx::query_as(
         "SELECT gate, holder, epoch, revision, first_seen_ms, last_seen_ms FROM holders WHERE workspace = $1
          ORDER BY last_seen_ms DESC, holder",
     )
     .bind(operator.workspace.as_str())
-    .fetch_all(state.store().read())
+    .fetch_all(&mut *connection)
     .await?;
     for mut holder in holders {
-        holder.lost = is_lost(&state, holder.last_seen_ms, now);
+        holder.lost = listening.is_lost(holder.last_seen_ms, now.millis());
         if let Some(gate) = gates.iter_mut().find(|gate| gate.id == holder.gate) {
             gate.holders.push(holder);
         }

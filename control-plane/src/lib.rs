@@ -54,7 +54,7 @@ pub use signing::public_key;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use store::Store;
@@ -160,6 +160,7 @@ struct Inner {
     payloads: bundles::Payloads,
     recalls: leases::recall::Recalls,
     looked_at_records: audit::Looked,
+    listening_since: OnceLock<Time>,
     stopping: watch::Sender<bool>,
 }
 
@@ -189,6 +190,7 @@ impl ControlPlane {
             payloads: bundles::Payloads::default(),
             recalls: leases::recall::Recalls::default(),
             looked_at_records: audit::Looked::default(),
+            listening_since: OnceLock::new(),
             stopping: watch::Sender::new(false),
         }));
         state.make_root_key().await?;
@@ -198,6 +200,8 @@ impl ControlPlane {
         bundles::refresh(&state)
             .await
             .map_err(OpenError::Database)?;
+        // The last of all: what comes before may take long.
+        state.listening_since();
         Ok(state)
     }
 
@@ -268,6 +272,11 @@ impl ControlPlane {
 
     fn looked_at_records(&self) -> &audit::Looked {
         &self.0.looked_at_records
+    }
+
+    /// When we began to listen: who said something before that was not heard.
+    fn listening_since(&self) -> Time {
+        *self.0.listening_since.get_or_init(|| self.now())
     }
 
     fn stopping(&self) -> watch::Receiver<bool> {

@@ -134,10 +134,7 @@ impl Tally {
         {
             return;
         }
-        let hour = at_ms
-            .div_euclid(1_000)
-            .div_euclid(HOUR_SECS)
-            .saturating_mul(HOUR_SECS);
+        let hour = hour_of(at_ms.div_euclid(1_000));
         let counters = Counters::of(record);
         let one = |dimension, key: &Option<String>| key.clone().map(|key| (dimension, key));
         let keys = [
@@ -230,6 +227,11 @@ async fn recorded(
     .await
 }
 
+/// The begin of the hour that a second is in.
+fn hour_of(secs: i64) -> i64 {
+    secs.div_euclid(HOUR_SECS).saturating_mul(HOUR_SECS)
+}
+
 fn bounded(key: &str) -> String {
     let mut end = key.len().min(MAX_KEY_BYTES);
     while !key.is_char_boundary(end) {
@@ -245,10 +247,10 @@ struct Asked {
     /// What to count by.
     #[serde(default = "by_workspace")]
     by: Dimension,
-    /// From this hour on; seconds since the Unix epoch. The last 24 hours unless told otherwise.
+    /// From this hour on; seconds since the Unix epoch. The hour of 24 hours before `to`, or before now, unless told otherwise.
     #[param(minimum = 0, maximum = 253402300800i64)]
     from: Option<i64>,
-    /// Up to and not including this hour; seconds since the Unix epoch.
+    /// Up to and not including this hour; seconds since the Unix epoch. The running hour included unless told otherwise.
     #[param(minimum = 0, maximum = 253402300800i64)]
     to: Option<i64>,
     /// A row per hour or UTC day; one row for the whole time without it.
@@ -323,12 +325,12 @@ async fn show(
     State(state): State<ControlPlane>,
     Query(asked): Query<Asked>,
 ) -> Result<Json<Usage>, Problem> {
-    let to = asked
-        .to
-        .unwrap_or_else(|| state.now().secs().saturating_add(HOUR_SECS));
-    let from = asked
-        .from
-        .unwrap_or_else(|| to.saturating_sub(DAY_SECS).max(0));
+    let now = state.now().secs();
+    let to = asked.to.unwrap_or_else(|| now.saturating_add(HOUR_SECS));
+    let from = asked.from.unwrap_or_else(|| {
+        let day_before = asked.to.unwrap_or(now).saturating_sub(DAY_SECS).max(0);
+        hour_of(day_before)
+    });
     let times = 0..=LAST_SECOND;
     if !times.contains(&from) || !times.contains(&to) {
         return Err(Problem::new(
@@ -346,7 +348,7 @@ async fn show(
     )
     .bind(operator.workspace.as_str())
     .bind(asked.by.name())
-    .bind(from.div_euclid(HOUR_SECS).saturating_mul(HOUR_SECS))
+    .bind(hour_of(from))
     .bind(to)
     .fetch_all(state.store().read())
     .await?;

@@ -35,7 +35,7 @@ pub struct Ask {
     /// Grows with every ask for this account and window by this holder; the same number again changes nothing.
     pub seq: u64,
     /// The epoch under which what follows was leased and counted, 0 when nothing was. It is an earlier one than the request's until the
-    /// first grant after a new greeting, and counts for nothing then.
+    /// first grant after a new greeting, and nothing but what was used counts then.
     pub epoch: u64,
     /// Leased to this holder in this window, as it knows. More than the control plane has down means that its database was put back.
     #[serde(with = "amount")]

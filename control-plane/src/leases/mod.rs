@@ -24,7 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 pub(crate) use remedies::release_lost;
-use rules::{Ask, Epoch, Lease, Others, Terms, learning_ms, window};
+use rules::{Ask, Epoch, Lease, Life, Listening, Others, Terms, learning_ms, window};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use std::collections::{BTreeSet, HashMap};
@@ -89,7 +89,7 @@ impl Row {
     params(("workspace" = String, Path, description = "`ws-<uuid>`")),
     request_body(content = LeaseRequest, description = "What the holder has used and needs"),
     responses((status = 200, description = "A DSSE envelope of the grants", content_type = "application/json"),
-        (status = 409, description = "An epoch before the holder's: an old message", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+        (status = 409, description = "An epoch before the holder's: an old message, of which only what was used counts", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn lease(
     gate: Gate,
     State(state): State<ControlPlane>,
@@ -202,12 +202,15 @@ async fn answer(
         Epoch::Running(epoch) | Epoch::New(epoch) => epoch,
         Epoch::Stale(running) => {
             state.metrics().leases_stale.inc();
+            take_down_late(&mut write, &gate.workspace, request, running).await?;
+            write.commit().await?;
             return Err(Problem::new(
                 Kind::StaleEpoch,
                 format!("this holder's epoch is {running}; greet with epoch 0 to start a new one"),
             ));
         }
     };
+    take_down_late(&mut write, &gate.workspace, request, epoch).await?;
     let (Some(stored_epoch), Some(revision)) = (stored(epoch), stored(request.revision)) else {
         return Err(out_of_range());
     };
@@ -271,6 +274,36 @@ async fn answer(
     }))
 }
 
+/// Takes down what a holder says it used under an earlier epoch than its running one. That only grows, so it counts however late it comes; nothing
+/// else of such a report does.
+async fn take_down_late(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    request: &lease::Request,
+    running: u64,
+) -> Result<(), Problem> {
+    // Under 0 nothing was leased.
+    let is_late = |ask: &&lease::Ask| (1..running).contains(&ask.epoch);
+    for ask in request.asks.iter().filter(is_late) {
+        let (Some(epoch), Some(settled)) = (stored(ask.epoch), stored(ask.settled)) else {
+            return Err(out_of_range());
+        };
+        sqlx::query(
+            "UPDATE leases SET settled = $1
+             WHERE workspace = $2 AND account = $3 AND window_start = $4 AND holder = $5 AND epoch = $6 AND settled < $1",
+        )
+        .bind(settled)
+        .bind(workspace.as_str())
+        .bind(ask.account.to_string())
+        .bind(ask.window_start)
+        .bind(&request.holder)
+        .bind(epoch)
+        .execute(&mut **write)
+        .await?;
+    }
+    Ok(())
+}
+
 /// A gate that says it was granted more than we know starts the learning time, but not again and again: one that is wrong about it must not
 /// keep its workspace from being granted anything.
 const LEARN_AGAIN_AFTER_MS: i64 = 600_000;
@@ -284,6 +317,19 @@ async fn learning_until_ms(
         .bind(workspace.as_str())
         .fetch_one(connection)
         .await
+}
+
+/// Since when the gates of a workspace could be heard of: by that it is judged which are lost.
+pub(crate) async fn listening(
+    state: &ControlPlane,
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+) -> Result<Listening, sqlx::Error> {
+    Ok(Listening {
+        since_ms: state.listening_since().millis(),
+        learning_until_ms: learning_until_ms(connection, workspace).await?,
+        term_ms: state.settings().lease_term_ms(),
+    })
 }
 
 /// A gate has shown that our database was put back to an earlier state.
@@ -451,23 +497,22 @@ async fn grant(
         .iter()
         .fold(0, |sum: u64, other| sum.saturating_add(other.settled));
     let spent = elsewhere.saturating_add(lease.settled);
-    if mine.map(|mine| mine.settled) != Some(lease.settled) {
-        let counted_from = run.map_or(span.start, |run| run.began.unwrap_or(0));
-        let window = Span {
-            start: counted_from,
-            end: span.end,
-        };
-        warnings::look(
-            write,
-            workspace,
-            &ask.account,
-            window,
-            &limits.warn,
-            spent,
-            now,
-        )
-        .await?;
-    }
+    let counted_from = run.map_or(span.start, |run| run.began.unwrap_or(0));
+    let window = Span {
+        start: counted_from,
+        end: span.end,
+    };
+    // With every report: the limit may have changed since the last, and another gate have used it.
+    warnings::look(
+        write,
+        workspace,
+        &ask.account,
+        window,
+        &limits.warn,
+        spent,
+        now,
+    )
+    .await?;
     let lifted_ms = holder.lifted.get(&account).copied().unwrap_or(0);
     if mine != Some(lease) {
         put(write, workspace, holder, &account, span, &lease).await?;
@@ -601,6 +646,8 @@ struct Limits {
     lease: Option<u64>,
     /// Whether all that refuse calls let others have what a lost holder does not use.
     release: bool,
+    /// Whether one of them suspends whoever has used it up.
+    suspends: bool,
     /// Of which amounts a warning is put on record, and of which part of them in percent: of those that only warn, and of the smallest of the
     /// others.
     warn: Vec<(u64, u8)>,
@@ -656,6 +703,7 @@ async fn limits(
     }
     let mut lease = None;
     let mut release = true;
+    let mut suspends = false;
     let mut warn = Vec::new();
     for (agent, org, team) in callers {
         let caller = Caller {
@@ -670,6 +718,7 @@ async fn limits(
             if !limit.alert {
                 lease = Some(lease.unwrap_or(u64::MAX).min(limit.amount));
                 release &= limit.release_lost;
+                suspends |= limit.suspend;
             }
             let parts = limit.warnings().map(|part| (limit.amount, part));
             warn.extend(parts.map(|part| (limit.alert, part)));
@@ -685,6 +734,7 @@ async fn limits(
     Ok((lease.is_some() || !warn.is_empty()).then(|| Limits {
         lease,
         release: release && lease.is_some(),
+        suspends,
         warn: warn.into_iter().collect(),
     }))
 }
@@ -743,7 +793,7 @@ struct LeaseAsk {
     /// Grows with every ask.
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     seq: i64,
-    /// The epoch under which the amounts were leased and counted; those of an earlier one count for nothing.
+    /// The epoch under which the amounts were leased and counted; of an earlier one only what was used counts.
     #[schema(minimum = 0, maximum = 9007199254740991i64)]
     epoch: i64,
     /// Leased to this holder in this window, as it knows, in decimal digits.
@@ -784,9 +834,9 @@ struct Budget {
     forfeited: String,
     /// Left to lease.
     available: String,
-    /// The parts of the limit, in percent, that have been used and warned of in this window.
+    /// The parts of the limits there are now, in percent, that have been used and warned of in this window.
     warned: Vec<i64>,
-    /// Who has what.
+    /// Who has what; nobody, of the time of a run.
     holders: Vec<BudgetHolder>,
 }
 
@@ -846,50 +896,37 @@ async fn budgets(
         Some(run) => runs::accounts(&mut connection, workspace, run, now).await?,
     };
     let payload = bundles::payload(&state, workspace, &mut connection).await?;
+    let listening = listening(&state, &mut connection, workspace).await?;
     let mut budgets = Vec::with_capacity(accounts.len());
     for (account, window_start, resets_at) in accounts {
-        let limits = match (&payload, Account::parse(&account)) {
+        let parsed = Account::parse(&account);
+        let unit = parsed.as_ref().map(|account| account.unit);
+        let limits = match (&payload, parsed) {
             (Some(payload), Some(account)) => {
                 limits(&mut connection, workspace, payload, &account).await?
             }
             _ => None,
         };
-        let limit = limits.and_then(|limits| {
-            let alerts = limits.warn.iter().map(|(amount, _)| *amount);
-            limits.lease.or(alerts.min())
-        });
-        let rows: Vec<HolderRow> = sqlx::query_as(
-            "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
-             FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
-             WHERE l.workspace = $1 AND l.account = $2 AND l.window_start BETWEEN $3 AND $4 ORDER BY l.holder, l.epoch, l.window_start",
-        )
-        .bind(workspace.as_str())
-        .bind(&account)
-        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MIN))
-        .bind(shown.run.as_ref().map_or(window_start, |_| i64::MAX))
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut sums = Sums::default();
-        let holders = rows
-            .into_iter()
-            .map(|row| {
-                let lost = row.epoch < row.running || gates::is_lost(&state, row.last_seen_ms, now);
-                sums.add(&row, lost);
-                BudgetHolder {
-                    gate: row.gate,
-                    granted: row.granted.to_string(),
-                    returned: row.returned.to_string(),
-                    settled: row.settled.to_string(),
-                    reserved: if lost { 0 } else { row.reserved }.to_string(),
-                    expires_ms: row.expires_ms,
-                    holder: row.holder,
-                    epoch: row.epoch,
-                    lost,
-                }
-            })
-            .collect();
+        let limits = limits.unwrap_or_default();
+        let alerts = limits.warn.iter().map(|(amount, _)| *amount);
+        let limit = limits.lease.or(alerts.min());
+        let (sums, holders) = match unit {
+            Some(Unit::Seconds) => (Sums::of_time(window_start, limit, now), Vec::new()),
+            _ => {
+                let start = shown.run.is_none().then_some(window_start);
+                let window = (account.as_str(), start);
+                held(&mut connection, workspace, window, &listening, now).await?
+            }
+        };
         budgets.push(Budget {
-            warned: warnings::of(&mut connection, workspace, &account, window_start).await?,
+            warned: warnings::of(
+                &mut connection,
+                workspace,
+                &account,
+                window_start,
+                &limits.warn,
+            )
+            .await?,
             account,
             window_start,
             resets_at,
@@ -903,6 +940,51 @@ async fn budgets(
         });
     }
     Ok(Json(budgets))
+}
+
+/// Who has what of an account in one window, or, without its start, in all of a run's.
+async fn held(
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    (account, window_start): (&str, Option<i64>),
+    listening: &Listening,
+    now: Time,
+) -> Result<(Sums, Vec<BudgetHolder>), sqlx::Error> {
+    let rows: Vec<HolderRow> = sqlx::query_as(
+        "SELECT g.name AS gate, l.holder, l.epoch, l.granted, l.returned, l.settled, l.reserved, l.expires_ms, h.epoch AS running, h.last_seen_ms
+         FROM leases AS l JOIN holders AS h ON h.workspace = l.workspace AND h.holder = l.holder JOIN gates AS g ON g.id = h.gate
+         WHERE l.workspace = $1 AND l.account = $2 AND l.window_start BETWEEN $3 AND $4 ORDER BY l.holder, l.epoch, l.window_start",
+    )
+    .bind(workspace.as_str())
+    .bind(account)
+    .bind(window_start.unwrap_or(i64::MIN))
+    .bind(window_start.unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    let mut sums = Sums::default();
+    let holders = rows
+        .into_iter()
+        .map(|row| {
+            let holder = Life {
+                epoch: row.running,
+                heard_ms: row.last_seen_ms,
+            };
+            let lost = listening.is_lease_lost(holder, row.epoch, row.expires_ms, now.millis());
+            sums.add(&row, lost);
+            BudgetHolder {
+                gate: row.gate,
+                granted: row.granted.to_string(),
+                returned: row.returned.to_string(),
+                settled: row.settled.to_string(),
+                reserved: if lost { 0 } else { row.reserved }.to_string(),
+                expires_ms: row.expires_ms,
+                holder: row.holder,
+                epoch: row.epoch,
+                lost,
+            }
+        })
+        .collect();
+    Ok((sums, holders))
 }
 
 /// The accounts that start afresh by the calendar, with their running windows.
@@ -947,6 +1029,17 @@ struct Sums {
 }
 
 impl Sums {
+    /// Of the time of a run that began at `began`: it is used as it passes, and nobody is leased any.
+    fn of_time(began: i64, limit: Option<u64>, now: Time) -> Sums {
+        let passed = u64::try_from(now.secs().saturating_sub(began)).unwrap_or(0);
+        let settled = passed.min(limit.unwrap_or(u64::MAX));
+        Sums {
+            settled,
+            taken: settled,
+            ..Sums::default()
+        }
+    }
+
     fn add(&mut self, row: &HolderRow, lost: bool) {
         let lease = Lease {
             granted: amount(row.granted),

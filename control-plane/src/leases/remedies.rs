@@ -1,10 +1,13 @@
 //! What an operator may do about a budget: lift a suspension, and release what a lost gate holds. The latter a policy may order too.
 
-use super::{Row, rules::Lease};
+use super::{
+    Row,
+    rules::{Lease, Life, Listening},
+};
 use crate::{
     ControlPlane,
     access::Operator,
-    bundles, events, gates,
+    bundles, events,
     problem::{BodyProblems, JsonBody, Kind, Path, Problem, ProblemBody},
     store::stored,
     text,
@@ -64,7 +67,8 @@ pub(super) async fn lifted(
     params(("workspace" = String, Path, description = "`ws-<uuid>`"),
         ("account" = String, Path, description = "`<level>:<id>|<unit>|<window>`, as the budgets show it")),
     request_body = Why,
-    responses((status = 200, body = Lifted), BodyProblems))]
+    responses((status = 200, body = Lifted),
+        (status = 409, description = "No policy suspends who uses it up", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn lift(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -83,10 +87,18 @@ async fn lift(
     .bind(now.secs())
     .fetch_one(&mut *write)
     .await?;
-    if leased == 0 || Account::parse(&account).is_none() {
+    let parsed = Account::parse(&account).filter(|_| leased > 0);
+    let Some(parsed) = parsed else {
         return Err(Problem::new(
             Kind::NotFound,
             "nothing has been spent from an account of this name in its running window",
+        ));
+    };
+    if !may_be_suspended(&state, &mut write, workspace, &parsed).await? {
+        return Err(Problem::new(
+            Kind::Conflict,
+            "no policy suspends whoever uses this budget up (`action_on_exceed: suspend`), so there is nothing to lift; \
+             raise its limit, or wait until it resets",
         ));
     }
     sqlx::query(
@@ -113,6 +125,32 @@ async fn lift(
     }))
 }
 
+/// Whether a policy suspends whoever uses this account up, or did before it was changed: a gate that has suspended somebody keeps to it until the
+/// window ends.
+async fn may_be_suspended(
+    state: &ControlPlane,
+    connection: &mut SqliteConnection,
+    workspace: &WorkspaceId,
+    account: &Account,
+) -> Result<bool, Problem> {
+    if let Some(payload) = bundles::payload(state, workspace, connection).await? {
+        let limits = super::limits(connection, workspace, &payload, account).await?;
+        if limits.is_some_and(|limits| limits.suspends) {
+            return Ok(true);
+        }
+    }
+    for revision in bundles::that_suspended(connection, workspace).await? {
+        let Some(payload) = bundles::kept(connection, workspace, revision).await? else {
+            continue;
+        };
+        let limits = super::limits(connection, workspace, &payload, account).await?;
+        if limits.is_some_and(|limits| limits.suspends) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What was released.
 #[derive(Serialize, ToSchema)]
 struct Released {
@@ -123,12 +161,12 @@ struct Released {
 }
 
 /// Releases what a lost gate was leased and has not reported as used. Whoever does it says that the gate is gone: what it spent and did not
-/// report is not counted.
+/// report is not counted. Not within two lease terms of the control plane's start, nor while it learns what gates hold: living ones are silent then too.
 #[utoipa::path(post, path = "/v1/workspaces/{workspace}/holders/{holder}/release", tag = "budgets", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("holder" = String, Path, description = "Its name for itself, as the budgets show it")),
     request_body = Why,
     responses((status = 200, body = Released),
-        (status = 409, description = "It is not lost", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
+        (status = 409, description = "It is not known to be lost; says from when on it is", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
 async fn release(
     operator: Operator,
     State(state): State<ControlPlane>,
@@ -139,23 +177,27 @@ async fn release(
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
-    let last_seen_ms: Option<i64> =
-        sqlx::query_scalar("SELECT last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2")
-            .bind(workspace.as_str())
-            .bind(&holder)
-            .fetch_optional(&mut *write)
-            .await?;
-    let Some(last_seen_ms) = last_seen_ms else {
+    let known: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT epoch, last_seen_ms FROM holders WHERE workspace = $1 AND holder = $2",
+    )
+    .bind(workspace.as_str())
+    .bind(&holder)
+    .fetch_optional(&mut *write)
+    .await?;
+    let Some((epoch, heard_ms)) = known else {
         return Err(Problem::new(Kind::NotFound, "no holder has this name"));
     };
-    if !gates::is_lost(&state, last_seen_ms, now) {
+    let life = Life { epoch, heard_ms };
+    let listening = super::listening(&state, &mut write, workspace).await?;
+    let lost = lost_of(&mut write, workspace, &holder, life, &listening, now).await?;
+    let holds = lost.iter().any(|held| held.row.lease().unused() > 0);
+    if !holds && !listening.is_lost(heard_ms, now.millis()) {
         return Err(Problem::new(
             Kind::Conflict,
-            "this gate was heard of within two lease terms; what it holds it may be spending",
+            not_lost(&listening, heard_ms, now),
         ));
     }
-    let rows = held_by(&mut write, workspace, &holder, now).await?;
-    let accounts = release_all(&mut write, workspace, &holder, &rows, Lease::unused).await?;
+    let accounts = release_all(&mut write, workspace, &holder, life, &lost, Lease::unused).await?;
     let event = events::New {
         kind: "budget_released",
         subject: &holder,
@@ -173,14 +215,33 @@ async fn release(
     Ok(Json(Released { holder, accounts }))
 }
 
-/// What a holder was leased in windows that still run.
-async fn held_by(
+/// Why a holder that was last heard of at `heard_ms` is not known to be lost, and until when.
+fn not_lost(listening: &Listening, heard_ms: i64, now: Time) -> String {
+    let why = if now.millis() < listening.learning_until_ms {
+        "the database was put back to an earlier state, and it is being learned what gates hold"
+    } else if heard_ms < listening.since_ms {
+        "the control plane has started again, and this gate may not have been able yet to say what it has used meanwhile"
+    } else {
+        "this gate was heard of within two lease terms; what it holds it may be spending"
+    };
+    // In whole seconds, and later than the last moment.
+    let after_ms = listening.lost_after_ms(heard_ms);
+    let from = Time::from_secs(after_ms.div_euclid(1_000).saturating_add(1));
+    format!(
+        "{why}; it counts as lost from {from} on, if nothing is heard of it before: release it then"
+    )
+}
+
+/// What a holder was leased in windows that still run, as far as it is lost.
+async fn lost_of(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     holder: &str,
+    life: Life,
+    listening: &Listening,
     now: Time,
 ) -> Result<Vec<Held>, sqlx::Error> {
-    sqlx::query_as(
+    let mut held: Vec<Held> = sqlx::query_as(
         "SELECT account, holder, epoch, window_start, seq, granted, returned, settled, reserved, expires_ms, retry_ms FROM leases
          WHERE workspace = $1 AND holder = $2 AND window_end > $3",
     )
@@ -188,19 +249,25 @@ async fn held_by(
     .bind(holder)
     .bind(now.secs())
     .fetch_all(connection)
-    .await
+    .await?;
+    held.retain(|held| {
+        listening.is_lease_lost(life, held.row.epoch, held.row.expires_ms, now.millis())
+    });
+    Ok(held)
 }
 
 /// Gives back `how_much` of each of these leases in the name of their holder; says of how many there was something to give. Should it be
-/// alive after all, it has to begin anew: what it knows of its leases is no longer so.
+/// alive after all, it has to begin anew: what it knows of its leases is no longer so. Not where all are of earlier epochs, of which it tells nothing any more.
 async fn release_all(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     holder: &str,
+    life: Life,
     leases: &[Held],
     how_much: impl Fn(&Lease) -> u64,
 ) -> Result<usize, Problem> {
     let mut accounts = 0;
+    let mut is_running = false;
     for held in leases {
         let lease = held.row.lease();
         let amount = how_much(&lease);
@@ -208,6 +275,7 @@ async fn release_all(
             continue;
         }
         accounts += 1;
+        is_running |= held.row.epoch >= life.epoch;
         let reserved = lease.reserved.min(lease.unused().saturating_sub(amount));
         let (Some(returned), Some(reserved)) = (
             stored(lease.returned.saturating_add(amount)),
@@ -231,7 +299,7 @@ async fn release_all(
         .execute(&mut *connection)
         .await?;
     }
-    if accounts > 0 {
+    if is_running {
         sqlx::query("UPDATE holders SET epoch = epoch + 1 WHERE workspace = $1 AND holder = $2")
             .bind(workspace.as_str())
             .bind(holder)
@@ -251,23 +319,25 @@ pub(crate) async fn release_lost(state: &ControlPlane) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// The same in one: all that they reported neither as used nor as under way. Not while it is being learned what gates have: they may be alive,
-/// and their last word in the backup is an old one.
+/// The same in one: all that they reported neither as used nor as under way.
 async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Result<(), Problem> {
     let now = state.now();
     let mut write = state.store().write().await?;
-    let holders: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT DISTINCT h.holder, h.last_seen_ms FROM holders AS h JOIN leases AS l ON l.workspace = h.workspace AND l.holder = h.holder
-         WHERE h.workspace = $1 AND l.window_end > $2 AND l.granted > l.returned + l.settled + l.reserved",
+    let holders: Vec<Holds> = sqlx::query_as(
+        "SELECT h.holder, h.epoch, h.last_seen_ms, MIN(CASE WHEN l.epoch < h.epoch THEN l.expires_ms END) AS left_ms
+         FROM holders AS h JOIN leases AS l ON l.workspace = h.workspace AND l.holder = h.holder
+         WHERE h.workspace = $1 AND l.window_end > $2 AND l.granted > l.returned + l.settled + l.reserved
+         GROUP BY h.holder ORDER BY h.holder",
     )
     .bind(workspace.as_str())
     .bind(now.secs())
     .fetch_all(&mut *write)
     .await?;
-    let lost: Vec<String> = holders
+    let listening = super::listening(state, &mut write, workspace).await?;
+    let is_lost = |heard_ms| listening.is_lost(heard_ms, now.millis());
+    let lost: Vec<Holds> = holders
         .into_iter()
-        .filter(|(_, last_seen_ms)| gates::is_lost(state, *last_seen_ms, now))
-        .map(|(holder, _)| holder)
+        .filter(|holds| is_lost(holds.last_seen_ms) || holds.left_ms.is_some_and(is_lost))
         .collect();
     if lost.is_empty() {
         return Ok(());
@@ -275,12 +345,14 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
     let Some(payload) = bundles::payload(state, workspace, &mut write).await? else {
         return Ok(());
     };
-    if now.millis() < super::learning_until_ms(&mut write, workspace).await? {
-        return Ok(());
-    }
-    for holder in &lost {
+    for holds in &lost {
+        let holder = &holds.holder;
+        let life = Life {
+            epoch: holds.epoch,
+            heard_ms: holds.last_seen_ms,
+        };
         let mut released = Vec::new();
-        for held in held_by(&mut write, workspace, holder, now).await? {
+        for held in lost_of(&mut write, workspace, holder, life, &listening, now).await? {
             let Some(account) = Account::parse(&held.account) else {
                 continue;
             };
@@ -290,7 +362,7 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
             }
         }
         let neither = |lease: &Lease| lease.unused().saturating_sub(lease.reserved);
-        let accounts = release_all(&mut write, workspace, holder, &released, neither).await?;
+        let accounts = release_all(&mut write, workspace, holder, life, &released, neither).await?;
         if accounts == 0 {
             continue;
         }
@@ -298,13 +370,30 @@ async fn release_lost_of(workspace: &WorkspaceId, state: &ControlPlane) -> Resul
             kind: "budget_released",
             subject: holder,
             by: None,
-            message: "the gate is lost, and by policy others may spend what it does not use (budget.on_lost)",
+            message: match is_lost(holds.last_seen_ms) {
+                true => {
+                    "the gate is lost, and by policy others may spend what it does not use (budget.on_lost)"
+                }
+                false => {
+                    "the gate began anew and is done with what it held before; by policy others may spend it (budget.on_lost)"
+                }
+            },
         };
         events::record(&mut write, workspace, now, event).await?;
         tracing::info!(%workspace, holder, accounts, "what a lost gate held was released by policy");
     }
     write.commit().await?;
     Ok(())
+}
+
+/// Who holds something that is neither used nor under way.
+#[derive(sqlx::FromRow)]
+struct Holds {
+    holder: String,
+    epoch: i64,
+    last_seen_ms: i64,
+    /// When the first of the leases ended that it has left behind in earlier epochs.
+    left_ms: Option<i64>,
 }
 
 /// A lease with its account.

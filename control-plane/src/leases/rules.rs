@@ -73,7 +73,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Reads what a holder says in `epoch`. Amounts that it counted under an earlier one are down there already and count for nothing here.
+    /// Reads what a holder says in `epoch`. Amounts that it counted under an earlier one count for nothing here: what it used is taken down there.
     pub fn of(ask: &lease::Ask, epoch: u64) -> Ask {
         let told = |amount| if ask.epoch == epoch { amount } else { 0 };
         Ask {
@@ -188,6 +188,50 @@ fn ahead(burn: u64, elapsed_ms: i64, terms: &Terms) -> u64 {
 /// renew, and never less than two signs of life of a gate at rest (15 s each).
 pub fn learning_ms(term_ms: i64) -> i64 {
     term_ms.max(30_000)
+}
+
+/// What is known of a holder's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The epoch that it was given last.
+    pub epoch: i64,
+    /// When it was last heard of; milliseconds since the Unix epoch.
+    pub heard_ms: i64,
+}
+
+/// Since when holders could be heard of, and by what silence one is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// When we began to listen; milliseconds since the Unix epoch. What gates said before that, nobody took down.
+    pub since_ms: i64,
+    /// After a restore nobody is lost before; milliseconds since the Unix epoch. The last word of a gate in the backup is an old one.
+    pub learning_until_ms: i64,
+    /// How long a lease lasts; milliseconds.
+    pub term_ms: i64,
+}
+
+impl Listening {
+    /// The last moment at which a holder may be alive that was last heard of at `heard_ms`: two terms of silence later, one to live and one to
+    /// renew late, if we have listened for as long.
+    pub fn lost_after_ms(&self, heard_ms: i64) -> i64 {
+        heard_ms
+            .max(self.since_ms)
+            .saturating_add(self.term_ms.saturating_mul(2))
+            .max(self.learning_until_ms.saturating_sub(1))
+    }
+
+    /// Whether a holder is lost that was last heard of at `heard_ms`.
+    pub fn is_lost(&self, heard_ms: i64, now_ms: i64) -> bool {
+        now_ms > self.lost_after_ms(heard_ms)
+    }
+
+    /// Whether what a holder was leased under `epoch` is lost, in a lease that ends at `expires_ms`. With the holder all of it is. Of one that lives,
+    /// what it was leased under an earlier epoch: a gate that has not heard of the later one can spend it while the lease lasts, then nobody can,
+    /// and calls under way when it heard of that are counted under the later one. So it is the lease's end from which two terms are counted.
+    pub fn is_lease_lost(&self, holder: Life, epoch: i64, expires_ms: i64, now_ms: i64) -> bool {
+        let is_left = epoch < holder.epoch && self.is_lost(expires_ms, now_ms);
+        is_left || self.is_lost(holder.heard_ms, now_ms)
+    }
 }
 
 /// What a holder has by all that was ever said.
@@ -698,6 +742,60 @@ mod tests {
         };
         let lease = answer(Some(lease), ask(8, 100, 900), others(0, 0), over);
         assert_eq!(lease.taken(), 1_000);
+    }
+
+    #[test]
+    fn who_is_silent_is_lost_only_where_somebody_listened() {
+        let listening = Listening {
+            since_ms: 0,
+            learning_until_ms: 0,
+            term_ms: TERM,
+        };
+        // Heard of at 1,000: two terms of 60,000 later it may live, and no longer.
+        assert!(!listening.is_lost(1_000, 121_000));
+        assert!(listening.is_lost(1_000, 121_001));
+        // Nobody listened before 500,000.
+        let late = Listening {
+            since_ms: 500_000,
+            ..listening
+        };
+        assert!(!late.is_lost(1_000, 620_000));
+        assert!(late.is_lost(1_000, 620_001));
+        assert!(!late.is_lost(510_000, 630_000));
+        // Not while it is being learned what gates have.
+        let learning = Listening {
+            learning_until_ms: 200_000,
+            ..listening
+        };
+        assert!(!learning.is_lost(1_000, 199_999));
+        assert!(learning.is_lost(1_000, 200_000));
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_has_is_lost_two_terms_after_its_lease() {
+        let listening = Listening {
+            since_ms: 0,
+            learning_until_ms: 0,
+            term_ms: TERM,
+        };
+        // Its lease ended at 60,000; in its second epoch it lives on.
+        let lost = |listening: Listening, epoch, heard_ms, now_ms| {
+            let holder = Life { epoch: 2, heard_ms };
+            listening.is_lease_lost(holder, epoch, 60_000, now_ms)
+        };
+        assert!(!lost(listening, 1, 180_000, 180_000));
+        assert!(lost(listening, 1, 180_001, 180_001));
+        assert!(!lost(listening, 2, 180_001, 180_001));
+        // With the holder all is lost, however long its lease.
+        assert!(lost(listening, 1, 0, 120_001));
+        assert!(lost(listening, 2, 0, 120_001));
+        // Who has not heard of its second epoch had nobody to report to.
+        let late = Listening {
+            since_ms: 100_000,
+            ..listening
+        };
+        assert!(!lost(late, 1, 220_000, 220_000));
+        assert!(lost(late, 1, 220_001, 220_001));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     workspaces::WorkspaceId,
 };
 use sqlx::SqliteConnection;
+use std::collections::BTreeSet;
 use tollgate_engine::{
     ledger::{Account, Span, Window},
     time::Time,
@@ -63,21 +64,34 @@ pub(super) async fn look(
     Ok(())
 }
 
-/// What has been warned of in a window.
+/// Which of these parts of these amounts have been warned of in a window: the parts alone, in percent. What was warned of by a limit that is no
+/// more is on record among the events.
 pub(super) async fn of(
     connection: &mut SqliteConnection,
     workspace: &WorkspaceId,
     account: &str,
     window_start: i64,
+    parts: &[(u64, u8)],
 ) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT DISTINCT percent FROM warnings WHERE workspace = $1 AND account = $2 AND window_start = $3 ORDER BY percent",
+    let warned: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT amount, percent FROM warnings WHERE workspace = $1 AND account = $2 AND window_start = $3",
     )
     .bind(workspace.as_str())
     .bind(account)
     .bind(window_start)
     .fetch_all(connection)
-    .await
+    .await?;
+    let is_set = |(amount, percent): &(i64, i64)| {
+        parts.iter().any(|(limit, part)| {
+            stored(*limit).unwrap_or(i64::MAX) == *amount && i64::from(*part) == *percent
+        })
+    };
+    let percents: BTreeSet<i64> = warned
+        .into_iter()
+        .filter(is_set)
+        .map(|(_, percent)| percent)
+        .collect();
+    Ok(percents.into_iter().collect())
 }
 
 #[cfg(test)]

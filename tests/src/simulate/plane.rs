@@ -181,7 +181,23 @@ impl Memory {
             .min()
     }
 
+    /// Takes down what was used under earlier epochs. That stands, however the rest is answered.
+    fn take_down_late(&mut self, request: &Request) {
+        let known = self.ledger.epochs.get(&request.holder).copied();
+        let (Epoch::Running(running) | Epoch::New(running) | Epoch::Stale(running)) =
+            rules::epoch(known, request.epoch);
+        for ask in request.asks.iter().filter(|ask| ask.epoch < running) {
+            let window = (ask.account.clone(), ask.window_start);
+            let leases = self.ledger.leases.get_mut(&window);
+            let holder = (request.holder.clone(), ask.epoch);
+            if let Some(lease) = leases.and_then(|leases| leases.get_mut(&holder)) {
+                lease.settled = lease.settled.max(ask.settled);
+            }
+        }
+    }
+
     fn lease(&mut self, request: &Request, now: Time) -> (u16, Vec<u8>) {
+        self.take_down_late(request);
         // A transaction works on a copy, which is kept or not.
         let before = self.ledger.clone();
         let (status, body) = match self.answer_leases(request, now) {

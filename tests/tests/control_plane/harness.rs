@@ -22,6 +22,7 @@ pub(crate) const START: i64 = 1_795_161_600;
 pub(crate) struct Plane {
     pub(crate) scratch: Scratch,
     pub(crate) state: ControlPlane,
+    settings: Settings,
     app: Router,
     now: Arc<AtomicI64>,
     names: AtomicU32,
@@ -72,13 +73,30 @@ impl Plane {
             clock: Arc::new(move || Time::from_micros(clock.load(Ordering::SeqCst))),
             ..settings
         };
-        let state = ControlPlane::open(scratch.path(), settings).await.unwrap();
+        let opened = ControlPlane::open(scratch.path(), settings.clone()).await;
+        let state = opened.unwrap();
         Plane {
             app: tollgate_control_plane::app(state.clone()),
             scratch,
             state,
+            settings,
             now,
             names: AtomicU32::new(0),
+        }
+    }
+
+    /// Stops it, and starts it again so many seconds later.
+    pub(crate) async fn restarted(self, after_secs: i64) -> Plane {
+        // Whoever has a copy of its state has the data directory too.
+        drop(self.app);
+        self.state.close().await;
+        self.now.fetch_add(after_secs * 1_000_000, Ordering::SeqCst);
+        let opened = ControlPlane::open(self.scratch.path(), self.settings.clone()).await;
+        let state = opened.unwrap();
+        Plane {
+            app: tollgate_control_plane::app(state.clone()),
+            state,
+            ..self
         }
     }
 
@@ -222,6 +240,40 @@ impl Workspace<'_> {
             id: text(&made["id"]),
             key: text(&made["key"]),
             trust: serde_json::from_value(made["trust"].clone()).unwrap(),
+        }
+    }
+}
+
+/// What is left of a workspace and its gate when their control plane stops: they are the same with the next.
+pub(crate) struct Known {
+    workspace: (String, String),
+    gate: (String, String, Vec<PublicKey>),
+}
+
+impl Known {
+    pub(crate) fn of(workspace: &Workspace<'_>, gate: &Gate<'_>) -> Known {
+        Known {
+            workspace: (workspace.id.clone(), workspace.operator.clone()),
+            gate: (gate.id.clone(), gate.key.clone(), gate.trust.clone()),
+        }
+    }
+
+    pub(crate) fn workspace<'p>(&self, plane: &'p Plane) -> Workspace<'p> {
+        let (id, operator) = self.workspace.clone();
+        Workspace {
+            plane,
+            id,
+            operator,
+        }
+    }
+
+    pub(crate) fn gate<'p>(&self, workspace: &'p Workspace<'p>) -> Gate<'p> {
+        let (id, key, trust) = self.gate.clone();
+        Gate {
+            workspace,
+            id,
+            key,
+            trust,
         }
     }
 }

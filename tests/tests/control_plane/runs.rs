@@ -131,6 +131,40 @@ async fn a_run_ends_by_its_first_call_whoever_heard_of_it() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_run_is_used_as_it_passes_and_leased_to_nobody() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = limited(&workspace).await;
+    let gate = workspace.gate().await;
+    let account = format!("agent:{agent}|seconds|run:r");
+    let asks = vec![ask(&account, START, 1, 0, 1)];
+    gate.leased(&holder(1), 0, asks).await;
+    let shown = async || {
+        let budget = workspace.get("/budgets?run=r").await[0].clone();
+        assert_eq!(budget["account"], json!(account));
+        assert_eq!(budget["holders"], json!([]));
+        let fields = [
+            "limit",
+            "settled",
+            "reserved",
+            "leased",
+            "forfeited",
+            "available",
+        ];
+        fields.map(|field| budget[field].clone())
+    };
+    assert_eq!(shown().await, ["60", "0", "0", "0", "0", "60"]);
+    plane.advance(25);
+    assert_eq!(shown().await, ["60", "25", "0", "0", "0", "35"]);
+    plane.advance(34);
+    assert_eq!(shown().await, ["60", "59", "0", "0", "0", "1"]);
+    // A shorter time than has passed leaves none.
+    let shorter = POLICY.replace("on_timeout: 60", "on_timeout: 30");
+    assert_eq!(workspace.apply(&shorter).await.status, 200);
+    assert_eq!(shown().await, ["30", "30", "0", "0", "0", "0"]);
+}
+
+#[tokio::test]
 async fn an_agent_begins_so_many_runs_in_an_hour() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Plane, START, holder};
+use crate::harness::{Plane, START, holder, text};
 
 /// A record with every field that is counted.
 fn record(at: i64, agent: &str, model: &str, outcome: &str) -> Value {
@@ -37,7 +37,7 @@ async fn usage_is_counted_by_everything_it_can_be_asked_for() {
     assert_eq!(
         rows("?by=team").await,
         json!([{
-            "start": START + 7_200 + 3_600 - 86_400, "key": "blue", "calls": 3, "denied": 1, "estimated": 2,
+            "start": START + 7_200 - 86_400, "key": "blue", "calls": 3, "denied": 1, "estimated": 2,
             "input_tokens": 300, "output_tokens": 60, "cached_input_tokens": 180, "cache_write_tokens": 0,
             "reasoning_tokens": 15, "cost_nano_usd": "4500"
         }])
@@ -84,6 +84,34 @@ async fn usage_is_counted_by_everything_it_can_be_asked_for() {
         (reply.status.as_u16(), reply.problem().as_str()),
         (422, "invalid")
     );
+}
+
+#[tokio::test]
+async fn without_a_time_usage_is_of_the_last_24_hours_and_the_hour_they_begin_in() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    // START is a full hour.
+    let records = [
+        record(START - 1, "x", "early", "allow"),
+        record(START, "x", "first", "allow"),
+    ];
+    let batch = gate.journal(&holder(1), 1).seal_records(&records, 0);
+    assert_eq!(gate.submit(&batch).await.status, 200);
+    let shown = async |query: &str| {
+        let answer = workspace.get(&format!("/usage?by=model{query}")).await;
+        let rows = answer["rows"].as_array().cloned().unwrap_or_default();
+        let keys: Vec<String> = rows.iter().map(|row| text(&row["key"])).collect();
+        (answer["from"].clone(), keys)
+    };
+    plane.advance(86_400 + 3_599);
+    let first = vec!["first".to_owned()];
+    assert_eq!(shown("").await, (json!(START), first.clone()));
+    plane.advance(1);
+    assert_eq!(shown("").await, (json!(START + 3_600), vec![]));
+    // Before another time it is the 24 hours before that.
+    let to = format!("&to={}", START + 86_400);
+    assert_eq!(shown(&to).await, (json!(START), first));
 }
 
 #[tokio::test]
