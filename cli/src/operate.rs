@@ -831,14 +831,7 @@ impl Status {
                 }
             );
             for halt in halts.as_array().into_iter().flatten() {
-                println!(
-                    "{:<13}  {}, by {} at {}: {}",
-                    text(halt, "kind"),
-                    printable(&halt::shown(&api, &text(halt, "scope"))?),
-                    printable(&text(halt, "by_name")),
-                    when_ms(halt, "at_ms"),
-                    printable(&text(halt, "reason"))
-                );
+                println!("{:<13}  {}", text(halt, "kind"), halt::told(&api, halt)?);
             }
             Ok(())
         })

@@ -212,6 +212,7 @@ pub(crate) async fn publish(
     let now = state.now();
     let documents = policies::live(write, workspace).await?;
     let revoked_agents = agents::revoked(write, workspace).await?;
+    halts::lapse(write, workspace, now).await?;
     let halts = halts::current(write, workspace).await?;
     let compose = |revision: i64, issued: Time, expires: Time| -> Result<Vec<u8>, Problem> {
         let compiled = tollgate_policy::compile(&documents, issued.secs(), expires.secs())

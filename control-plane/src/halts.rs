@@ -16,14 +16,23 @@ use serde::{Deserialize, Serialize};
 use tollgate_engine::{
     bundle::Scope,
     decide::covers_one,
+    facts::is_run,
     halt::{self, Halt, MAX_REASON_CHARS},
     identity::Caller,
+    ledger::MAX_RUN_SECS,
+    time::Time,
 };
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Halts of one workspace. Each takes at most 1,500 bytes of the bundle: a sixth of what a gate looks at, together.
 const MAX_HALTS: i64 = 500;
+
+/// With so many of them no further run is stopped, so that runs, of which there are many, leave room to stop agents and teams.
+const MAX_HALTS_FOR_RUNS: i64 = MAX_HALTS / 2;
+
+/// A run that had begun when it was stopped is over after so long, and is let go, so that there are not more and more of them.
+const RUN_STOPPED_MS: i64 = MAX_RUN_SECS * 1_000;
 
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::new()
@@ -77,10 +86,32 @@ struct NewHalt {
     reason: String,
 }
 
+/// Whom an order is about. In paths and in the database a scope, or `run:<agent>:<run>`.
+struct Whom {
+    scope: Scope,
+    run: Option<String>,
+}
+
+impl Whom {
+    fn parse(text: &str) -> Option<Whom> {
+        let Some(of_agent) = text.strip_prefix("run:") else {
+            let scope = Scope::parse(text)?;
+            return Some(Whom { scope, run: None });
+        };
+        // An agent's id has no colon; the name of a run may.
+        let (agent, run) = of_agent.split_once(':')?;
+        let scope = Scope::parse(&format!("agent:{agent}"))?;
+        is_run(run).then(|| Whom {
+            scope,
+            run: Some(run.to_owned()),
+        })
+    }
+}
+
 /// Somebody whose calls are stopped.
 #[derive(Serialize, ToSchema, sqlx::FromRow)]
 struct Halted {
-    /// `global`, `org:<id>`, `team:<id>` or `agent:<id>`.
+    /// `global`, `org:<id>`, `team:<id>`, `agent:<id>` or `run:<agent>:<run>`.
     scope: String,
     /// `paused` or `killed`.
     kind: String,
@@ -111,34 +142,65 @@ pub(crate) async fn current(
                 "paused" => halt::Kind::Paused,
                 _ => halt::Kind::Killed,
             };
-            let scope = Scope::parse(&scope)?;
+            let Whom { scope, run } = Whom::parse(&scope)?;
             Some(Halt {
                 scope,
+                run,
                 kind,
                 reason,
             })
         })
         .collect::<Option<Vec<Halt>>>()
         .ok_or_else(|| Problem::internal("halt", &"the stored scope is none"))?;
-    halts.sort_by_key(|halt| match halt.scope {
-        Scope::Global => 0,
-        Scope::Org(_) => 1,
-        Scope::Team(_) => 2,
-        Scope::Agent(_) | Scope::Tool(_) => 3,
+    halts.sort_by_key(|halt| {
+        let scope = match halt.scope {
+            Scope::Global => 0,
+            Scope::Org(_) => 1,
+            Scope::Team(_) => 2,
+            Scope::Agent(_) | Scope::Tool(_) => 3,
+        };
+        (halt.run.is_some(), scope)
     });
     Ok(halts)
 }
 
-/// Whom a scope in a path means. Nobody is stopped by a name that is spelt wrong: there must be an agent whom it concerns.
-async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Result<(), Problem> {
-    let parsed = Scope::parse(scope).ok_or_else(|| {
+/// Lets go of runs that are over.
+pub(crate) async fn lapse(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    now: Time,
+) -> Result<(), Problem> {
+    let lapsed: Vec<String> = sqlx::query_scalar(
+        "DELETE FROM halts WHERE workspace = $1 AND scope LIKE 'run:%' AND at_ms <= $2 RETURNING scope",
+    )
+    .bind(workspace.as_str())
+    .bind(now.millis().saturating_sub(RUN_STOPPED_MS))
+    .fetch_all(&mut **write)
+    .await?;
+    for scope in lapsed {
+        let event = events::New {
+            kind: Order::Running.event(),
+            subject: &scope,
+            by: None,
+            message: "it has been stopped for as long as any run lasts",
+        };
+        events::record(write, workspace, now, event).await?;
+    }
+    Ok(())
+}
+
+/// Whom a path means. Nobody is stopped by a name that is spelt wrong: there must be an agent whom it concerns. (Which runs it has, nobody knows
+/// but itself, unless they are limited.)
+async fn known(write: &mut Write, workspace: &WorkspaceId, whom: &str) -> Result<Whom, Problem> {
+    let whom = Whom::parse(whom).ok_or_else(|| {
         Problem::new(
             Kind::NotFound,
-            "whom to stop is `global`, `org:<id>`, `team:<id>` or `agent:<id>`",
+            "whom to stop is `global`, `org:<id>`, `team:<id>`, `agent:<id>` or `run:<agent>:<run>`, \
+             where a run is 1 to 128 letters, digits, `-`, `_`, `.` and `:`",
         )
     })?;
-    let (sql, id) = match &parsed {
-        Scope::Global => return Ok(()),
+    let (sql, id) = match &whom.scope {
+        Scope::Global => return Ok(whom),
         Scope::Org(id) => (
             "SELECT COUNT(*) FROM agents WHERE workspace = $1 AND org = $2",
             id,
@@ -169,15 +231,15 @@ async fn known(write: &mut Write, workspace: &WorkspaceId, scope: &str) -> Resul
             "no agent is, or belongs to, what this names; nobody has been stopped",
         ));
     }
-    Ok(())
+    Ok(whom)
 }
 
-/// Policies may say that their agents are not to be paused, or killed (`agent.execution`). An order is refused where that is so of everybody whom
-/// it would stop; one that is for more agents stops them all.
+/// Policies may say that their agents are not to be paused, or killed (`agent.execution`), and so none of their runs. An order is refused where
+/// that is so of everybody whom it would stop; one that is for more agents stops them all.
 async fn permitted(
     write: &mut Write,
     workspace: &WorkspaceId,
-    scope: &str,
+    scope: &Scope,
     kind: halt::Kind,
 ) -> Result<(), Problem> {
     let (field, what) = match kind {
@@ -192,13 +254,10 @@ async fn permitted(
     if documents.is_empty() {
         return Ok(());
     }
-    let Some(scope) = Scope::parse(scope) else {
-        return Ok(());
-    };
     let agents = agents::callers(write, workspace, false).await?;
     let mut stopped = agents
         .iter()
-        .filter(|one| covers_one(&scope, one))
+        .filter(|one| covers_one(scope, one))
         .peekable();
     let spared = |agent: &Caller| {
         let mut documents = documents.iter();
@@ -244,10 +303,11 @@ struct Ordered {
     revision: i64,
 }
 
-/// Pauses, kills or resumes the calls of an agent, a team, an organisation or the whole workspace.
+/// Pauses, kills or resumes the calls of a run, an agent, a team, an organisation or the whole workspace. A run that is stopped is let go after a
+/// day, which is as long as any lasts.
 #[utoipa::path(put, path = "/v1/workspaces/{workspace}/halts/{scope}", tag = "halts", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"),
-        ("scope" = String, Path, description = "`global`, `org:<id>`, `team:<id>` or `agent:<id>`")),
+        ("scope" = String, Path, description = "`global`, `org:<id>`, `team:<id>`, `agent:<id>` or `run:<agent>:<run>`")),
     request_body = NewHalt,
     responses((status = 200, body = Ordered),
         (status = 409, description = "Too many halts, or a policy that does not let them be stopped", body = ProblemBody, content_type = "application/problem+json"), BodyProblems))]
@@ -261,23 +321,29 @@ async fn set(
     let workspace = &operator.workspace;
     let now = state.now();
     let mut write = state.store().write().await?;
-    known(&mut write, workspace, &scope).await?;
+    let whom = known(&mut write, workspace, &scope).await?;
     match new.order.kind() {
         Some(kind) => {
-            permitted(&mut write, workspace, &scope, kind).await?;
+            permitted(&mut write, workspace, &whom.scope, kind).await?;
+            // Who is stopped already takes no further place.
             let others: i64 = sqlx::query_scalar(
-                "SELECT COUNT(*) FROM halts WHERE workspace = $1 AND scope <> $2",
+                "SELECT COUNT(*) FROM halts WHERE workspace = $1
+                   AND NOT EXISTS (SELECT 1 FROM halts WHERE workspace = $1 AND scope = $2)",
             )
             .bind(workspace.as_str())
             .bind(&scope)
             .fetch_one(&mut *write)
             .await?;
-            if others >= MAX_HALTS {
+            let (most, instead) = match (&whom.scope, &whom.run) {
+                // Everybody can be stopped, whoever is stopped already.
+                (Scope::Global, _) => (i64::MAX, ""),
+                (_, Some(_)) => (MAX_HALTS_FOR_RUNS, "stop the agent instead"),
+                (_, None) => (MAX_HALTS, "let some go, or stop the workspace instead"),
+            };
+            if others >= most {
                 return Err(Problem::new(
                     Kind::Conflict,
-                    format!(
-                        "{MAX_HALTS} are stopped already; stop their team or the workspace instead"
-                    ),
+                    format!("{most} are stopped already; {instead}"),
                 ));
             }
             sqlx::query(

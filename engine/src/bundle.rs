@@ -75,7 +75,7 @@ pub struct Payload {
     pub token_keys: Vec<PublicKey>,
     /// Agents whose tokens no longer count, by UUID, sorted.
     pub revoked_agents: Vec<String>,
-    /// Whose calls an operator has stopped, broadest first.
+    /// Whose calls an operator has stopped, or which runs, broadest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub halts: Vec<Halt>,
 }

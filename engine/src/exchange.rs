@@ -552,10 +552,11 @@ impl Exchange {
         self.deny(vec_of(reason), None, now)
     }
 
-    /// What an operator has stopped the caller with, as of the newest bundle, and what the caller is told.
+    /// What an operator has stopped the caller or its run with, as of the newest bundle, and what the caller is told.
     fn halt(&self, gate: &Gate) -> Option<(halt::Kind, Reason)> {
         let caller = self.caller.as_deref()?;
-        let halt = halt::on(gate.bundle().payload()?, caller)?;
+        let run = self.head.as_ref().and_then(|head| head.run.as_deref());
+        let halt = halt::on(gate.bundle().payload()?, caller, run)?;
         Some((halt.kind, halt.refusal(caller)))
     }
 

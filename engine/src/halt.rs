@@ -8,7 +8,10 @@ use crate::{
     decide::{Cause, Reason, covers, covers_one, on_behalf},
     identity::Caller,
 };
-use alloc::{format, string::String};
+use alloc::{
+    format,
+    string::{String, ToString},
+};
 use serde::{Deserialize, Serialize};
 
 /// Longest reason, in characters: it goes into every refusal.
@@ -40,6 +43,10 @@ impl Kind {
 pub struct Halt {
     /// Whose calls. [`Scope::Global`] is the whole workspace; a tool's calls are not stopped this way, a document denies them.
     pub scope: Scope,
+    /// Only their calls of the run of this name. Absent where all are meant, so that gates of before read such a bundle; one that names a run
+    /// they refuse, and keep the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// How far.
     pub kind: Kind,
     /// Why, in the operator's words. The caller reads it.
@@ -54,9 +61,11 @@ impl Halt {
             Kind::Killed => "halt.killed",
         };
         let (level, id) = whom(&self.scope);
-        let whom = match covers_one(&self.scope, caller) {
-            true => format!("this {level}"),
-            false => on_behalf(level, id),
+        let whom = match (covers_one(&self.scope, caller), &self.run) {
+            (true, None) => format!("this {level}"),
+            (true, Some(_)) => "this run".to_string(),
+            (false, None) => on_behalf(level, id),
+            (false, Some(_)) => format!("this run of {}", on_behalf(level, id)),
         };
         let message = format!(
             "an operator has {} {whom}: {}",
@@ -78,11 +87,14 @@ fn whom(scope: &Scope) -> (&'static str, &str) {
     }
 }
 
-/// The halt that stops this caller, or one for whom it acts: a kill before a pause, the broadest of each.
-pub fn on<'p>(payload: &'p Payload, caller: &Caller) -> Option<&'p Halt> {
+/// The halt that stops a call of this caller in this run, or one for whom it acts: a kill before a pause, the broadest of each. A call belongs to
+/// the run of its name of everybody for whom it is made, as it counts in the budgets of each.
+pub fn on<'p>(payload: &'p Payload, caller: &Caller, run: Option<&str>) -> Option<&'p Halt> {
     let mut found: Option<&Halt> = None;
     for halt in &payload.halts {
-        if covers(&halt.scope, caller) && found.is_none_or(|found| found.kind < halt.kind) {
+        let of_run = halt.run.is_none() || halt.run.as_deref() == run;
+        if of_run && covers(&halt.scope, caller) && found.is_none_or(|found| found.kind < halt.kind)
+        {
             found = Some(halt);
         }
     }

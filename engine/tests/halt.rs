@@ -6,9 +6,10 @@ use issuer::{AGENT, LISTED_HOST, NOW, Towards, budgeted, claims, gate, halt, tok
 use tollgate_engine::{
     bundle::Searched,
     exchange::{End, Exchange, Finished, Output, Step},
-    facts::Headers,
+    facts::{Headers, RUN_HEADER},
     gate::Gate,
     halt::{Halt, Kind},
+    identity::{Actor, Claims},
     ledger::Op,
     reply::REASON_HEADER,
     sse,
@@ -34,7 +35,17 @@ fn stop(gate: &mut Gate, halts: Vec<Halt>) {
 }
 
 fn begin(gate: &mut Gate, path: &str) -> (Exchange, Step) {
-    let bearer = format!("Bearer {}", token(&claims()));
+    begin_as(gate, &claims(), path, &[])
+}
+
+/// By this caller, with these headers beside.
+fn begin_as(
+    gate: &mut Gate,
+    claims: &Claims,
+    path: &str,
+    more: &[(&[u8], &[u8])],
+) -> (Exchange, Step) {
+    let bearer = format!("Bearer {}", token(claims));
     let pairs: [(&[u8], &[u8]); 5] = [
         (b":method", b"POST"),
         (b":path", path.as_bytes()),
@@ -42,6 +53,7 @@ fn begin(gate: &mut Gate, path: &str) -> (Exchange, Step) {
         (b"authorization", bearer.as_bytes()),
         (b"content-type", b"application/json"),
     ];
+    let pairs = [pairs.as_slice(), more].concat();
     Exchange::begin(gate, Headers(&pairs), true, NOW, 1)
 }
 
@@ -50,7 +62,12 @@ const BODY: &[u8] = br#"{"model":"gpt-4o","messages":[],"stream":true,"max_token
 
 /// A stream whose head has passed.
 fn streaming(gate: &mut Gate) -> Exchange {
-    let (mut exchange, step) = begin(gate, CHAT);
+    let begun = begin(gate, CHAT);
+    streaming_on(gate, begun)
+}
+
+/// What has begun so.
+fn streaming_on(gate: &mut Gate, (mut exchange, step): (Exchange, Step)) -> Exchange {
     assert!(matches!(step, Step::NeedBody { .. }));
     let step = exchange.body(gate, BODY, NOW);
     assert!(matches!(step, Step::Swap(_)), "{step:?}");
@@ -123,6 +140,160 @@ fn a_kill_is_named_before_a_pause() {
     ];
     let (_, step) = begin(&mut running(halts), CHAT);
     assert_eq!(refused(step).0, "halt.killed");
+}
+
+/// Only the run of this name.
+fn run(name: &str, scope: &str, kind: Kind) -> Halt {
+    Halt {
+        run: Some(name.to_string()),
+        ..halt(scope, kind)
+    }
+}
+
+/// What the agent's calls of the run of this name say.
+fn of_run(name: &str) -> [(&[u8], &[u8]); 1] {
+    [(RUN_HEADER.as_bytes(), name.as_bytes())]
+}
+
+#[test]
+fn a_run_is_stopped_and_no_other() {
+    let agent = format!("agent:{AGENT}");
+    for (kind, rule) in [(Kind::Paused, "halt.paused"), (Kind::Killed, "halt.killed")] {
+        let mut gate = running(vec![run("night:7", &agent, kind)]);
+        let (exchange, step) = begin_as(&mut gate, &claims(), CHAT, &of_run("night:7"));
+        let done = kind.name();
+        let message = format!("tollgate: an operator has {done} this run: it buys too much");
+        assert_eq!(refused(step), (rule.to_string(), message));
+        let record = record(&exchange.finish(End::Complete, NOW));
+        assert_eq!(record["run"], "night:7");
+        assert_eq!(record["reasons"][0]["rule"], rule);
+        // Names are compared exactly, and a call of no run is of none that is stopped.
+        for other in ["night:70", "night", "Night:7", "7"] {
+            let (_, step) = begin_as(&mut gate, &claims(), CHAT, &of_run(other));
+            assert!(matches!(step, Step::NeedBody { .. }), "{other}: {step:?}");
+        }
+        let (_, step) = begin(&mut gate, CHAT);
+        assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+    }
+    // Another agent's run of the same name is another run.
+    let other = "agent:00000000-0000-4000-8000-0000000000ff";
+    let mut gate = running(vec![run("night:7", other, Kind::Killed)]);
+    let (_, step) = begin_as(&mut gate, &claims(), CHAT, &of_run("night:7"));
+    assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+}
+
+/// `printf s-1 | sha256sum | head -c 32`
+const SESSION: &str = "mcp:6a840baf5d8c3ff241688aeb14546e65";
+
+#[test]
+fn a_session_is_stopped_as_the_run_that_it_is() {
+    let agent = format!("agent:{AGENT}");
+    let mut gate = running(vec![run(SESSION, &agent, Kind::Killed)]);
+    let mut of_session = |id: &[u8]| {
+        let session: [(&[u8], &[u8]); 1] = [(b"mcp-session-id", id)];
+        begin_as(&mut gate, &claims(), "/mcp", &session).1
+    };
+    let Step::Reply { reply, .. } = of_session(b"s-1") else {
+        panic!("the session is killed, and its call passes");
+    };
+    assert_eq!(reply.status, 403);
+    assert!(reply.body.contains("killed this run"), "{}", reply.body);
+    let step = of_session(b"s-2");
+    assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+}
+
+/// As the call counts in the run of its name of each.
+#[test]
+fn a_run_of_whoever_is_acted_for_is_stopped_too() {
+    let planner = "00000000-0000-4000-8000-0000000000bb";
+    let claims = Claims {
+        sub: planner.to_string(),
+        act: Some(Box::new(Actor {
+            sub: AGENT.to_string(),
+            org: None,
+            team: Some("platform".to_string()),
+            level: claims().level,
+            act: None,
+        })),
+        ..claims()
+    };
+    let scope = format!("agent:{planner}");
+    let mut gate = running(vec![run("r", &scope, Kind::Paused)]);
+    let (_, step) = begin_as(&mut gate, &claims, CHAT, &of_run("r"));
+    assert_eq!(
+        refused(step).1,
+        format!(
+            "tollgate: an operator has paused this run of the agent `{planner}` (for which this agent acts): it buys too much"
+        )
+    );
+    let (_, step) = begin_as(&mut gate, &claims, CHAT, &of_run("s"));
+    assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+    // By itself it has a run of its own of that name.
+    let own = issuer::claims();
+    let (_, step) = begin_as(&mut gate, &own, CHAT, &of_run("r"));
+    assert!(matches!(step, Step::NeedBody { .. }), "{step:?}");
+}
+
+#[test]
+fn a_run_is_stopped_with_its_agent_as_well() {
+    let agent = format!("agent:{AGENT}");
+    let halts = vec![
+        halt(&agent, Kind::Paused),
+        run("r", &agent, Kind::Paused),
+        run("s", &agent, Kind::Killed),
+    ];
+    let mut gate = running(halts);
+    for (name, rule, whom) in [
+        ("r", "halt.paused", "this agent"),
+        ("s", "halt.killed", "this run"),
+        ("t", "halt.paused", "this agent"),
+    ] {
+        let (_, step) = begin_as(&mut gate, &claims(), CHAT, &of_run(name));
+        let (told, message) = refused(step);
+        assert_eq!(told, rule, "{name}");
+        assert!(message.contains(whom), "{name}: {message}");
+    }
+}
+
+#[test]
+fn a_killed_run_ends_its_streams_and_leaves_the_others() {
+    let agent = format!("agent:{AGENT}");
+    let mut gate = running(Vec::new());
+    let mut streams = [Some("r"), Some("s"), None].map(|name| {
+        let begun = match name {
+            Some(name) => begin_as(&mut gate, &claims(), CHAT, &of_run(name)),
+            None => begin(&mut gate, CHAT),
+        };
+        streaming_on(&mut gate, begun)
+    });
+    stop(&mut gate, vec![run("r", &agent, Kind::Killed)]);
+    let last = LAST.replace("workspace", "run").into_bytes();
+    let [first, others @ ..] = &mut streams;
+    let cut = first.response_chunk(&gate, FIRST.as_bytes(), false);
+    assert_eq!(cut, Output::Cut(last));
+    for other in others {
+        let passed = other.response_chunk(&gate, FIRST.as_bytes(), false);
+        assert_eq!(passed, Output::Pass);
+    }
+}
+
+/// So that gates of before read every bundle in which no run is stopped, and none without knowing what it stops.
+#[test]
+fn a_halt_says_of_a_run_only_where_it_is_of_one() {
+    let agent = format!("agent:{AGENT}");
+    let whole = halt(&agent, Kind::Killed);
+    let json = format!(r#"{{"scope":"{agent}","kind":"killed","reason":"it buys too much"}}"#);
+    assert_eq!(serde_json::to_string(&whole).unwrap(), json);
+    let one = run("r", &agent, Kind::Killed);
+    let of_one = json.replace(r#","kind""#, r#","run":"r","kind""#);
+    assert_eq!(serde_json::to_string(&one).unwrap(), of_one);
+    for (halt, json) in [(whole, &json), (one, &of_one)] {
+        let read: Halt = tollgate_engine::json::read(json.as_bytes()).unwrap();
+        assert_eq!(read, halt);
+    }
+    // What a gate of before does with `run`, this one does with the next member of which it knows nothing.
+    let next = of_one.replace("run", "call");
+    assert!(tollgate_engine::json::read::<Halt>(next.as_bytes()).is_err());
 }
 
 #[test]

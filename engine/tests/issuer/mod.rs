@@ -45,6 +45,7 @@ pub(crate) fn grant(account: &Account, window: Span, granted: u64, expires: Time
 pub(crate) fn halt(scope: &str, kind: halt::Kind) -> Halt {
     Halt {
         scope: Scope::parse(scope).unwrap(),
+        run: None,
         kind,
         reason: "it buys too much".to_string(),
     }

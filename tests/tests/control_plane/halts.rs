@@ -206,3 +206,197 @@ async fn an_order_needs_a_reason_that_can_be_shown() {
         assert_eq!(plane.get(&workspace.operator, &path).await.status, 422);
     }
 }
+
+const DAY: i64 = 86_400;
+
+#[tokio::test]
+async fn one_run_of_an_agent_is_stopped_by_its_name() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    // What a run may be called, and the longest.
+    let longest = "r".repeat(128);
+    let names = [
+        "night:7",
+        "mcp:0123456789abcdef0123456789abcdef",
+        "..",
+        &longest,
+    ];
+    for name in names {
+        let scope = format!("run:{agent}:{name}");
+        let (status, done) = order(&workspace, &scope, "killed").await;
+        assert_eq!((status, &done["scope"]), (200, &json!(scope)));
+        plane.advance(1);
+    }
+    assert_eq!(
+        order(&workspace, &format!("agent:{agent}"), "paused")
+            .await
+            .0,
+        200
+    );
+    // The agent first, which is more than a run of it.
+    let shown = serde_json::to_value(halts(&workspace, &gate).await).unwrap();
+    let scope = format!("agent:{agent}");
+    assert_eq!(
+        shown[0],
+        json!({"scope": scope, "kind": "paused", "reason": "it loops"})
+    );
+    let mut stopped: Vec<&Value> = shown.as_array().unwrap()[1..].iter().collect();
+    stopped.sort_by_key(|halt| text(&halt["run"]));
+    let expected = ["..", names[1], "night:7", &longest]
+        .map(|run| json!({"scope": scope, "run": run, "kind": "killed", "reason": "it loops"}));
+    assert_eq!(stopped, expected.iter().collect::<Vec<_>>());
+
+    let listed = workspace.get("/halts").await;
+    let first = &listed[0];
+    assert_eq!(first["scope"], format!("run:{agent}:night:7"));
+    assert_eq!(
+        (&first["kind"], &first["reason"], &first["at_ms"]),
+        (&json!("killed"), &json!("it loops"), &json!(START * 1_000))
+    );
+    assert!(!text(&first["by_name"]).is_empty());
+
+    let scope = text(&first["scope"]);
+    assert_eq!(order(&workspace, &scope, "running").await.0, 200);
+    let shown = halts(&workspace, &gate).await;
+    assert!(
+        shown
+            .iter()
+            .all(|halt| halt.run.as_deref() != Some("night:7"))
+    );
+    assert_eq!(shown.len(), 4);
+    let events = workspace.get("/events").await;
+    assert_eq!(
+        (&events[0]["kind"], &events[0]["subject"]),
+        (&json!("resumed"), &json!(scope))
+    );
+    assert_eq!(events[0]["by"], first["by"]);
+}
+
+#[tokio::test]
+async fn what_is_no_run_of_an_agent_stops_nothing() {
+    let plane = Plane::new().await;
+    let (workspace, other) = (plane.workspace().await, plane.workspace().await);
+    let agent = workspace.agent("blue").await;
+    let stranger = other.agent("green").await;
+    let long = "r".repeat(129);
+    for scope in [
+        "run:",
+        "run::",
+        "run::r",
+        "run:r",
+        &format!("run:{agent}"),
+        &format!("run:{agent}:"),
+        &format!("run:{agent}:{long}"),
+        &format!("run:{agent}:two%20words"),
+        &format!("run:{agent}:a%2Fb"),
+        &format!("run:{agent}:%C3%A4"),
+        &format!("run:{agent}:a%0Ab"),
+        &format!("run:{agent}:50%25"),
+        &format!("run:{}:r", agent.replace('-', "")),
+        &format!("run:{stranger}:r"),
+        "run:00000000-0000-4000-8000-0000000000ff:r",
+        "run:team:blue",
+        &format!("Run:{agent}:r"),
+    ] {
+        assert_eq!(order(&workspace, scope, "killed").await.0, 404, "{scope}");
+    }
+    assert_eq!(workspace.get("/halts").await, json!([]));
+    // A colon says the same in either spelling (RFC 3986 §6.2.2.2).
+    let encoded = format!("run%3A{agent}%3Aa%3Ab");
+    let (status, done) = order(&workspace, &encoded, "paused").await;
+    assert_eq!(
+        (status, text(&done["scope"])),
+        (200, format!("run:{agent}:a:b"))
+    );
+}
+
+#[tokio::test]
+async fn a_run_of_who_is_not_to_be_stopped_is_not_either() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = workspace.agent("calm").await;
+    let policy = format!(
+        "---\n{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: one}}, spec: {{scope: 'agent:{agent}', agent: {{execution: {{enable_cancel: false}}}}}}}}\n"
+    );
+    assert_eq!(workspace.apply(&policy).await.status, 200);
+    let scope = format!("run:{agent}:r");
+    assert_eq!(order(&workspace, &scope, "killed").await.0, 409);
+    assert_eq!(order(&workspace, &scope, "paused").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_run_that_is_over_is_let_go() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    let scope = |run: &str| format!("run:{agent}:{run}");
+    assert_eq!(order(&workspace, &scope("r"), "killed").await.0, 200);
+    assert_eq!(order(&workspace, "team:blue", "paused").await.0, 200);
+    plane.advance(1);
+    assert_eq!(order(&workspace, &scope("s"), "paused").await.0, 200);
+    let stopped = async || {
+        plane.state.upkeep().await.unwrap();
+        let halts = halts(&workspace, &gate).await;
+        let runs = halts.iter().map(|halt| halt.run.clone());
+        runs.collect::<Vec<_>>()
+    };
+    let run = |name: &str| Some(name.to_owned());
+    plane.advance(DAY - 2);
+    assert_eq!(stopped().await, [None, run("r"), run("s")]);
+    plane.advance(1);
+    assert_eq!(stopped().await, [None, run("s")]);
+    // Nobody did it, and that is on record.
+    let event = &workspace.get("/events").await[0];
+    assert_eq!(
+        (&event["kind"], &event["subject"], &event["by"]),
+        (&json!("resumed"), &json!(scope("r")), &Value::Null)
+    );
+    // Who orders it again begins a day again. A team is stopped until somebody lets it go.
+    assert_eq!(order(&workspace, &scope("s"), "killed").await.0, 200);
+    plane.advance(DAY - 1);
+    assert_eq!(stopped().await, [None, run("s")]);
+    plane.advance(1);
+    assert_eq!(stopped().await, [None]);
+}
+
+#[tokio::test]
+async fn runs_leave_room_to_stop_agents_and_nothing_keeps_the_workspace_from_it() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let agent = workspace.agent("blue").await;
+    let of_run = |name: &str| format!("run:{agent}:{name}");
+    plane
+        .execute(
+            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 249)
+             INSERT INTO halts (workspace, scope, kind, reason, by, at_ms)
+             SELECT a.workspace, 'run:' || a.id || ':r' || n, 'paused', 'why', (SELECT MIN(id) FROM operators WHERE workspace = a.workspace),
+               a.created_ms
+             FROM number, agents AS a",
+        )
+        .await;
+    assert_eq!(order(&workspace, &of_run("r250"), "paused").await.0, 200);
+    let (status, why) = order(&workspace, &of_run("r251"), "paused").await;
+    assert_eq!(status, 409);
+    assert!(
+        text(&why["detail"]).contains("stop the agent instead"),
+        "{why}"
+    );
+    // One that is stopped already can be killed, and let go.
+    assert_eq!(order(&workspace, &of_run("r1"), "killed").await.0, 200);
+    let whole = format!("agent:{agent}");
+    assert_eq!(order(&workspace, &whole, "killed").await.0, 200);
+    assert_eq!(order(&workspace, &whole, "running").await.0, 200);
+    // As many again.
+    plane
+        .execute(
+            "INSERT INTO halts (workspace, scope, kind, reason, by, at_ms)
+             SELECT workspace, scope || '-', kind, reason, by, at_ms FROM halts",
+        )
+        .await;
+    assert_eq!(order(&workspace, &whole, "killed").await.0, 409);
+    assert_eq!(order(&workspace, "global", "killed").await.0, 200);
+    assert_eq!(order(&workspace, &of_run("r1"), "running").await.0, 200);
+}

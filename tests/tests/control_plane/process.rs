@@ -445,6 +445,74 @@ fn an_operator_approves_calls_with_the_command_alone() {
 }
 
 #[test]
+fn an_operator_stops_runs_and_hears_what_still_stops_whom_it_lets_go() {
+    let scratch = Scratch::new("stops");
+    let plane = start(&scratch);
+    let workspace = plane.create_workspace("demo").unwrap();
+    let run = |arguments: &[&str]| printed(&plane, &workspace, arguments);
+    let bot = plane.create_agent(&workspace, "bot", "blue").unwrap();
+    plane.create_agent(&workspace, "other", "green").unwrap();
+    let order = |order: &[&str]| run(&[order, &["--reason", "INC-4711"]].concat());
+
+    let paused = order(&["pause", "run", "bot", "night:7"]);
+    assert!(
+        paused.starts_with("paused run night:7 of agent bot; bundle revision "),
+        "{paused}"
+    );
+    order(&["kill", "run", &bot, "night:8"]);
+    order(&["kill", "agent", "bot"]);
+    order(&["pause", "agent", "other"]);
+    let status = run(&["status"]);
+    for line in [
+        "paused         run night:7 of agent bot, by ",
+        "killed         run night:8 of agent bot, by ",
+    ] {
+        assert!(status.contains(line), "{status}");
+    }
+
+    let lines = |order: &[&str]| {
+        let printed = run(&[order, &["--reason", "over"]].concat());
+        let begin = |line: &str| line.split([',', ';']).next().unwrap_or(line).to_owned();
+        printed.lines().map(begin).collect::<Vec<_>>()
+    };
+    // Of a team that was not stopped itself: what is stopped in it, and nothing of others.
+    let mut still = lines(&["resume", "team", "blue"]);
+    still[1..].sort();
+    assert_eq!(
+        still,
+        [
+            "nothing was stopped as team blue",
+            "still killed agent bot",
+            "still killed run night:8 of agent bot",
+            "still paused run night:7 of agent bot",
+        ]
+    );
+    // A run: what stops its agent, not other runs of it.
+    assert_eq!(
+        lines(&["resume", "run", "bot", "night:7"]),
+        ["running run night:7 of agent bot", "still killed agent bot"]
+    );
+    assert_eq!(
+        lines(&["resume", "agent", "bot"]),
+        ["running agent bot", "still killed run night:8 of agent bot"]
+    );
+    assert_eq!(
+        lines(&["resume", "agent", "other"]),
+        ["running agent other"]
+    );
+    let refused = tollgate(
+        &plane,
+        &workspace,
+        &["kill", "run", "bot", "two words", "--reason", "INC-4711"],
+    );
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        refused.status.code() != Some(0) && why.contains("a run is 1 to 128 letters"),
+        "{why}"
+    );
+}
+
+#[test]
 fn it_does_not_listen_in_the_clear_unless_told_to() {
     let scratch = Scratch::new("listen");
     let serve = |data: &Path| {

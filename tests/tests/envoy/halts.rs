@@ -60,11 +60,33 @@ fn pause_and_resume_reach_every_worker_at_once() {
 #[test]
 fn a_kill_ends_a_stream_that_is_under_way() {
     let scene = Scene::start("killed", &budget("1"));
+    a_stream_ends(&scene, "team:robots", "this team");
+    // The upstream's side is given up, too: what was reserved is settled.
+    assert_eq!(scene.chat("hello", &[]).verdict(), (403, "halt.killed"));
+}
+
+#[test]
+fn a_killed_run_ends_its_stream_and_its_agent_goes_on() {
+    let scene = Scene::start("killed-run", &budget("1"));
+    a_stream_ends(&scene, &format!("run:{}:{RUN}", scene.agent), "this run");
+    let run = [("x-tollgate-run", RUN)];
+    assert_eq!(scene.chat("hello", &run).verdict(), (403, "halt.killed"));
+    let other = [("x-tollgate-run", "night:8")];
+    assert_eq!(scene.chat("hello", &other).status, 200);
+    assert_eq!(scene.chat("hello", &[]).status, 200);
+}
+
+/// The run to which every stream here belongs.
+const RUN: &str = "night:7";
+
+/// A stream is under way, `scope` is killed, and its caller is told of whom that is so.
+fn a_stream_ends(scene: &Scene, scope: &str, whom: &str) {
     let mut body = chat_body("a long story");
     body["stream"] = true.into();
     let knobs = [
         ("x-stand-in-delay-ms", "50"),
         ("x-stand-in-completion-tokens", "100"),
+        ("x-tollgate-run", RUN),
     ];
     let request = scene
         .request("/v1/chat/completions", &knobs)
@@ -76,7 +98,7 @@ fn a_kill_ends_a_stream_that_is_under_way() {
     let first = lines.next().unwrap().unwrap();
     assert!(first.starts_with("data: "), "{first}");
 
-    let ordered = order(&scene, "team:robots", "killed");
+    let ordered = order(scene, scope, "killed");
     // The connection is broken off behind the last event.
     let data: Vec<String> = lines
         .map_while(Result::ok)
@@ -89,7 +111,7 @@ fn a_kill_ends_a_stream_that_is_under_way() {
     assert_eq!(
         last,
         json!({"error": {
-            "message": "tollgate: an operator has killed this team: it loops",
+            "message": format!("tollgate: an operator has killed {whom}: it loops"),
             "type": "permission_error", "param": null, "code": "halt.killed",
         }})
     );
@@ -101,6 +123,4 @@ fn a_kill_ends_a_stream_that_is_under_way() {
     );
     assert_eq!(record["reasons"][0]["rule"], "halt.killed");
     assert_ne!(record["cost_nano_usd"], "0", "{record}");
-    // The upstream's side is given up, too: what was reserved is settled.
-    assert_eq!(scene.chat("hello", &[]).verdict(), (403, "halt.killed"));
 }
