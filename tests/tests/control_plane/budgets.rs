@@ -113,7 +113,7 @@ async fn warnings_are_of_the_limit_there_is() {
     assert_eq!(warned().await, json!([80]));
     let resets = "are used; it resets at 2026-11-21T00:00:00Z";
     let of_80 = format!("80 % of $0.00000008 {resets}");
-    assert_eq!(warnings().await, [of_80.clone()]);
+    assert_eq!(warnings().await, [of_80.as_str()]);
     // Of 10,000 they are 0.7 %.
     limit(10_000).await;
     told(&gate, &account, (4, 71, 0)).await;
