@@ -12,7 +12,7 @@ use std::{
 };
 use tollgate_edge_worker::{
     Ahead, Answer, AnswerBody, BUNDLE, Broken, Call, Disk, Headers, Heard, Line, Message, Platform,
-    Request, RequestBody, Response, Unavailable, Unreachable,
+    Request, RequestBody, Response, Unavailable, Unreachable, joined, parts,
 };
 use tollgate_engine::{gate::Config, json, time::Time};
 use worker::{
@@ -377,6 +377,9 @@ pub(crate) async fn cached_bundle(env: &Env, name: &str) -> Option<Vec<u8>> {
     env.kv("BUNDLES").ok()?.get(name).bytes().await.ok()?
 }
 
+/// Longest value written at once: half of the 2 MB that one may have with its key in storage on SQLite (Cloudflare, "Limits" of Durable Objects).
+const PART_BYTES: usize = 1 << 20;
+
 /// A Durable Object's storage: read once, then only written.
 pub(crate) struct Stored {
     storage: Storage,
@@ -399,15 +402,19 @@ impl Stored {
             })
             .collect();
         let disk = Stored { storage, env, name };
-        Ok(Ahead::new(disk, values))
+        Ok(Ahead::new(disk, joined(values, PART_BYTES)))
     }
 
     /// What is written here is durable before anything else leaves this object.
     async fn put(&self, key: &str, new: Option<&[u8]>) -> Result<()> {
-        match new {
-            Some(new) => self.storage.put_raw(key, Uint8Array::from(new)).await,
-            None => self.storage.delete(key).await.map(|_| ()),
+        let Some(new) = new else {
+            return self.storage.delete(key).await.map(|_| ());
+        };
+        for (key, part) in parts(key, new, PART_BYTES) {
+            let part = Uint8Array::from(part);
+            self.storage.put_raw(&key, part).await?;
         }
+        Ok(())
     }
 
     async fn cache_bundle(&self, envelope: &[u8]) {
