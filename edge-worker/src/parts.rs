@@ -26,7 +26,7 @@ pub fn joined(mut stored: Map<String, Vec<u8>>, most: usize) -> Map<String, Vec<
     let long = stored.iter().filter(|(_, value)| value.len() == most);
     let long: Vec<String> = long.map(|(key, _)| key.clone()).collect();
     for key in long.iter().filter(|key| !key.starts_with(PART)) {
-        let mut rest = Vec::new();
+        let mut rest: Vec<u8> = Vec::new();
         for number in 1.. {
             let part = stored.get(&name(key, number));
             rest.extend(part.into_iter().flatten());
