@@ -96,7 +96,10 @@ pub(crate) fn run(args: Args, order: Order) -> anyhow::Result<ExitCode> {
         "run" => format!("run:{}:{run}", agent_id(&api, name)?),
         kind => format!("{kind}:{name}"),
     };
-    let before = api.get(&api.at("/halts")?)?;
+    let before = match order {
+        Order::Resume => api.get(&api.at("/halts")?)?,
+        Order::Pause | Order::Kill => Value::Null,
+    };
     let body = json!({"order": order.name(), "reason": why.reason});
     let path = api.at(&format!("/halts/{}", segment(&scope)))?;
     let done = api.put_json(&path, &body)?;

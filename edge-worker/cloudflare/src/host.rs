@@ -342,16 +342,14 @@ impl KeeperLine {
         let text = serde_json::to_string(message)?;
         // What an agent said may be in a record, and what is in headers is shown to whoever follows the worker's requests.
         let is_record = matches!(message, Message::Close { .. });
+        let headers = web_sys::Headers::new()?;
         if is_short(&text) && !is_record {
-            let headers = web_sys::Headers::new()?;
             headers.set(MESSAGE, &text)?;
-            init.set_headers(&headers);
         } else {
-            let headers = web_sys::Headers::new()?;
             headers.set("accept", MESSAGE)?;
-            init.set_headers(&headers);
             init.set_body(&text.into());
         }
+        init.set_headers(&headers);
         let request = web_sys::Request::new_with_str_and_init("http://keeper/", &init)?;
         let keeper = self.env.durable_object("KEEPER")?.get_by_name(&self.name)?;
         let mut response = keeper.fetch_with_request(request.into()).await?;

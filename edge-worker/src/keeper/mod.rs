@@ -281,14 +281,11 @@ impl<P: Platform, S: Store> Keeper<P, S> {
 
     /// Puts a record where the next batch is made of.
     async fn record(&self, record: &[u8]) {
-        let key = record_key(record);
-        let backlog = self.backlog.get().saturating_add(pieces_at(&key));
-        if backlog <= MAX_BACKLOG {
+        let (key, _) = record_keys(record);
+        let with_it = || self.backlog.get().saturating_add(pieces_at(&key));
+        if with_it() <= MAX_BACKLOG {
             match self.store.swap(&key, None, Some(record)).await {
-                Ok(true) => {
-                    let backlog = self.backlog.get().saturating_add(pieces_at(&key));
-                    return self.backlog.set(backlog);
-                }
+                Ok(true) => return self.backlog.set(with_it()),
                 // It is there already.
                 Ok(false) => return,
                 Err(_) => {}
@@ -379,20 +376,23 @@ impl<P: Platform, S: Store> Line for std::rc::Rc<Keeper<P, S>> {
     }
 }
 
-/// Sorts by time, and is the same for the same record. Says in how many pieces a long one counts.
-fn record_key(record: &[u8]) -> String {
-    let short = short_record_key(record);
+/// Sorts by time, and is the same for the same record. Says in how many pieces a long one counts: behind that is the key without it, as earlier versions
+/// stored long ones.
+fn record_keys(record: &[u8]) -> (String, Option<String>) {
+    let document = json::parse(record).ok();
+    let member = |name| document.as_ref().and_then(|record| record.root().get(name));
+    let id = member("id").and_then(json::Value::as_str);
+    let at_ms = member("at_ms").and_then(json::Value::as_number);
+    let at_ms: i64 = at_ms.and_then(|at_ms| at_ms.parse().ok()).unwrap_or(0);
+    let short = format!(
+        "{}{at_ms:020} {}",
+        store::RECORDS,
+        id.as_deref().unwrap_or_default()
+    );
     match record.len().div_ceil(PIECE_BYTES) {
-        0 | 1 => short,
-        pieces => format!("{short} {pieces}"),
+        0 | 1 => (short, None),
+        pieces => (format!("{short} {pieces}"), Some(short)),
     }
-}
-
-/// The key without that; earlier versions stored long ones so.
-fn short_record_key(record: &[u8]) -> String {
-    let id: String = json::read_member(record, "id").unwrap_or_default();
-    let at_ms: i64 = json::read_member(record, "at_ms").unwrap_or_default();
-    format!("{}{at_ms:020} {id}", store::RECORDS)
 }
 
 /// In how many pieces the record at this key counts.

@@ -1,6 +1,6 @@
 //! What a keeper does between messages, and what messages wait for: bundles, leases, the journal.
 
-use super::{Keeper, OPEN_LIMIT_MS, Open, number, pieces, pieces_at, record_key, short_record_key};
+use super::{Keeper, OPEN_LIMIT_MS, Open, number, pieces, pieces_at, record_keys};
 use crate::{
     message::{Change, Want},
     platform::{Platform, Request, RequestBody, within},
@@ -620,7 +620,8 @@ impl<P: Platform, S: Store> Keeper<P, S> {
     async fn forget_records(&self, journal: &Journal) -> Option<()> {
         let batch = Batch::read(&journal.pending).ok()?;
         for record in batch.records {
-            for key in [record_key(record), short_record_key(record)] {
+            let (key, short) = record_keys(record);
+            for key in [key].into_iter().chain(short) {
                 if self.store.swap(&key, Some(record), None).await.ok()? {
                     let backlog = self.backlog.get().saturating_sub(pieces_at(&key));
                     self.backlog.set(backlog);
