@@ -109,8 +109,8 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         if let Some(worker) = &self.worker {
             worker.tick();
+            profile::tell(&worker.store);
         }
-        profile::tell();
     }
 
     fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
