@@ -52,6 +52,7 @@ mod edge;
 mod keeper;
 mod message;
 mod parts;
+mod places;
 mod platform;
 mod store;
 
@@ -61,5 +62,6 @@ pub use edge::{Answer, AnswerBody, Call, Edge, FRESH_MS, ReplyStream, Served};
 pub use keeper::{GATHER_MS, Keeper, NOTE_MS, OPEN_LIMIT_MS, ROUND_MS, Rounds};
 pub use message::{Change, Heard, Line, Message, Refused, Want};
 pub use parts::{joined, parts};
+pub use places::Places;
 pub use platform::{Broken, Headers, Platform, Request, RequestBody, Response, Unreachable};
 pub use store::{BUNDLE, Memory, Store, Unavailable, written_once};

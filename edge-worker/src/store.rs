@@ -73,6 +73,12 @@ pub(crate) fn cell_key(holder: &str, account: &Account) -> String {
     format!("{holder} {}", account.cell_key())
 }
 
+/// The account whose cell has this name.
+pub(crate) fn cell_account(key: &str) -> Option<Account> {
+    let (_, name) = key.split_once(' ')?;
+    Account::parse(name.strip_prefix(CELL_KEY)?)
+}
+
 /// Whether this is the name of a cell.
 pub(crate) fn is_cell(key: &str) -> bool {
     key.split_once(' ')

@@ -5,6 +5,7 @@
 //!
 //! - It replaces what is there, atomically, but what it puts where nothing was may overwrite what somebody else puts there at the same time. So every
 //!   name is made once, empty, by whoever an atomic counter elects; an empty value stands for none, and is what a removed one becomes.
+//!   What callers make up names for therefore shares a few ([`Places`]).
 //! - A handle that was swapped with stays in the host's table, which has room for 256 in the life of an instance. Names that only one call writes
 //!   ([`written_once`]) therefore go without: two thirds of all.
 //! - It is only as good as the store behind it. `docs/hosts.md` says which are.
@@ -17,7 +18,7 @@ use spin_sdk::{
     key_value,
 };
 use std::fmt;
-use tollgate_edge_worker::{Memory, Platform as _, Store, Unavailable, written_once};
+use tollgate_edge_worker::{Memory, Places, Platform as _, Store, Unavailable, written_once};
 
 use crate::host::Spin;
 
@@ -32,7 +33,7 @@ const PAUSE_MS: u32 = 5;
 
 /// A keeper's store.
 pub(crate) enum Ledger {
-    Shared(Shared),
+    Shared(Places<Shared>),
     Own(Memory),
 }
 
@@ -49,10 +50,10 @@ impl Ledger {
             "" | "shared" => {
                 let cannot = |why: &dyn fmt::Display| format!("no key-value store: {why}");
                 let values = key_value::Store::open(LABEL).await;
-                Ok(Ledger::Shared(Shared {
+                Ok(Ledger::Shared(Places::new(Shared {
                     values: values.map_err(|why| cannot(&why))?,
                     bucket: store::open(LABEL).map_err(|why| cannot(&why))?,
-                }))
+                })))
             }
             "instance" => Ok(Ledger::Own(Memory::default())),
             _ => Err("the variable `ledger` must be shared or instance".to_owned()),
@@ -75,9 +76,8 @@ impl Store for Ledger {
         new: Option<&[u8]>,
     ) -> Result<bool, Unavailable> {
         match self {
-            Ledger::Own(memory) => memory.swap(key, old, new).await,
-            Ledger::Shared(shared) if written_once(key) => shared.replace(key, old, new).await,
             Ledger::Shared(shared) => shared.swap(key, old, new).await,
+            Ledger::Own(memory) => memory.swap(key, old, new).await,
         }
     }
 
@@ -89,12 +89,35 @@ impl Store for Ledger {
     }
 }
 
-impl Shared {
+impl Store for Shared {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unavailable> {
         let value = self.values.get(key).await.map_err(unavailable)?;
         Ok(value.filter(|value| !value.is_empty()))
     }
 
+    async fn swap(
+        &self,
+        key: &str,
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<bool, Unavailable> {
+        if written_once(key) {
+            self.replace(key, old, new).await
+        } else {
+            self.exchange(key, old, new).await
+        }
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Unavailable> {
+        let all = self.values.get_keys().await;
+        let mut keys = all.collect().await.map_err(unavailable)?;
+        keys.retain(|key| key.starts_with(prefix));
+        keys.sort();
+        Ok(keys)
+    }
+}
+
+impl Shared {
     /// For what one call alone writes: there is nobody to come between the look and the write.
     async fn replace(
         &self,
@@ -113,7 +136,7 @@ impl Shared {
         Ok(true)
     }
 
-    async fn swap(
+    async fn exchange(
         &self,
         key: &str,
         old: Option<&[u8]>,
@@ -146,14 +169,6 @@ impl Shared {
             Spin.pause(PAUSE_MS).await;
             Ok(())
         }
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Unavailable> {
-        let all = self.values.get_keys().await;
-        let mut keys = all.collect().await.map_err(unavailable)?;
-        keys.retain(|key| key.starts_with(prefix));
-        keys.sort();
-        Ok(keys)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Calls as agents make them.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 
 use serde_json::json;
+use tollgate_tests::corpus::wire;
 use tollgate_tests::spin_host::Reuse;
 use tollgate_tests::whole::{
     self, PROVIDER_KEY, Whole as _, at_once, chat_body, client, stream_body, wait_for,
@@ -59,6 +60,81 @@ fn an_allowed_call_is_passed_on_paid_for_and_recorded() {
 #[test]
 fn a_held_call_passes_once_when_it_is_granted() {
     whole::a_grant_lets_one_call_pass(&Scene::start("approved", whole::APPROVAL, Reuse::SPIN));
+}
+
+const RUNS: &str = "
+apiVersion: tollgate/v1
+kind: Policy
+metadata:
+  name: runs
+spec:
+  scope: global
+  agent:
+    termination: {max_iterations: 1}
+";
+
+/// Agents make up names of runs, and Spin's store forgets no name: so none is told to it.
+#[test]
+fn runs_have_limits_of_their_own_and_leave_no_names_behind() {
+    let scene = Scene::start("runs", RUNS, Reuse::SPIN);
+    let of = |run: u32| {
+        let name = format!("errand-{run}");
+        let answer = scene.chat("hello", &[("x-tollgate-run", &name)]);
+        (answer.status, answer.header("x-tollgate-reason").to_owned())
+    };
+    let over = (429, "agent.termination.max_iterations".to_owned());
+    for run in 0..5 {
+        assert_eq!(of(run), (200, String::new()));
+        assert_eq!(of(run), over);
+    }
+    scene.records(10);
+    let Gate::StandIn(_) = &scene.gate else {
+        eprintln!("skipped: nobody looks into a real Spin's store");
+        return;
+    };
+    let names: Vec<String> = scene.values.lock().keys().cloned().collect();
+    assert!(
+        names.iter().any(|name| name.starts_with("place ")),
+        "{names:?}"
+    );
+    assert!(
+        !names.iter().any(|name| name.contains("errand")),
+        "{names:?}"
+    );
+}
+
+/// Whatever length their heads announce, answers of these kinds have no body, and their calls come to an end.
+#[test]
+fn answers_without_a_body_are_passed_on() {
+    let upstream = wire::Server::start(|request, stream| {
+        let head: &[u8] = match request.start.starts_with("HEAD ") {
+            true => b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 12\r\n\r\n",
+            false => b"HTTP/1.1 204 No Content\r\n\r\n",
+        };
+        let _ = stream.write_all(head);
+    })
+    .unwrap();
+    let scene = Scene::start_as("bodiless", POLICY, Reuse::SPIN, |app| {
+        let host = format!("http://{}", upstream.address);
+        app.variables.insert("upstream".to_owned(), host.clone());
+        app.allowed_outbound_hosts.push(host);
+    });
+    for (method, status) in [("HEAD", 200), ("GET", 204)] {
+        let mut request = scene.request("/v1/models", &[]).body(Vec::new()).unwrap();
+        *request.method_mut() = method.parse().unwrap();
+        let answer = whole::answer(request);
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (status, ""),
+            "{method}"
+        );
+    }
+    for record in scene.records(2) {
+        assert_eq!(
+            (&record["outcome"], &record["end"]),
+            (&json!("allow"), &json!("complete"))
+        );
+    }
 }
 
 /// The next three go on where the first instance stopped: one holder, one chain of records, one bundle.

@@ -18,6 +18,8 @@ pub(crate) struct Scene {
     workspace: Workspace,
     provider: StandIn,
     pub(crate) token: String,
+    /// What is in the stand-in's store.
+    pub(crate) values: Values,
     _scratch: Scratch,
 }
 
@@ -123,6 +125,7 @@ impl Scene {
             optimised: false,
         };
         change(&mut app);
+        let values = app.values.clone();
         let gate = Gate::start(&scratch, app);
         Scene {
             gate,
@@ -130,6 +133,7 @@ impl Scene {
             workspace,
             provider,
             token,
+            values,
             _scratch: scratch,
         }
     }
