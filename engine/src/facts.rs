@@ -313,7 +313,8 @@ impl Head {
             .next()
             .unwrap_or_default()
             .to_string();
-        let route = route_of(&method, &path, upstream.llm);
+        let llm = upstream.llm || is_llm_host(&host);
+        let route = route_of(&method, &path, llm);
         let body = match content_encoding {
             Some(encoding) if !encoding.eq_ignore_ascii_case(b"identity") => BodyKind::Encoded,
             _ => body_kind(content_type),
@@ -323,7 +324,7 @@ impl Head {
             Route::Llm(Provider::OpenAiChat) => Dialect::OpenAi,
             _ if headers.has("anthropic-version") => Dialect::Anthropic,
             _ if is_mcp(&path) || headers.has("mcp-protocol-version") => Dialect::Mcp,
-            _ if upstream.llm => Dialect::OpenAi,
+            _ if llm => Dialect::OpenAi,
             _ => Dialect::Problem,
         };
         Ok(Head {
@@ -342,6 +343,69 @@ impl Head {
     }
 }
 
+/// Hosts of LLM APIs that are reached by way of a gate for any host; those that begin with `.` or `-` with whatever stands before. By the documentation of
+/// each provider, November 2026.
+const LLM_HOSTS: [&str; 17] = [
+    "api.openai.com",
+    ".openai.azure.com",
+    ".services.ai.azure.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "aiplatform.googleapis.com",
+    "-aiplatform.googleapis.com",
+    "api.mistral.ai",
+    "api.cohere.com",
+    "api.groq.com",
+    "api.deepseek.com",
+    "api.x.ai",
+    "api.perplexity.ai",
+    "api.together.xyz",
+    "api.fireworks.ai",
+    "openrouter.ai",
+    "router.huggingface.co",
+];
+
+fn is_llm_host(host: &str) -> bool {
+    let mut known = LLM_HOSTS.iter();
+    known.any(|known| match known.starts_with(['.', '-']) {
+        true => host.ends_with(known),
+        false => host == *known,
+    })
+}
+
+/// Gemini's methods that generate, which stand behind a model's name in the path (`/models/gemini-2.5-pro:generateContent`;
+/// <https://ai.google.dev/api/all-methods>)…
+const GEMINI_METHODS: [&str; 5] = [
+    "generateContent",
+    "streamGenerateContent",
+    "batchGenerateContent",
+    "embedContent",
+    "batchEmbedContents",
+];
+/// …and Bedrock's (`/model/anthropic.claude-3/converse`;
+/// <https://docs.aws.amazon.com/bedrock/latest/APIReference/API_Operations_Amazon_Bedrock_Runtime.html>).
+const BEDROCK_METHODS: [&str; 5] = [
+    "converse",
+    "converse-stream",
+    "invoke",
+    "invoke-with-response-stream",
+    "invoke-with-bidirectional-stream",
+];
+
+/// Whether a path names a method of an LLM API that has the model in the path, wherever it is mounted.
+fn generates_by_path(path: &str) -> bool {
+    // Whoever serves it may decode it.
+    let path = percent_decoded(path);
+    let path = String::from_utf8_lossy(&path);
+    let path = path.trim_end_matches('/');
+    let gemini = path.rsplit_once(':');
+    let bedrock = path.rsplit_once('/');
+    gemini.is_some_and(|(_, method)| GEMINI_METHODS.contains(&method))
+        || bedrock.is_some_and(|(model, method)| {
+            model.contains("/model/") && BEDROCK_METHODS.contains(&method)
+        })
+}
+
 /// By path. A generation is recognised wherever the API is mounted; anything else on an LLM host that can carry a body is unknown.
 fn route_of(method: &str, path: &str, llm: bool) -> Route {
     let sends = !matches!(method, "GET" | "HEAD" | "OPTIONS");
@@ -350,7 +414,7 @@ fn route_of(method: &str, path: &str, llm: bool) -> Route {
         _ if path.ends_with("/chat/completions") => Route::Llm(Provider::OpenAiChat),
         _ if path.ends_with("/v1/messages") => Route::Llm(Provider::AnthropicMessages),
         _ if path.ends_with("/v1/messages/count_tokens") => Route::CountTokens,
-        _ if llm => Route::LlmUnknown,
+        _ if llm || generates_by_path(path) => Route::LlmUnknown,
         _ => Route::Plain,
     }
 }
@@ -743,11 +807,16 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
             .is_some_and(|text| text == **value)
     });
     // `functions` is what OpenAI called them first; it still answers to it.
-    for (key, wrong) in [
-        ("tools", "`tools` must be a list"),
-        ("functions", "`functions` must be a list"),
+    let of_bedrock = root.get("toolConfig");
+    for (place, wrong) in [
+        (root.get("tools"), "`tools` must be a list"),
+        (root.get("functions"), "`functions` must be a list"),
+        (
+            of_bedrock.and_then(|config| config.get("tools")),
+            "`toolConfig.tools` must be a list",
+        ),
     ] {
-        let Some(tools) = root.get(key).filter(|value| !value.is_null()) else {
+        let Some(tools) = place.filter(|tools| is_there(*tools)) else {
             continue;
         };
         if tools.kind() != Kind::Array {
@@ -786,21 +855,39 @@ fn read_llm(root: Value<'_, '_>, said: &mut Said, body_bytes: usize) -> Result<(
     Ok(())
 }
 
-/// Adds the name of one offered tool. OpenAI nests it under the tool's type (`function`, `custom`), Anthropic does not; a hosted tool has
-/// only a type. Whatever of these is there counts: a harmless name in one place must not hide another.
+/// Adds the names in one entry of the offered tools. OpenAI nests a name under the tool's type (`function`, `custom`), Bedrock under `toolSpec`, Anthropic does
+/// not; Gemini has lists of them. A tool that the provider runs has only a type; of Gemini's, only a key (`{"googleSearch": {}}`). Whatever of these is there counts: a
+/// harmless name in one place must not hide another.
 fn read_tool(tool: Value<'_, '_>, names: &mut Vec<String>) -> Result<(), Unreadable> {
-    const NESTED: [&str; 2] = ["function", "custom"];
-    one_spelling(tool, &["name", "function", "custom", "type"])?;
+    const NESTED: [&str; 3] = ["function", "custom", "toolSpec"];
+    const LISTS: [&str; 2] = ["functionDeclarations", "function_declarations"];
+    one_spelling(tool, &["name", "type"])?;
+    one_spelling(tool, &NESTED)?;
+    one_spelling(tool, &LISTS)?;
     let before = names.len();
     let nameless = Unreadable::new("request.json", "an entry of `tools` has no name");
-    for inner in NESTED.into_iter().filter_map(|key| tool.get(key)) {
+    let nested = NESTED.into_iter().filter_map(|key| tool.get(key));
+    let lists = LISTS.into_iter().filter_map(|key| tool.get(key));
+    for inner in nested.chain(lists.flat_map(Value::items)) {
         one_spelling(inner, &["name"])?;
         names.push(text_of(inner.get("name"), "tools[].name")?.ok_or(nameless.clone())?);
     }
-    let own = tool.get("name").filter(|name| !name.is_null());
+    let own = tool.get("name").filter(|name| is_there(*name));
+    let kind = tool.get("type").filter(|kind| is_there(*kind));
     names.extend(text_of(own, "tools[].name")?);
     if names.len() == before {
-        names.push(text_of(tool.get("type"), "tools[].type")?.ok_or(nameless)?);
+        names.extend(text_of(kind, "tools[].type")?);
+    }
+    if own.is_none() && kind.is_none() {
+        let settings = |(_, value): &(_, Value<'_, '_>)| value.kind() == Kind::Object;
+        let keys = tool
+            .members()
+            .filter(settings)
+            .map(|(key, _)| key.to_cow().into_owned());
+        names.extend(keys.filter(|key| !NESTED.contains(&key.as_str())));
+    }
+    if names.len() == before {
+        return Err(nameless);
     }
     Ok(())
 }

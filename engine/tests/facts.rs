@@ -736,6 +736,97 @@ fn a_model_named_anywhere_may_generate() {
     assert_eq!(route("/list", r#"[{"model":"x"}]"#), Route::Plain);
 }
 
+/// Where a gate is the way to any host, the path or the host says that a call may generate though nothing in its body names a model.
+#[test]
+fn what_generates_is_known_by_its_path_or_host() {
+    let route = |host: &str, path: &str| {
+        let pairs: [(&str, &[u8]); 3] = [
+            (":method", b"POST"),
+            (":path", path.as_bytes()),
+            (":authority", host.as_bytes()),
+        ];
+        raw_head(&pairs, &ANYWHERE).unwrap().route
+    };
+    for path in [
+        "/v1beta/models/gemini-2.5-pro:generateContent",
+        "/gw/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+        "/v1beta/models/gemini-2.5-pro%3AgenerateContent",
+        "/v1beta/models/gemini-2.5-pro:embedContent/",
+        "/model/anthropic.claude-3-haiku-20240307-v1:0/converse",
+        "/model/anthropic.claude-3-haiku-20240307-v1%3A0/invoke-with-response-stream",
+    ] {
+        assert_eq!(route("gateway.example", path), Route::LlmUnknown, "{path}");
+    }
+    for path in [
+        "/v1beta/models/gemini-2.5-pro:countTokens",
+        "/models/generateContent",
+        "/invoke",
+        "/orders/7/invoke",
+        "/model/7",
+        "/v1/batches",
+    ] {
+        assert_eq!(route("gateway.example", path), Route::Plain, "{path}");
+    }
+    for host in [
+        "api.openai.com",
+        "API.OpenAI.com:443",
+        "mine.openai.azure.com",
+        "us-central1-aiplatform.googleapis.com",
+    ] {
+        assert_eq!(route(host, "/v1/batches"), Route::LlmUnknown, "{host}");
+    }
+    for host in [
+        "openai.azure.com",
+        "api.openai.com.example",
+        "notapi.openai.com",
+    ] {
+        assert_eq!(route(host, "/v1/batches"), Route::Plain, "{host}");
+    }
+}
+
+/// Those that are not metered offer tools too.
+#[test]
+fn tools_are_found_where_gemini_and_bedrock_have_them() {
+    let gemini = "/v1beta/models/gemini-2.5-pro:generateContent";
+    let bedrock = "/model/anthropic.claude-3-haiku-20240307-v1:0/converse";
+    let tools = |path, body| body_at(path, &ANYWHERE, body).map(|facts| facts.said.tools);
+    let names = |names: &[&str]| Ok(names.iter().map(ToString::to_string).collect::<Vec<_>>());
+    for (path, body, expected) in [
+        (
+            gemini,
+            r#"{"tools":[{"functionDeclarations":[{"name":"bash"},{"name":"git"}]},{"googleSearch":{}}]}"#,
+            names(&["bash", "git", "googleSearch"]),
+        ),
+        (
+            gemini,
+            r#"{"tools":[{"function_declarations":[{"name":"bash"}],"code_execution":{}}]}"#,
+            names(&["bash", "code_execution"]),
+        ),
+        (
+            gemini,
+            r#"{"tools":[{"functionDeclarations":[{"description":"bash"}]}]}"#,
+            Err("request.json"),
+        ),
+        (
+            bedrock,
+            r#"{"toolConfig":{"tools":[{"toolSpec":{"name":"bash"}}]}}"#,
+            names(&["bash"]),
+        ),
+        (
+            bedrock,
+            r#"{"toolConfig":{"tools":[{"name_":"bash"}]}}"#,
+            Err("request.json"),
+        ),
+        (
+            bedrock,
+            r#"{"toolConfig":{"tools":{}}}"#,
+            Err("request.json"),
+        ),
+    ] {
+        assert_eq!(tools(path, body), expected, "{body}");
+    }
+}
+
 #[test]
 fn headers_and_body_tell_the_same_story() {
     let read = |headers: &[(&str, &str)]| {
