@@ -7,7 +7,7 @@ use crate::{
     decode::{Field, Findings, Table, name_problem},
     diagnostic::{Position, codes},
     document::{
-        Approvals, Audit, Condition, Execution, MAX_COUNT, OTHERS, Run, RunLimit, Tool,
+        ApprovalConfig, Audit, Condition, Execution, MAX_COUNT, OTHERS, Run, RunLimit, Tool,
         is_hyphenated_uuid, money_above_zero, names,
     },
     money,
@@ -165,17 +165,21 @@ fn tool_name(field: &Field<'_>, before: &[Tool], findings: &mut Findings) -> Opt
 }
 
 /// How an approval of one tool is asked for and given.
-fn approval_config(field: &Field<'_>, needed: bool, findings: &mut Findings) -> Option<Approvals> {
+fn approval_config(
+    field: &Field<'_>,
+    needed: bool,
+    findings: &mut Findings,
+) -> Option<ApprovalConfig> {
     let mut table = findings.table(field)?;
-    let mut approvals = Approvals::default();
+    let mut approvals = ApprovalConfig::default();
     if let Some(timeout) = table.take("timeout_seconds") {
         approvals.timeout_secs = findings.integer(&timeout, 1, MAX_COUNT);
     }
     if let Some(deny) = table.take("auto_deny_on_timeout") {
-        approvals.waits = findings.boolean(&deny) == Some(false);
+        approvals.waits = findings.boolean(&deny).map(|deny| !deny);
     }
     if let Some(channels) = table.take("notify_channels") {
-        approvals.channels = names(&channels, findings);
+        approvals.channels = Some(names(&channels, findings));
     }
     table.finish(findings);
     if !needed {

@@ -111,12 +111,25 @@ impl Document {
         let Some(own) = own else {
             return self.approvals.clone();
         };
+        let whole = &self.approvals;
         Approvals {
-            timeout_secs: own.timeout_secs.or(self.approvals.timeout_secs),
-            escalation_role: self.approvals.escalation_role.clone(),
-            ..own
+            timeout_secs: own.timeout_secs.or(whole.timeout_secs),
+            escalation_role: whole.escalation_role.clone(),
+            waits: own.waits.unwrap_or(whole.waits),
+            channels: own.channels.unwrap_or_else(|| whole.channels.clone()),
         }
     }
+}
+
+/// `approval_config` of one tool: what is otherwise than the document has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApprovalConfig {
+    /// `timeout_seconds`.
+    pub timeout_secs: Option<u64>,
+    /// `auto_deny_on_timeout`, the other way round.
+    pub waits: Option<bool>,
+    /// `notify_channels`.
+    pub channels: Option<Vec<String>>,
 }
 
 /// How approvals are given: who is asked, and how long.
@@ -277,8 +290,8 @@ pub struct Tool {
     pub cost_nano_usd: Option<u64>,
     /// `requires_approval_if`.
     pub requires_approval_if: Option<Condition>,
-    /// `approval_config`: what of it is otherwise than the document has it. Only of entries of `agent.tools`.
-    pub approvals: Option<Approvals>,
+    /// `approval_config`. Only of entries of `agent.tools`.
+    pub approvals: Option<ApprovalConfig>,
 }
 
 /// The name that stands for every tool that has no entry of its own.

@@ -255,6 +255,38 @@ fn a_budget_says_what_it_warns_of() {
     );
 }
 
+/// What a tool's own `approval_config` does not say, the document says.
+#[test]
+fn approvals_of_one_tool_differ_in_what_is_said_of_it() {
+    let of_tool = |config: &str| {
+        let spec = format!(
+            "{{agent: {{tools: [{{name: refund, requires_approval: true, approval_config: {config}}}]}},
+               approval: {{timeout_seconds: 60, notify_channels: [slack], auto_deny_on_timeout: false, escalation_role: sec}}}}"
+        );
+        let documents = documents(&v1("approvals", &spec));
+        let asked = documents[0].approvals_of("tools.refund.requires_approval_if");
+        asked.to_string()
+    };
+    for (config, asked) in [
+        ("{}", "within 60 s, or later, by sec, told to slack"),
+        (
+            "{timeout_seconds: 90}",
+            "within 90 s, or later, by sec, told to slack",
+        ),
+        (
+            "{auto_deny_on_timeout: true}",
+            "within 60 s, by sec, told to slack",
+        ),
+        (
+            "{notify_channels: [mail]}",
+            "within 60 s, or later, by sec, told to mail",
+        ),
+        ("{notify_channels: []}", "within 60 s, or later, by sec"),
+    ] {
+        assert_eq!(of_tool(config), asked, "{config}");
+    }
+}
+
 /// As they stand in the document that the block comes from, indented.
 #[test]
 fn the_agent_blocks_of_the_reference_load() {
