@@ -178,6 +178,10 @@ impl Who {
         if self.acts_for.iter().any(Who::is_unnamed) {
             bail!("each of `acts_for` has an id, a team or an organisation; say which");
         }
+        let names = [&self.team, &self.org];
+        if names.into_iter().flatten().any(String::is_empty) {
+            bail!("a team or an organisation has a name; leave it out where there is none");
+        }
         let agent = self.agent.as_deref().unwrap_or(NO_AGENT);
         if !is_uuid(agent) {
             bail!(
@@ -277,10 +281,11 @@ mod tests {
     }
 
     #[test]
-    fn those_for_whom_somebody_acts_are_named() {
+    fn who_calls_and_for_whom_has_a_name() {
         let who = |value: serde_json::Value| -> Who { serde_json::from_value(value).unwrap() };
         for bad in [
             serde_json::json!({"acts_for": [{"team": "a"}]}),
+            serde_json::json!({"team": ""}),
             serde_json::json!({"team": "a", "acts_for": [{"level": "L1"}]}),
             serde_json::json!({"team": "a", "acts_for": [{"id": "nobody"}]}),
         ] {
