@@ -2,15 +2,14 @@
 
 mod formats;
 
-use anyhow::Context;
+use crate::{folder, offline};
 use std::{
     fmt::Write as _,
-    fs::File,
-    io::{self, Read, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
-use tollgate_policy::{Diagnostic, MAX_FILE_BYTES, Parsed, Report, Severity};
+use tollgate_policy::{Diagnostic, Parsed, Report, Severity};
 
 /// Characters of a source line that are shown; a JSON policy may be one long line.
 const SHOWN_CHARS: usize = 100;
@@ -18,7 +17,7 @@ const SHOWN_CHARS: usize = 100;
 /// Check policy files. Exit code 0: usable, perhaps with warnings; 1: errors; 2: a file cannot be read.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Policy files, YAML or JSON; they are checked as one set.
+    /// Policy files, YAML or JSON, or folders, searched with what is below them; all are checked as one set.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Take unknown keys for errors.
@@ -39,13 +38,12 @@ enum Format {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sources = args
-        .files
+    let paths = folder::policies(&args.files)?;
+    let sources = paths
         .iter()
-        .map(|path| read(path))
+        .map(|path| offline::read_policy(path))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut files: Vec<Parsed> = args
-        .files
+    let mut files: Vec<Parsed> = paths
         .iter()
         .zip(&sources)
         .map(|(path, bytes)| tollgate_policy::parse(&path.to_string_lossy(), bytes, args.strict))
@@ -53,11 +51,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     tollgate_policy::check_together(&mut files);
 
     let report = match args.format {
-        Format::Human => human(&args.files, &sources, &files),
-        Format::Json => json(&args.files, &files)?,
-        Format::Github => formats::github(&args.files, &files),
+        Format::Human => human(&paths, &sources, &files),
+        Format::Json => json(&paths, &files)?,
+        Format::Github => formats::github(&paths, &files),
         Format::Sarif => {
-            let log = formats::sarif(&args.files, &files);
+            let log = formats::sarif(&paths, &files);
             serde_json::to_string_pretty(&log)? + "\n"
         }
     };
@@ -66,16 +64,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => ExitCode::from(1),
         false => ExitCode::SUCCESS,
     })
-}
-
-/// Reads a file, one byte more than is accepted at most: the rest would only be refused.
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let limit = u64::try_from(MAX_FILE_BYTES)?.saturating_add(1);
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .with_context(|| format!("cannot read `{}`", path.display()))?;
-    Ok(bytes)
 }
 
 fn json(paths: &[PathBuf], files: &[Parsed]) -> anyhow::Result<String> {

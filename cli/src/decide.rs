@@ -1,7 +1,10 @@
 //! `tollgate decide`: what a gate would say to one request, offline; `tollgate explain`: and why. The engine decides, as in every gate;
 //! budgets are taken as unused.
 
-use crate::offline::{self, Decided, Request, Who};
+use crate::{
+    folder,
+    offline::{self, Decided, Request, Who},
+};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::{
@@ -15,8 +18,8 @@ use tollgate_engine::{
 
 /// Decide one request by policy files, as a gate would.
 ///
-/// The caller is who --agent, --team and --org say; without any of them it is somebody to whom every document applies. A token in the
-/// request is not looked at. Budgets and rates count as unused.
+/// The caller is who --agent, --team and --org say. Without any of them it is somebody whom every document covers; where there can be no such
+/// caller, or a condition asks for what nothing says, you are asked to say who calls. A token in the request is not looked at. Budgets and rates count as unused.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -34,7 +37,7 @@ pub(crate) struct Explain {
 
 #[derive(clap::Args)]
 struct CallArgs {
-    /// Policy files, YAML or JSON.
+    /// Policy files, YAML or JSON, or folders, searched with what is below them.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     policy: Vec<PathBuf>,
     /// The request: `{"method", "url", "headers", "body"}` as JSON; `-` reads standard input.
@@ -59,9 +62,14 @@ impl CallArgs {
             Some(text) => offline::instant(text).with_context(|| format!("bad `--now {text}`"))?,
             None => Time::from_micros(jiff::Timestamp::now().as_microsecond()),
         };
-        let documents = offline::documents(&self.policy)?;
+        let documents = offline::documents(&folder::policies(&self.policy)?)?;
         let request = request(&self.request)?;
         let decided = offline::decide(&documents, &self.who, self.llm, &request, now)?;
+        if let Some(caller) = &decided.taken_for {
+            eprintln!(
+                "note: nobody is named, so the caller is one whom every policy covers: {caller}"
+            );
+        }
         Ok((decided, now))
     }
 }

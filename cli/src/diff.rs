@@ -1,10 +1,9 @@
 //! `tollgate diff`: what a new set of policies changes, for whom, and whether it narrows or widens.
 
-use crate::{offline, replay};
+use crate::{folder, offline, replay};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -13,7 +12,7 @@ use tollgate_policy::{Change, Document};
 /// Say what a new set of policies changes, for whom, and whether it narrows or widens. Exit code 0, whatever differs.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The policies as they are: a file, or a folder of them.
+    /// The policies as they are: a file, or a folder, searched with what is below it.
     #[arg(value_name = "OLD")]
     old: PathBuf,
     /// The policies as they would be.
@@ -48,13 +47,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The policies of a file, or of the files of a folder.
+/// The policies of a file, or of a folder and what is below it.
 fn documents(path: &Path) -> Result<Vec<Document>> {
-    let kind = fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let files = match kind.is_dir() {
-        true => offline::policies_in(path)?,
-        false => vec![path.to_owned()],
-    };
+    let files = folder::policies(&[path.to_owned()])?;
     offline::documents(&files).with_context(|| format!("in `{}`", path.display()))
 }
 

@@ -1,30 +1,30 @@
 //! Deciding without a gate: policy files, a request, and the engine. Budgets and rates count as unused.
 
+pub(crate) use crate::who::Who;
+
+use crate::once::{Once, OnceMap};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 use tollgate_engine::{
-    bundle::{FORMAT, Payload, Scope},
+    bundle::{FORMAT, Payload},
     decide::Outcome,
     exchange::{Exchange, Step},
     facts::{Headers, Upstream},
     gate::{Config, DEFAULT_BODY_CAP_BYTES, Gate, Secret},
-    identity::{Caller, GovernanceLevel},
+    identity::Caller,
     ledger::Refusal,
     time::Time,
 };
-use tollgate_policy::{Document, compile, parse};
+use tollgate_policy::{Document, MAX_FILE_BYTES, compile, parse};
 
 /// The workspace of a decision that leaves no trace.
-const WORKSPACE: &str = "ws-00000000-0000-0000-0000-000000000000";
-
-/// An agent that no document names.
-const NO_AGENT: &str = "00000000-0000-0000-0000-000000000000";
+pub(crate) const WORKSPACE: &str = "ws-00000000-0000-0000-0000-000000000000";
 
 /// How long the bundle of an offline decision lives: a day, as a gate's would.
 const BUNDLE_SECS: i64 = 86_400;
@@ -37,78 +37,14 @@ pub(crate) struct Request {
     method: String,
     url: String,
     #[serde(default)]
-    headers: BTreeMap<String, Value>,
+    headers: OnceMap,
     /// Text goes as it is; anything else is sent as JSON.
     #[serde(default)]
-    body: Option<Value>,
+    body: Option<Once>,
 }
 
 fn post() -> String {
     "POST".to_string()
-}
-
-/// Who calls. Without agent, team and organisation it is somebody to whom every document applies.
-#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Who {
-    /// The calling agent's UUID.
-    #[arg(long)]
-    #[serde(default, rename = "id")]
-    agent: Option<String>,
-    /// The agent's team.
-    #[arg(long)]
-    #[serde(default)]
-    team: Option<String>,
-    /// The agent's organisation.
-    #[arg(long)]
-    #[serde(default)]
-    org: Option<String>,
-    /// The agent's governance level, L0 to L3.
-    #[arg(long, default_value = "L0")]
-    #[serde(default = "lowest")]
-    level: String,
-    /// For whom it acts: first the one that began it.
-    #[arg(skip)]
-    #[serde(default)]
-    acts_for: Vec<Who>,
-}
-
-fn lowest() -> String {
-    "L0".to_string()
-}
-
-impl Who {
-    /// Somebody to whom every document applies.
-    pub(crate) fn nobody_in_particular() -> Who {
-        Who {
-            level: lowest(),
-            ..Who::default()
-        }
-    }
-
-    fn is_anybody(&self) -> bool {
-        self.agent.is_none() && self.team.is_none() && self.org.is_none()
-    }
-
-    fn caller(&self) -> Result<Caller> {
-        let somewhere = || self.is_anybody().then(|| "any".to_string());
-        if self.acts_for.iter().any(|who| !who.acts_for.is_empty()) {
-            bail!("`acts_for` is one list: those for whom the caller acts have none of their own");
-        }
-        Ok(Caller {
-            workspace: WORKSPACE.to_string(),
-            agent: self.agent.clone().unwrap_or_else(|| NO_AGENT.to_string()),
-            org: self.org.clone().or_else(somewhere),
-            team: self.team.clone().or_else(somewhere),
-            level: GovernanceLevel::parse(&self.level)
-                .ok_or_else(|| anyhow!("a governance level is L0, L1, L2 or L3"))?,
-            acts_for: self
-                .acts_for
-                .iter()
-                .map(Who::caller)
-                .collect::<Result<_>>()?,
-        })
-    }
 }
 
 /// What a file holds; `-` is standard input.
@@ -128,39 +64,25 @@ pub(crate) fn instant(text: &str) -> Result<Time> {
     Ok(Time::from_micros(instant.as_microsecond()))
 }
 
-/// How test files end.
-const TEST_SUFFIXES: [&str; 2] = [".test.yaml", ".test.yml"];
-
-/// Whether this is a file of test cases.
-pub(crate) fn is_test(path: &Path) -> bool {
-    let name = path.to_string_lossy();
-    TEST_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+/// A policy file, one byte more than is accepted at most: the rest would only be refused.
+pub(crate) fn read_policy(file: &Path) -> Result<Vec<u8>> {
+    let limit = u64::try_from(MAX_FILE_BYTES)?.saturating_add(1);
+    let mut bytes = Vec::new();
+    fs::File::open(file)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .with_context(|| cannot_read(file))?;
+    Ok(bytes)
 }
 
-/// Every policy file of a folder, by name; test cases are none.
-pub(crate) fn policies_in(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in
-        fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?
-    {
-        let path = entry?.path();
-        let policy = path
-            .extension()
-            .is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
-        if policy && path.is_file() && !is_test(&path) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+pub(crate) fn cannot_read(file: &Path) -> String {
+    format!("cannot read `{}`", file.display())
 }
 
 /// Reads policy files as one set. Every error of every file is in the message; warnings go to standard error.
 pub(crate) fn documents(files: &[PathBuf]) -> Result<Vec<Document>> {
     let mut parsed = Vec::new();
     for file in files {
-        let bytes =
-            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let bytes = read_policy(file)?;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         parsed.push(parse(&name, &bytes, false));
     }
@@ -202,18 +124,8 @@ pub(crate) fn decide(
     request: &Request,
     now: Time,
 ) -> Result<Decided> {
-    let mut payload = payload(documents, now)?;
-    if who.is_anybody() {
-        for documents in [&mut payload.documents, &mut payload.shadow] {
-            documents.change(|documents| {
-                for document in documents {
-                    if !matches!(document.scope, Scope::Tool(_)) {
-                        document.scope = Scope::Global;
-                    }
-                }
-            });
-        }
-    }
+    let meant = who.meant(documents)?;
+    let payload = payload(documents, now)?;
     let mut gate = Gate::new(Config {
         workspace: WORKSPACE.to_string(),
         channel: "default".to_string(),
@@ -226,8 +138,10 @@ pub(crate) fn decide(
     });
     gate.install_local(payload)
         .map_err(|error| anyhow!("the policies do not run: {error}"))?;
-    let (exchange, status) = drive(&mut gate, who.caller()?, request, now)?;
+    let (exchange, status) = drive(&mut gate, meant.caller.clone(), request, now)?;
+    meant.check(documents, &exchange.explain(&gate, now))?;
     Ok(Decided {
+        taken_for: meant.note,
         gate,
         exchange,
         status,
@@ -236,6 +150,8 @@ pub(crate) fn decide(
 
 /// A request decided.
 pub(crate) struct Decided {
+    /// Whom the policies made of a caller that nobody named.
+    pub(crate) taken_for: Option<String>,
     /// The gate that did.
     pub(crate) gate: Gate,
     /// The call, decided and not sent.
@@ -274,7 +190,7 @@ fn drive(
     now: Time,
 ) -> Result<(Exchange, Option<u16>)> {
     let (authority, target) = split_url(&request.url)?;
-    let body = match &request.body {
+    let body = match request.body.as_ref().map(|Once(body)| body) {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone().into_bytes()),
         Some(json) => Some(serde_json::to_vec(json)?),
@@ -285,7 +201,7 @@ fn drive(
         (":path".to_string(), target),
     ];
     let mut typed = false;
-    for (name, value) in &request.headers {
+    for (name, value) in &request.headers.0 {
         let name = name.to_ascii_lowercase();
         typed |= name == "content-type";
         let values = match value {

@@ -2,7 +2,7 @@
 //!
 //! ```yaml
 //! # platform.test.yaml
-//! policies: [platform.yaml]            # beside this file; every policy file of the folder when absent
+//! policies: [platform.yaml]            # files or folders, from where this file is; every policy file beside it when absent
 //! at: 2026-11-20T10:00:00Z             # when, for all cases
 //! agent: {team: platform, level: L1}   # who, for all cases
 //! cases:
@@ -11,7 +11,10 @@
 //!   expect: {outcome: deny, reasons: [capabilities.deny @ platform-llm]}
 //! ```
 
-use crate::offline::{self, Request, Who};
+use crate::{
+    folder,
+    offline::{self, Request, Who},
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use std::{
@@ -26,13 +29,11 @@ use tollgate_policy::Document;
 /// When a case happens that does not say: a Monday noon, so that the answer is the same on every day.
 const DEFAULT_AT: &str = "2026-01-05T12:00:00Z";
 
-/// Folders inside each other that are searched.
-const MAX_DEPTH: usize = 16;
-
-/// Run the test cases beside policies (`*.test.yaml`). Exit code 0: all passed; 1: some failed; 2: nothing could be run.
+/// Run the test cases beside policies (`*.test.yaml`, `*.test.yml`, `*.test.json`). Exit code 0: all passed; 1: some failed or could not be
+/// run; 2: nothing could be run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A folder, searched with what is below it, or one test file.
+    /// A folder, searched with what is below it, or one test file, whatever its name.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
     /// Write the results as JUnit XML.
@@ -80,10 +81,36 @@ struct Expect {
     status: Option<u16>,
 }
 
-/// One case run: what differed; nothing when it passed.
+/// One test file and what came of it: its cases, or why it could not be run.
+struct Tested {
+    file: String,
+    cases: Result<Vec<Ran>, String>,
+}
+
+/// One case.
 struct Ran {
     name: String,
-    differences: Vec<String>,
+    end: End,
+}
+
+/// How a case ended.
+enum End {
+    Passed,
+    /// What was not as expected.
+    Differs(Vec<String>),
+    /// Why it could not be run.
+    NotRun(String),
+}
+
+impl End {
+    /// What to say of a case that has not passed.
+    fn complaints(&self) -> Vec<String> {
+        match self {
+            End::Passed => Vec::new(),
+            End::Differs(differences) => differences.clone(),
+            End::NotRun(why) => vec![format!("cannot be run: {why}")],
+        }
+    }
 }
 
 /// Which rules have refused a call in some case.
@@ -91,77 +118,63 @@ struct Ran {
 struct Coverage(BTreeMap<String, bool>);
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let mut files = Vec::new();
-    if args.dir.is_file() {
-        files.push(args.dir.clone());
-    } else {
-        find(&args.dir, MAX_DEPTH, &mut files)?;
-    }
-    files.sort();
+    let files = match args.dir.is_file() {
+        true => vec![args.dir.clone()],
+        false => folder::tests(&args.dir)?,
+    };
     ensure!(
         !files.is_empty(),
-        "no *.test.yaml in `{}` or below it",
+        "no test file (*.test.yaml, *.test.yml, *.test.json) in `{}` or below it",
         args.dir.display()
     );
     let mut coverage = Coverage::default();
-    let mut suites = Vec::new();
-    for file in files {
-        let ran = suite(&file, &mut coverage)
-            .with_context(|| format!("in the test file `{}`", file.display()))?;
-        suites.push((file.to_string_lossy().into_owned(), ran));
+    let mut all = Vec::new();
+    for path in files {
+        let cases = suite(&path, &mut coverage).map_err(|error| format!("{error:#}"));
+        let file = path.to_string_lossy().into_owned();
+        if let Err(why) = &cases {
+            eprintln!("error: in the test file `{file}`: {why}");
+        }
+        all.push(Tested { file, cases });
     }
-    print!("{}", report(&suites, &coverage));
+    print!("{}", report(&all, &coverage));
     if let Some(path) = &args.junit {
-        fs::write(path, junit(&suites))
+        fs::write(path, junit(&all))
             .with_context(|| format!("cannot write `{}`", path.display()))?;
     }
-    let failed = suites
-        .iter()
-        .flat_map(|(_, ran)| ran)
-        .any(|ran| !ran.differences.is_empty());
-    Ok(ExitCode::from(u8::from(failed)))
-}
-
-fn find(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries =
-        fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        // A link is not followed: it may lead back up.
-        let kind = entry.file_type()?;
-        if kind.is_dir() && depth > 0 {
-            find(&entry.path(), depth - 1, files)?;
-        } else if kind.is_file() && offline::is_test(&entry.path()) {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
+    let ends = || all.iter().flat_map(|tested| tested.cases.iter().flatten());
+    let run = ends().any(|ran| !matches!(ran.end, End::NotRun(_)));
+    let good = all.iter().all(|tested| tested.cases.is_ok())
+        && ends().all(|ran| matches!(ran.end, End::Passed));
+    Ok(ExitCode::from(match (run, good) {
+        (true, true) => 0,
+        (true, false) => 1,
+        (false, _) => 2,
+    }))
 }
 
 fn suite(file: &Path, coverage: &mut Coverage) -> Result<Vec<Ran>> {
     let text = fs::read_to_string(file).context("cannot be read")?;
     let suite: Suite = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let dir = match file.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
+    ensure!(!suite.cases.is_empty(), "it has no cases");
+    let dir = folder::parent(file);
     let policies = match &suite.policies {
-        Some(named) => named.iter().map(|name| dir.join(name)).collect(),
-        None => offline::policies_in(dir)?,
+        Some(named) => {
+            let named: Vec<PathBuf> = named.iter().map(|name| dir.join(name)).collect();
+            folder::policies(&named)?
+        }
+        None => folder::policies_beside(file)?,
     };
     let documents = offline::documents(&policies)?;
-    suite
-        .cases
-        .iter()
-        .map(|case| {
-            let differences = differences(&suite, case, &documents, coverage)
-                .with_context(|| format!("case `{}`", case.name))?;
-            Ok(Ran {
-                name: case.name.clone(),
-                differences,
-            })
-        })
-        .collect()
+    let cases = suite.cases.iter().map(|case| Ran {
+        name: case.name.clone(),
+        end: match differences(&suite, case, &documents, coverage) {
+            Ok(differences) if differences.is_empty() => End::Passed,
+            Ok(differences) => End::Differs(differences),
+            Err(error) => End::NotRun(format!("{error:#}")),
+        },
+    });
+    Ok(cases.collect())
 }
 
 fn differences(
@@ -237,23 +250,32 @@ fn differences(
     Ok(differences)
 }
 
-fn report(suites: &[(String, Vec<Ran>)], coverage: &Coverage) -> String {
+fn report(all: &[Tested], coverage: &Coverage) -> String {
     let mut out = String::new();
-    let (mut passed, mut failed) = (0_usize, 0_usize);
-    for (file, ran) in suites {
-        for case in ran {
-            if case.differences.is_empty() {
+    let (mut passed, mut failed, mut unread) = (0_usize, 0_usize, 0_usize);
+    for Tested { file, cases } in all {
+        let Ok(cases) = cases else {
+            unread += 1;
+            continue;
+        };
+        for case in cases {
+            if matches!(case.end, End::Passed) {
                 passed += 1;
                 continue;
             }
             failed += 1;
             out += &format!("FAIL {file}: {}\n", case.name);
-            for line in &case.differences {
+            for line in case.end.complaints() {
                 out += &format!("  {line}\n");
             }
         }
     }
-    out += &format!("{passed} passed, {failed} failed\n");
+    out += &format!("{passed} passed, {failed} failed");
+    out += &match unread {
+        0 => "\n".to_string(),
+        1 => ", 1 file could not be run\n".to_string(),
+        more => format!(", {more} files could not be run\n"),
+    };
     let refused = coverage.0.values().filter(|refused| **refused).count();
     out += &format!(
         "{refused} of {} rules refused a call in some case\n",
@@ -265,29 +287,47 @@ fn report(suites: &[(String, Vec<Ran>)], coverage: &Coverage) -> String {
     out
 }
 
-/// The JUnit XML that CI systems read (the common subset: suites, cases, failures).
-fn junit(suites: &[(String, Vec<Ran>)]) -> String {
+/// The JUnit XML that CI systems read (the common subset: suites, cases, failures, errors). A file that could not be run is a case with an
+/// error.
+fn junit(all: &[Tested]) -> String {
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
-    for (file, ran) in suites {
+    for Tested { file, cases } in all {
+        let unread;
+        let cases = match cases {
+            Ok(cases) => cases,
+            Err(why) => {
+                unread = vec![Ran {
+                    name: "the test file".to_string(),
+                    end: End::NotRun(why.clone()),
+                }];
+                &unread
+            }
+        };
         let file = escaped(file);
-        let failures = ran.iter().filter(|ran| !ran.differences.is_empty()).count();
+        let count = |wanted: fn(&End) -> bool| cases.iter().filter(|ran| wanted(&ran.end)).count();
+        let failures = count(|end| matches!(end, End::Differs(_)));
+        let errors = count(|end| matches!(end, End::NotRun(_)));
         out += &format!(
-            "  <testsuite name=\"{file}\" tests=\"{}\" failures=\"{failures}\">\n",
-            ran.len()
+            "  <testsuite name=\"{file}\" tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\">\n",
+            cases.len()
         );
-        for case in ran {
+        for case in cases {
             let name = escaped(&case.name);
             out += &format!("    <testcase classname=\"{file}\" name=\"{name}\"");
-            match case.differences.first() {
-                None => out += "/>\n",
-                Some(first) => {
-                    out += &format!(
-                        ">\n      <failure message=\"{}\">{}</failure>\n    </testcase>\n",
-                        escaped(first),
-                        escaped(&case.differences.join("\n"))
-                    );
+            let kind = match case.end {
+                End::Passed => {
+                    out += "/>\n";
+                    continue;
                 }
-            }
+                End::Differs(_) => "failure",
+                End::NotRun(_) => "error",
+            };
+            let complaints = case.end.complaints();
+            out += &format!(
+                ">\n      <{kind} message=\"{}\">{}</{kind}>\n    </testcase>\n",
+                escaped(complaints.first().map_or("", String::as_str)),
+                escaped(&complaints.join("\n"))
+            );
         }
         out += "  </testsuite>\n";
     }

@@ -148,3 +148,90 @@ fn bad_input_is_exit_2_with_its_place() {
     let bad = complaint(decide("bad-now", POLICY, &request, &["--now", "yesterday"]));
     assert!(bad.contains("--now yesterday"), "{bad}");
 }
+
+/// Without a name the caller is one whom every document covers, and its scopes stay what they are.
+#[test]
+fn a_caller_that_is_not_named_is_the_one_the_policies_are_about() {
+    let bash = json!({
+        "url": "https://api.openai.com/v1/chat/completions",
+        "body": {"model": "gpt-4o", "messages": [], "tools": [{"type": "function", "function": {"name": "bash"}}]},
+    })
+    .to_string();
+    let policy = |scope: &str, condition: &str| {
+        format!("scope: {scope}\ntools: {{bash: {{requires_approval_if: \"{condition}\"}}}}\n")
+    };
+    let first = |output: &Output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().next().unwrap_or_default().to_string()
+    };
+
+    let ours = policy("team:platform", "team == 'platform'");
+    let output = decide("meant", &ours, &bash, &[]);
+    assert_eq!(first(&output), "hold", "{output:?}");
+    let note = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        note.contains("one whom every policy covers: team `platform`"),
+        "{note}"
+    );
+
+    let id = "ABCDEF00-0000-4000-8000-00000000000A";
+    let agents = policy(
+        &format!("agent:{id}"),
+        &format!("agent == '{}'", id.to_lowercase()),
+    );
+    assert_eq!(first(&decide("agents", &agents, &bash, &[])), "hold");
+    assert_eq!(
+        first(&decide("agents", &agents, &bash, &["--agent", id])),
+        "hold"
+    );
+
+    // Nothing says whose organisation it is.
+    let output = decide("org", &policy("team:platform", "org == 'acme'"), &bash, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("asks for the caller's organisation") && said.contains("`--org`"),
+        "{said}"
+    );
+    // The condition is not about this call.
+    let plain = json!({"url": "https://api.openai.com/v1/models", "method": "GET"}).to_string();
+    let output = decide(
+        "plain",
+        &policy("team:platform", "org == 'acme'"),
+        &plain,
+        &[],
+    );
+    assert_eq!(first(&output), "allow", "{output:?}");
+}
+
+#[test]
+fn policies_of_several_teams_have_no_caller_of_their_own() {
+    let complaint = |name: &str, policy: &str, more: &[&str]| {
+        let request = chat("gpt-4o", "hi").to_string();
+        let output = decide(name, policy, &request, more);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let two = "scope: team:platform\n---\nscope: team:finance\n---\nscope: global\n";
+    let text = complaint("two-teams", two, &[]);
+    assert!(
+        text.contains("these policies are about several teams, `finance` and `platform`: say which one calls, with `--team`"),
+        "{text}"
+    );
+    let text = complaint("no-uuid", two, &["--agent", "nobody"]);
+    assert!(
+        text.contains("`nobody` is not the UUID of an agent"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_refused() {
+    let request = r#"{"url": "https://api.openai.com/v1/chat/completions", "body": {"a": [{"model": 1, "model": 2}]}}"#;
+    let output = decide("twice", POLICY, request, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the key `model` is there twice"));
+    let request = r#"{"url": "https://api.openai.com/", "headers": {"a": "1", "a": "2"}}"#;
+    let output = decide("twice", POLICY, request, &[]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the key `a` is there twice"));
+}

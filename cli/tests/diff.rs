@@ -48,6 +48,147 @@ fn in_words_and_in_json() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+/// A folder of these files, and of no others.
+fn folder(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    for (path, text) in files {
+        let path = dir.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+fn tollgate(command: &str, paths: &[&Path]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        .arg(command)
+        .args(paths)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn folders_are_read_with_what_is_below_them() {
+    let old = folder(
+        "below-old",
+        &[
+            ("teams/a.yaml", "network: {allowlist: [a.example]}\n"),
+            ("B.YAML", "scope: global\n"),
+        ],
+    );
+    let new = folder(
+        "below-new",
+        &[
+            ("teams/a.yaml", "network: {allowlist: ['*']}\n"),
+            ("B.YAML", "budget: {daily_limit_usd: 1}\n"),
+        ],
+    );
+    let output = tollgate("diff", &[&old, &new]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("a (global)\n  widens   network.allowlist") && text.contains("B (global)\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_no_policy_of_a_folder_is_left_out() {
+    let files = [
+        ("p.yaml", "scope: global\n"),
+        ("p.test.json", "{}"),
+        ("P.TEST.YAML", "{}"),
+        (".git/x.yaml", "not: [a, policy"),
+        ("call.txt", "not: [a, policy"),
+    ];
+    let dir = folder("left-out", &files);
+    let output = tollgate("diff", &[&dir, &dir]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "no difference\n",
+        "{output:?}"
+    );
+    let output = tollgate("check", &[&dir]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "ok: 1 policy\n",
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_folder_without_policies_is_no_set_of_them() {
+    let (full, empty) = (
+        folder("some", &[("p.yaml", "scope: global\n")]),
+        folder("none", &[("sub/README", "")]),
+    );
+    for (command, paths) in [
+        ("diff", vec![&*full, &*empty]),
+        ("diff", vec![&*empty, &*empty]),
+        ("check", vec![&*empty]),
+    ] {
+        let output = tollgate(command, &paths);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            text.contains("no policy file (*.yaml, *.yml, *.json) in `")
+                && text.contains("none` or below it"),
+            "{text}"
+        );
+    }
+}
+
+/// A folder as Kubernetes mounts a ConfigMap, and links that lead back up.
+#[cfg(unix)]
+#[test]
+fn links_are_followed_and_nothing_is_read_twice() {
+    use std::os::unix::fs::symlink;
+    let dir = folder(
+        "links",
+        &[
+            ("..2026/p.yaml", "scope: global\n"),
+            ("sub/q.yaml", "scope: global\n"),
+        ],
+    );
+    symlink("..2026", dir.join("..data")).unwrap();
+    symlink("..data/p.yaml", dir.join("p.yaml")).unwrap();
+    symlink("..", dir.join("sub/up")).unwrap();
+    symlink("sub", dir.join("again")).unwrap();
+    let output = tollgate("check", &[&dir]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "ok: 2 policies\n",
+        "{output:?}"
+    );
+    symlink("nowhere", dir.join("lost.yaml")).unwrap();
+    let output = tollgate("check", &[&dir]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("lost.yaml"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_too_large_is_told_by_the_limit() {
+    let large = format!("# {}\n", "x".repeat(5 << 20));
+    let dir = folder("large", &[("p.yaml", &large)]);
+    for command in ["check", "diff"] {
+        let output = tollgate(
+            command,
+            &vec![dir.as_path(); if command == "diff" { 2 } else { 1 }],
+        );
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(
+            text.contains("the file has more than 1048576 bytes; split it"),
+            "{text}"
+        );
+    }
+}
+
 /// A call as an export holds it, of 2026-11-20 or so many hours later.
 fn recorded(id: &str, hours: i64, about: Value) -> Value {
     const NOON: i64 = 1_795_176_000_000; // 2026-11-20T12:00:00Z

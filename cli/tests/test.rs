@@ -136,3 +136,145 @@ fn what_cannot_be_run_is_no_success() {
     );
     assert_eq!(run(&bad, &[]).status.code(), Some(2));
 }
+
+#[test]
+fn test_files_are_known_by_their_names_in_any_case() {
+    let json = r#"{"agent": {"team": "platform"}, "cases": [{"name": "a", "call": {"url": "https://api.openai.com/v1/models", "method": "GET"}, "expect": {"outcome": "allow"}}]}"#;
+    let dir = folder(
+        "names",
+        &[
+            ("platform.YML", POLICY),
+            ("X.TEST.yaml", CASES),
+            ("y.test.json", json),
+        ],
+    );
+    let output = run(&dir, &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stdout(&output).starts_with("4 passed, 0 failed\n"));
+    // A file that is named is one of cases, and no policy, whatever its name.
+    fs::rename(dir.join("y.test.json"), dir.join("cases.json")).unwrap();
+    let output = run(&dir.join("cases.json"), &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_test_files_are_followed() {
+    use std::os::unix::fs::symlink;
+    let dir = folder(
+        "linked-cases",
+        &[
+            ("..2026/platform.yaml", POLICY),
+            ("..2026/platform.test.yaml", CASES),
+        ],
+    );
+    symlink("..2026", dir.join("..data")).unwrap();
+    symlink("..data/platform.yaml", dir.join("platform.yaml")).unwrap();
+    symlink("..data/platform.test.yaml", dir.join("platform.test.yaml")).unwrap();
+    symlink(".", dir.join("round")).unwrap();
+    let output = run(&dir, &[]);
+    assert!(
+        stdout(&output).starts_with("3 passed, 0 failed\n"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn without_a_case_nothing_is_run() {
+    let dir = folder(
+        "no-cases",
+        &[("platform.yaml", POLICY), ("a.test.yaml", "cases: []\n")],
+    );
+    let output = run(&dir, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a.test.yaml`: it has no cases"));
+    let alone = folder("no-policies", &[("a.test.yaml", CASES)]);
+    let output = run(&alone, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no policy file"));
+}
+
+#[test]
+fn what_cannot_be_run_stops_nothing_else() {
+    let odd = CASES.replace("outcome: allow", "outcome: alow");
+    let dir = folder(
+        "others-run",
+        &[
+            ("platform.yaml", POLICY),
+            ("a.test.yaml", "cases: [\n"),
+            ("b.test.yaml", CASES),
+            ("c.test.yaml", &odd),
+        ],
+    );
+    let junit = dir.join("junit.xml");
+    let output = run(&dir, &["--junit", junit.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a.test.yaml"));
+    let text = stdout(&output);
+    assert!(
+        text.contains("c.test.yaml: the small model passes\n  cannot be run: `outcome` must be"),
+        "{text}"
+    );
+    assert!(
+        text.contains("5 passed, 1 failed, 1 file could not be run\n"),
+        "{text}"
+    );
+    let junit = fs::read_to_string(junit).unwrap();
+    assert!(
+        junit.contains("tests=\"1\" failures=\"0\" errors=\"1\"")
+            && junit.contains("<error message=\""),
+        "{junit}"
+    );
+}
+
+#[test]
+fn a_body_with_a_key_twice_is_no_request() {
+    let twice = CASES.replace(
+        "{model: gpt-4o-mini,",
+        "{model: gpt-4o, model: gpt-4o-mini,",
+    );
+    let dir = folder(
+        "twice",
+        &[("platform.yaml", POLICY), ("platform.test.yaml", &twice)],
+    );
+    let output = run(&dir, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("duplicate mapping key: model"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_case_that_depends_on_who_calls_has_to_say_so() {
+    let policy = "scope: global\ntools: {bash: {requires_approval_if: \"team == 'platform'\"}}\n";
+    let cases = r#"
+cases:
+- name: nobody in particular
+  call: {url: https://api.openai.com/v1/chat/completions, body: {model: gpt-4o, messages: [], tools: [{type: function, function: {name: bash}}]}}
+  expect: {outcome: allow}
+- name: one of them
+  agent: {team: platform}
+  call: {url: https://api.openai.com/v1/chat/completions, body: {model: gpt-4o, messages: [], tools: [{type: function, function: {name: bash}}]}}
+  expect: {outcome: hold, reasons: [tools.bash.requires_approval_if @ p]}
+- name: an agent of no such name
+  agent: {id: nobody}
+  call: {url: https://api.openai.com/v1/chat/completions, body: {model: gpt-4o, messages: []}}
+  expect: {outcome: allow}
+"#;
+    let dir = folder("who", &[("p.yaml", policy), ("p.test.yaml", cases)]);
+    let output = run(&dir, &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = stdout(&output);
+    assert!(
+        text.contains(
+            "cannot be run: `tools.bash.requires_approval_if` of `p` asks for the caller's team"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("`nobody` is not the UUID of an agent"),
+        "{text}"
+    );
+    assert!(text.contains("1 passed, 2 failed\n"), "{text}");
+}

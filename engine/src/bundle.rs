@@ -14,7 +14,7 @@ pub use short::Short;
 pub use texts::Texts;
 
 use crate::{
-    address::Range,
+    address::{Place, Range},
     automaton::Compiled,
     bytes::Digest,
     condition::Program,
@@ -137,6 +137,27 @@ impl Silent for Network {
         denied_addresses: Vec::new(),
         denied: false,
     };
+}
+
+impl Network {
+    /// Whether there is a list of hosts that may be called, and `host` is not on it.
+    pub fn omits(&self, host: &str) -> bool {
+        let listed = |hosts: &Vec<HostPattern>| hosts.iter().any(|pattern| pattern.matches(host));
+        !self.hosts.as_ref().is_none_or(listed)
+    }
+
+    /// Whether `host` is among those that may not be called.
+    pub fn denies(&self, host: &str) -> bool {
+        let (hosts, ranges) = (&self.denied_hosts, &self.denied_addresses);
+        hosts.iter().any(|pattern| pattern.matches(host))
+            || !ranges.is_empty()
+                && match Place::of(host) {
+                    Place::Name => false,
+                    Place::Address(address) => ranges.iter().any(|range| range.contains(address)),
+                    // Whatever a library makes of it may be in the range.
+                    Place::Unclear => true,
+                }
+    }
 }
 
 /// `tools`, but for the limits of their use.
@@ -272,7 +293,8 @@ impl Document {
         named.or_else(others)
     }
 
-    fn exempts(&self, mcp_tool: Option<&str>) -> bool {
+    /// Whether it looks for nothing in calls of this MCP tool, nor in the answers to them.
+    pub(crate) fn exempts(&self, mcp_tool: Option<&str>) -> bool {
         mcp_tool.is_some_and(|tool| {
             let mut names = self.data.unsearched_tools.iter();
             names.any(|name| name.eq_ignore_ascii_case(tool))

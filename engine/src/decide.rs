@@ -9,7 +9,6 @@ mod explain;
 pub use explain::{Met, Ruled, Verdict, explain};
 
 use crate::{
-    address::Place,
     approval,
     bundle::{self, Calendar, Document, Documents, Level, Limit, Payload, Scope},
     condition,
@@ -731,6 +730,11 @@ pub fn holds(
         .unwrap_or(Ok(false))
 }
 
+/// The hosts that a call goes to: the one it is sent to, and those that the provider is told to go to for it.
+fn called<'c>(head: &'c Head, facts: &'c Facts) -> impl Iterator<Item = &'c String> {
+    core::iter::once(&head.host).chain(&facts.said.connects)
+}
+
 /// One document against one call.
 struct Check<'c> {
     document: &'c Document,
@@ -772,29 +776,14 @@ impl Check<'_> {
         if network.is_absent() {
             return;
         }
-        for host in core::iter::once(&head.host).chain(&facts.said.connects) {
-            let listed = network
-                .hosts
-                .as_ref()
-                .is_none_or(|hosts| hosts.iter().any(|pattern| pattern.matches(host)));
-            if !listed {
+        for host in called(head, facts) {
+            if network.omits(host) {
                 self.refuse(
                     "network.allowlist",
                     format!("the host `{host}` is not on the allowlist"),
                 );
             }
-            let (hosts, ranges) = (&network.denied_hosts, &network.denied_addresses);
-            let denied = hosts.iter().any(|pattern| pattern.matches(host))
-                || !ranges.is_empty()
-                    && match Place::of(host) {
-                        Place::Name => false,
-                        Place::Address(address) => {
-                            ranges.iter().any(|range| range.contains(address))
-                        }
-                        // Whatever a library makes of it may be in the range.
-                        Place::Unclear => true,
-                    };
-            if denied {
+            if network.denies(host) {
                 self.refuse(
                     "network.denylist",
                     format!("the host `{host}` is on the denylist"),
@@ -1080,23 +1069,9 @@ fn limits(
             );
             continue;
         }
-        let nowhere = |(_, one)| id_of(limit.per, one).is_none();
-        if limit.window == Window::Run && run.is_none()
-            || concerned(&document.scope, caller).any(nowhere)
-        {
+        if let Some(lacks) = Lacks::of(limit, document, caller, run) {
             // A limit that could be escaped by belonging nowhere would be none.
-            refuse(
-                &limit.rule,
-                match limit.per {
-                    Level::Agent => {
-                        "this limit counts by run, and the call names none; send `x-tollgate-run`"
-                    }
-                    Level::Team => "this limit counts by team, and the agent belongs to none",
-                    Level::Org | Level::Workspace => {
-                        "this limit counts by organisation, and the agent belongs to none"
-                    }
-                },
-            );
+            refuse(&limit.rule, lacks.in_words());
             continue;
         }
         let Some(span) = span_of(&limit.window, calendars, now) else {
@@ -1215,6 +1190,42 @@ fn limits(
         }
     }
     out
+}
+
+/// What a call does not have, though a limit counts by it.
+#[derive(Clone, Copy)]
+enum Lacks {
+    Run,
+    Team,
+    Org,
+}
+
+impl Lacks {
+    fn of(limit: &Limit, document: &Document, caller: &Caller, run: Option<&str>) -> Option<Lacks> {
+        if limit.window == Window::Run && run.is_none() {
+            return Some(Lacks::Run);
+        }
+        let mut all = concerned(&document.scope, caller);
+        if all.all(|(_, one)| id_of(limit.per, one).is_some()) {
+            return None;
+        }
+        match limit.per {
+            Level::Team => Some(Lacks::Team),
+            Level::Org => Some(Lacks::Org),
+            // Every caller has these.
+            Level::Agent | Level::Workspace => None,
+        }
+    }
+
+    const fn in_words(self) -> &'static str {
+        match self {
+            Lacks::Run => {
+                "this limit counts by run, and the call names none; send `x-tollgate-run`"
+            }
+            Lacks::Team => "this limit counts by team, and the agent belongs to none",
+            Lacks::Org => "this limit counts by organisation, and the agent belongs to none",
+        }
+    }
 }
 
 /// Every limit of these documents, with its document.

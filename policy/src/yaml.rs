@@ -110,10 +110,8 @@ pub(crate) fn read(bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> Vec<Node>
     };
     let start = Position { line: 1, column: 1 };
     if bytes.len() > MAX_FILE_BYTES {
-        let message = format!(
-            "the file has {} bytes, more than {MAX_FILE_BYTES}; split it",
-            bytes.len()
-        );
+        // Readers stop one byte behind the limit, so how many there are is not known.
+        let message = format!("the file has more than {MAX_FILE_BYTES} bytes; split it");
         reader.error(start, codes::UNREADABLE, message);
         return reader.documents;
     }

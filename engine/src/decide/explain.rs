@@ -3,11 +3,12 @@
 //! Runs the very checks of [`super::decide`], one document at a time, and describes them in words. For people; no gate calls it on the way
 //! of a call.
 
-use super::{Cause, Check, Cost, Limits, Reason, limits, shown};
+use super::{Cause, Charge, Check, Cost, Lacks, Limits, Reason, called, limits, shown};
 use crate::{
-    bundle::{Document, Documents, Limit, Names, Payload, Scope},
+    bundle::{Document, Documents, Limit, Names, Payload, Scope, Searched},
     facts::{Facts, Head},
     identity::Caller,
+    ledger::Unit,
     scan::Hits,
     time::Time,
 };
@@ -164,7 +165,10 @@ impl Call<'_> {
                 &refused,
                 true,
                 format!("hosts that may be called: {}", listed(hosts)),
-                format!("add `{}` to the list, or call a host on it", self.head.host),
+                format!(
+                    "add {} to the list, or name only hosts on it",
+                    self.hosts(|host| network.omits(host))
+                ),
                 "a host that is not listed".to_string(),
             ));
         }
@@ -181,8 +185,8 @@ impl Call<'_> {
                     listed(denied.iter().map(String::as_str))
                 ),
                 format!(
-                    "call another host, or take what names `{}` off the list",
-                    self.head.host
+                    "name other hosts, or take what means {} off the list",
+                    self.hosts(|host| network.denies(host))
                 ),
                 "a host on the list".to_string(),
             ));
@@ -197,6 +201,18 @@ impl Call<'_> {
                 String::new(),
             ));
         }
+    }
+
+    /// Those that the call goes to and that are `meant`, in words.
+    fn hosts(&self, meant: impl Fn(&str) -> bool) -> String {
+        let mut hosts: Vec<String> = Vec::new();
+        for host in called(self.head, self.facts).filter(|host| meant(host)) {
+            let host = format!("`{host}`");
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        listed(hosts.iter().map(String::as_str))
     }
 
     fn model(&self, document: &Document, rules: &mut Vec<Ruled>) {
@@ -260,25 +276,59 @@ impl Call<'_> {
         let refused = refusals(document, |check| {
             check.data(self.facts, self.patterns, self.hits);
         });
+        let unsearchable = refused.iter().any(|r| r.rule == "data.unsearchable");
+        if unsearchable {
+            rules.push(ruled(
+                "data.unsearchable",
+                &refused,
+                true,
+                "content must be searched for sensitive patterns to its end".to_string(),
+                "send less, or write the patterns so that they begin with what is fixed"
+                    .to_string(),
+                String::new(),
+            ));
+        }
+        let tool = self.facts.said.mcp_tool.as_deref();
+        // Of what was not searched to its end a pattern that was not found says nothing.
+        let concerned = document.searches(tool) && !unsearchable;
+        let (what, mut matching, where_else) = match document.data.searched_in {
+            Searched::Both => (
+                "content that matches",
+                "content that matches it",
+                "such as the path",
+            ),
+            Searched::Requests => (
+                "requests that match",
+                "a request that matches it",
+                "such as the path",
+            ),
+            Searched::Responses => (
+                "answers that match",
+                "an answer that matches it",
+                "such as a key",
+            ),
+        };
+        if document.exempts(tool) {
+            matching = EXEMPT;
+        }
         for index in 0..document.data.patterns.len() {
             rules.push(ruled(
                 &format!("data.sensitive_patterns[{index}]"),
                 &refused,
-                true,
-                "content that matches this pattern may not pass".to_string(),
+                concerned,
+                format!("{what} this pattern may not pass"),
                 "take what matches out of the request".to_string(),
-                "content that matches it".to_string(),
+                matching.to_string(),
             ));
         }
         for redaction in &document.data.redactions {
             rules.push(ruled(
                 &redaction.rule,
                 &refused,
-                true,
+                concerned,
                 "what matches is taken out of the content".to_string(),
                 "take what matches out of the request".to_string(),
-                "content that matches it where it cannot be taken out, such as the path"
-                    .to_string(),
+                format!("{matching} where it cannot be taken out, {where_else}"),
             ));
         }
         if document.data.tool_output_is_data {
@@ -351,37 +401,80 @@ impl Call<'_> {
                     && charge.account.tool == limit.tool
                     && charge.account.model.is_some() == limit.each_model
             });
-            let takes = charge.map(|charge| limit.unit.in_words(charge.amount));
+            let lacks = Lacks::of(limit, document, self.caller, self.head.run.as_deref());
             rules.push(ruled(
                 &limit.rule,
                 &refused,
                 charge.is_some(),
                 says(limit),
-                match &takes {
-                    Some(takes) => format!("ask for less than {takes}, or raise the limit"),
-                    None => "raise the limit".to_string(),
-                },
-                match &takes {
-                    Some(takes) => format!("less than {takes} left of it: what this call may take"),
-                    None => "a call that takes from it".to_string(),
-                },
+                raised(limit, lacks, charge),
+                exceeded(limit, charge),
             ));
         }
         // What keeps a limit from being reckoned at all stands beside the limits.
-        for reason in &refused {
-            if !document
-                .limits
-                .iter()
-                .any(|limit| limit.rule == reason.rule)
-            {
+        for (place, reason) in refused.iter().enumerate() {
+            let alike =
+                |other: &Reason| (&other.rule, &other.message) == (&reason.rule, &reason.message);
+            let told = refused.iter().take(place).any(alike);
+            let mut limits = document.limits.iter();
+            if !told && !limits.any(|limit| limit.rule == reason.rule) {
                 rules.push(Ruled {
                     rule: reason.rule.to_string(),
                     verdict: Verdict::Refuses,
                     says: "what a limit counts must be known before the call".to_string(),
-                    otherwise: reason.message.to_string(),
+                    otherwise: reckoned(reason).to_string(),
                 });
             }
         }
+    }
+}
+
+/// What a pattern refuses, in a call that it is not looked for in.
+const EXEMPT: &str = "what matches it in a call of another tool";
+
+/// What lets a call pass that `limit` refuses.
+fn raised(limit: &Limit, lacks: Option<Lacks>, charge: Option<&Charge>) -> String {
+    match (lacks, charge) {
+        (Some(Lacks::Run), _) => "name a run in `x-tollgate-run`".to_string(),
+        (Some(Lacks::Team), _) => {
+            "give the agent a team, or count by something else (`per`)".to_string()
+        }
+        (Some(Lacks::Org), _) => {
+            "give the agent an organisation, or count by something else (`per`)".to_string()
+        }
+        (None, Some(charge)) if matches!(limit.unit, Unit::Tokens | Unit::NanoUsd) => format!(
+            "ask for at most {} instead of {}, or raise the limit",
+            limit.unit.in_words(limit.amount),
+            limit.unit.in_words(charge.amount)
+        ),
+        (None, _) => "raise the limit".to_string(),
+    }
+}
+
+/// What `limit` refuses.
+fn exceeded(limit: &Limit, charge: Option<&Charge>) -> String {
+    match (charge, limit.unit) {
+        // It only warns.
+        _ if limit.alert => String::new(),
+        (Some(charge), Unit::Tokens | Unit::NanoUsd) => format!(
+            "less than {} left of it: what this call may take",
+            limit.unit.in_words(charge.amount)
+        ),
+        (Some(_), _) => "this call, once nothing is left of it".to_string(),
+        (None, _) => "a call that takes more from it than is left".to_string(),
+    }
+}
+
+/// What lets a call pass of which a limit cannot know what it takes.
+fn reckoned(reason: &Reason) -> &str {
+    match &*reason.rule {
+        "budget.unmetered_route" => "call an endpoint whose use is metered, or remove the budget",
+        "budget.service_tier" => "leave the dearer service tier out of the request",
+        "budget.hosted_tools" => "leave the tools that the provider runs itself out of the request",
+        "budget.unknown_model" => {
+            "use a model with a known price, or set one: `budget.unknown_model`, `prices`"
+        }
+        _ => &reason.message,
     }
 }
 
@@ -461,7 +554,11 @@ fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
 
 fn says(limit: &Limit) -> String {
     format!(
-        "at most {}{} per {} and {}",
+        "{} {}{} per {} and {}",
+        match limit.alert {
+            true => "a warning beyond",
+            false => "at most",
+        },
         limit.unit.in_words(limit.amount),
         limit.tool.as_ref().map_or(String::new(), |tool| format!(
             " that use {}",
