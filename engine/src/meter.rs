@@ -74,6 +74,9 @@ pub struct Metered {
     /// response could not be read, all its bytes. A token is at least one byte in byte-level vocabularies, so no visible
     /// output has more tokens than this.
     pub output_content_bytes: u64,
+    /// Output is put out as it comes into being, or all of it was read: more than what went by there was not. A JSON response is sent when it is
+    /// finished, and paid for whole, however little of it came.
+    pub counts_all: bool,
     /// Bytes still held back, to be sent now. Always empty unless a usage frame was to be hidden.
     pub rest: Vec<u8>,
 }
@@ -184,10 +187,14 @@ impl Meter {
     /// The response is over, whole or broken.
     pub fn finish(mut self) -> Metered {
         let mut rest = Vec::new();
+        let mut counts_all = true;
         match &mut self.body {
             Body::Json { buffer, length } => match json::parse(buffer) {
                 Ok(doc) => self.tally.response(self.provider, &doc),
-                Err(_) => self.tally.content_bytes = *length,
+                Err(_) => {
+                    self.tally.content_bytes = *length;
+                    counts_all = false;
+                }
             },
             Body::Sse {
                 reader,
@@ -216,6 +223,7 @@ impl Meter {
             complete: known && self.tally.ended && !self.tally.failed,
             failed: self.tally.failed,
             output_content_bytes: self.tally.content_bytes,
+            counts_all,
             rest,
         }
     }

@@ -40,6 +40,7 @@ impl Expected {
             complete: self.complete,
             failed: self.failed,
             output_content_bytes: self.output_content_bytes,
+            counts_all: true,
             rest: Vec::new(),
         }
     }

@@ -140,7 +140,7 @@ impl Exchange {
             .filter(|_| whole)
             .or_else(|| {
                 let counted = metered
-                    .filter(|_| shows_all)
+                    .filter(|metered| shows_all && (metered.counts_all || end == End::Complete))
                     .map(|metered| metered.output_content_bytes)?;
                 let seen = usage.output_tokens.unwrap_or(0);
                 let cap = said.and_then(bound).unwrap_or(u64::MAX);
