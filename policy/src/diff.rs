@@ -46,36 +46,43 @@ impl fmt::Display for Effect {
     }
 }
 
-/// What is different in `new`, by document and field. Documents are the same by their names.
+impl Effect {
+    fn opposite(self) -> Effect {
+        match self {
+            Effect::Narrows => Effect::Widens,
+            Effect::Widens => Effect::Narrows,
+            Effect::Alters => Effect::Alters,
+        }
+    }
+}
+
+/// What is different in `new`, by document and field. Documents are the same by their names; there are no others in service.
 pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
-    let by_name = |documents: &[Document]| -> BTreeMap<String, Document> {
-        let named = documents.iter().map(|d| (d.name.clone(), d.clone()));
-        named.collect()
-    };
+    let (before, after) = (Enforced::among(old), Enforced::among(new));
+    differences(old, new, &before, &after)
+}
+
+/// The same of documents beside which there may be others, which nobody knows.
+pub fn diff_of_some(old: &[Document], new: &[Document]) -> Vec<Change> {
+    let unknown = Enforced(None);
+    differences(old, new, &unknown, &unknown)
+}
+
+fn differences(
+    old: &[Document],
+    new: &[Document],
+    before: &Enforced<'_>,
+    after: &Enforced<'_>,
+) -> Vec<Change> {
     let (old, new) = (by_name(old), by_name(new));
     let mut changes = Vec::new();
     for (name, document) in &old {
         match new.get(name) {
-            None => whole(document, Effect::Widens, "is gone", &mut changes),
-            Some(next) if next.rollout != document.rollout => {
-                // What else has changed never was, or is no longer, in force.
-                let (effect, what) = match next.rollout {
-                    Rollout::Enforce => (Effect::Narrows, "was in shadow and is enforced now"),
-                    Rollout::Shadow => (Effect::Widens, "was enforced and is in shadow now"),
-                };
-                changes.push(Change {
-                    effect,
-                    ..about(document, what)
-                });
+            None => GOES.of(document, "is gone", after, &mut changes),
+            Some(next) => {
+                place(document, next, before, after, &mut changes);
+                compare(document, next, &mut changes);
             }
-            Some(next) if next.scope != document.scope => {
-                // Whom it left and whom it reached are two changes.
-                let left = format!("no longer applies to {}", document.scope);
-                whole(document, Effect::Widens, &left, &mut changes);
-                let reached = format!("now applies to {}", next.scope);
-                whole(next, Effect::Narrows, &reached, &mut changes);
-            }
-            Some(next) => compare(document, next, &mut changes),
         }
     }
     for (name, document) in &new {
@@ -84,35 +91,174 @@ pub fn diff(old: &[Document], new: &[Document]) -> Vec<Change> {
                 Rollout::Enforce => "is new",
                 Rollout::Shadow => "is new, in shadow",
             };
-            whole(document, Effect::Narrows, what, &mut changes);
+            COMES.of(document, what, before, &mut changes);
         }
     }
     changes
 }
 
-fn whole(document: &Document, effect: Effect, what: &str, changes: &mut Vec<Change>) {
-    changes.push(Change {
-        effect: felt(document, effect),
-        ..about(document, what)
-    });
+fn by_name(documents: &[Document]) -> BTreeMap<&str, &Document> {
+    let named = documents.iter().map(|document| (&*document.name, document));
+    named.collect()
 }
 
-/// A document as a whole.
-fn about(document: &Document, what: &str) -> Change {
-    Change {
-        document: document.name.clone(),
-        scope: document.scope.clone(),
-        rule: String::new(),
-        effect: Effect::Alters,
-        message: what.to_string(),
+/// What a document does that begins or ceases to apply to agents.
+struct Turn {
+    /// To those who are under another one too.
+    effect: Effect,
+    /// To those who are not, in words: who is under none may call nothing.
+    alone: &'static str,
+}
+
+const COMES: Turn = Turn {
+    effect: Effect::Narrows,
+    alone: "agents under no other document could call nothing, and may now call what it leaves open",
+};
+
+const GOES: Turn = Turn {
+    effect: Effect::Widens,
+    alone: "agents under no other document may now call nothing",
+};
+
+impl Turn {
+    /// `beside` are those of the set without it: the old one where it comes, the new one where it goes.
+    fn of(
+        &self,
+        document: &Document,
+        what: &str,
+        beside: &Enforced<'_>,
+        changes: &mut Vec<Change>,
+    ) {
+        let mut change = |effect: Effect, message: String| {
+            changes.push(Change {
+                document: document.name.clone(),
+                scope: document.scope.clone(),
+                rule: String::new(),
+                effect,
+                message,
+            });
+        };
+        if document.rollout == Rollout::Shadow {
+            return change(Effect::Alters, what.to_string());
+        }
+        let others = beside.others_over(document);
+        if others != Cover::Nobody {
+            change(self.effect, what.to_string());
+        }
+        if others != Cover::Everybody {
+            change(self.effect.opposite(), format!("{what}; {}", self.alone));
+        }
     }
 }
 
-/// What is left of an effect: a document in shadow neither lets anything pass nor stops it.
-fn felt(document: &Document, effect: Effect) -> Effect {
-    match document.rollout {
-        Rollout::Enforce => effect,
-        Rollout::Shadow => Effect::Alters,
+/// The documents of a set that let agents call anything; `None` where nobody knows them.
+struct Enforced<'d>(Option<Vec<&'d Document>>);
+
+/// How many of a scope are under some document.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cover {
+    Everybody,
+    /// Some may be, some may not.
+    Somebody,
+    Nobody,
+}
+
+impl<'d> Enforced<'d> {
+    fn among(documents: &'d [Document]) -> Enforced<'d> {
+        // Under a document of a tool alone nobody may call anything.
+        let lets = |document: &&Document| {
+            document.rollout == Rollout::Enforce && !matches!(document.scope, Scope::Tool(_))
+        };
+        Enforced(Some(documents.iter().filter(lets).collect()))
+    }
+
+    /// How many of those that `document` is about are under another one.
+    fn others_over(&self, document: &Document) -> Cover {
+        // One of a tool is about calls that need another document anyway.
+        if matches!(document.scope, Scope::Tool(_)) {
+            return Cover::Everybody;
+        }
+        let Some(enforced) = &self.0 else {
+            return Cover::Somebody;
+        };
+        let others = || {
+            let others = enforced.iter().filter(|other| other.name != document.name);
+            others.map(|other| &other.scope)
+        };
+        if others().any(|other| covers(other, &document.scope)) {
+            Cover::Everybody
+        } else if others().any(|other| meets(other, &document.scope)) {
+            Cover::Somebody
+        } else {
+            Cover::Nobody
+        }
+    }
+}
+
+/// Whether everything that a document of scope `narrow` applies to is certain to be in `wide`. Who is in a team is in no document.
+fn covers(wide: &Scope, narrow: &Scope) -> bool {
+    match (wide, narrow) {
+        (Scope::Global, _) => true,
+        (Scope::Tool(one), Scope::Tool(other)) => one.eq_ignore_ascii_case(other),
+        _ => wide == narrow,
+    }
+}
+
+/// Whether a call can be in both scopes. An agent has one organisation and one team.
+fn meets(one: &Scope, other: &Scope) -> bool {
+    match (one, other) {
+        (Scope::Org(_), Scope::Org(_))
+        | (Scope::Team(_), Scope::Team(_))
+        | (Scope::Agent(_), Scope::Agent(_)) => one == other,
+        _ => true,
+    }
+}
+
+/// Whom a document is for, and whether it counts.
+fn place(
+    old: &Document,
+    new: &Document,
+    before: &Enforced<'_>,
+    after: &Enforced<'_>,
+    changes: &mut Vec<Change>,
+) {
+    let whom = |scope: &Scope| match old.scope == new.scope {
+        true => String::new(),
+        false => format!(", for {scope},"),
+    };
+    match (old.rollout, new.rollout) {
+        (Rollout::Shadow, Rollout::Enforce) => {
+            let what = format!("was in shadow{} and is enforced now", whom(&old.scope));
+            COMES.of(new, &what, before, changes);
+        }
+        (Rollout::Enforce, Rollout::Shadow) => {
+            let now = whom(&new.scope);
+            let what = format!(
+                "was enforced and is in shadow now{}",
+                now.trim_end_matches(',')
+            );
+            GOES.of(old, &what, after, changes);
+        }
+        (Rollout::Enforce, Rollout::Enforce) | (Rollout::Shadow, Rollout::Shadow) => {
+            // Whom it left and whom it reached are two changes.
+            if !covers(&new.scope, &old.scope) {
+                let what = format!("no longer applies to {}", old.scope);
+                GOES.of(old, &what, after, changes);
+            }
+            if !covers(&old.scope, &new.scope) {
+                let what = format!("now applies to {}", new.scope);
+                COMES.of(new, &what, before, changes);
+            }
+        }
+    }
+}
+
+/// What is left of a field's effect: a document in shadow neither lets anything pass nor stops it, and who was not under the old one had nothing of it.
+fn felt(old: &Document, new: &Document, effect: Effect) -> Effect {
+    let in_force = [old, new].map(|document| document.rollout == Rollout::Enforce);
+    match in_force == [true, true] && meets(&old.scope, &new.scope) {
+        true => effect,
+        false => Effect::Alters,
     }
 }
 
@@ -124,7 +270,7 @@ fn compare(old: &Document, new: &Document, changes: &mut Vec<Change>) {
             document: new.name.clone(),
             scope: new.scope.clone(),
             rule: rule.to_string(),
-            effect: felt(new, effect),
+            effect: felt(old, new, effect),
             message,
         });
     };
