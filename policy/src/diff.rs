@@ -385,27 +385,25 @@ impl Rule {
             (Effect::Narrows, Effect::Widens) => Effect::Widens,
             _ => Effect::Alters,
         };
-        let from_to = |effect, change: &mut dyn FnMut(&str, Effect, String)| {
-            let message = format!("from {} to {}", was.shown(), is.shown());
-            change(rule, effect, message);
-        };
         let (was, is, more) = match (was, is) {
             (Value::AllBut(was), Value::AllBut(is)) => (was, is, effect.opposite()),
             (Value::These(was), Value::These(is)) => (was, is, effect),
-            (Value::Most(was, _), Value::Most(is, _)) => {
-                return match is < was {
-                    true => from_to(effect, change),
-                    false => from_to(effect.opposite(), change),
+            _ => {
+                let grows = match (was, is) {
+                    (Value::Most(was, _), Value::Most(is, _)) => Some(is < was),
+                    (Value::Cost(was), Value::Cost(is)) => Some(is > was),
+                    // Something else, which is neither more nor less.
+                    _ if did.effect() == does.effect() => None,
+                    _ => Some(true),
                 };
-            }
-            (Value::Cost(was), Value::Cost(is)) => {
-                return match is > was {
-                    true => from_to(effect, change),
-                    false => from_to(effect.opposite(), change),
+                let effect = match grows {
+                    Some(true) => effect,
+                    Some(false) => effect.opposite(),
+                    None => Effect::Alters,
                 };
+                let message = format!("from {} to {}", was.shown(), is.shown());
+                return change(rule, effect, message);
             }
-            _ if did == does => return from_to(Effect::Alters, change),
-            _ => return from_to(effect, change),
         };
         let missing = |from: &[String], other: &[String]| -> Vec<String> {
             let gone = from.iter().filter(|name| !other.contains(name));
@@ -452,57 +450,37 @@ impl Rules {
 
     fn capabilities(&mut self, capabilities: &Capabilities) {
         let Capabilities { allow, deny } = capabilities;
-        type Named = fn(&Capability) -> Option<&str>;
-        // What no gate sees, nothing closes; and allowing `network_outbound` closes nothing either.
-        let kinds: [(&str, Does, Does, Named); 4] = [
-            (
-                "model",
-                Does::Restricts,
-                Does::Restricts,
-                |capability| match capability {
-                    Capability::Model(name) => Some(name),
-                    _ => None,
-                },
-            ),
-            (
-                "mcp_tool",
-                Does::Restricts,
-                Does::Restricts,
-                |capability| match capability {
-                    Capability::McpTool(name) => Some(name),
-                    _ => None,
-                },
-            ),
-            (
-                "network_outbound",
-                Does::Either,
-                Does::Restricts,
-                |capability| match capability {
-                    Capability::NetworkOutbound => Some("all"),
-                    _ => None,
-                },
-            ),
-            (
-                "not visible to a gate",
-                Does::Either,
-                Does::Either,
-                |capability| match capability {
-                    Capability::OutOfSight(name) => Some(name),
-                    _ => None,
-                },
-            ),
-        ];
-        for (kind, allowing, denying, of_kind) in kinds {
-            let listed = |list: &[Capability]| -> Vec<String> {
-                let names = list.iter().filter_map(of_kind);
-                names.map(str::to_string).collect()
-            };
-            let (allow, deny) = (listed(allow), listed(deny));
-            if !allow.is_empty() {
-                let name = format!("capabilities.allow ({kind})");
-                self.add(name, allowing, Value::AllBut(allow));
+        // Its kind, what allowing and denying one of it does, and its name. Nothing closes what no gate sees, and allowing `network_outbound`
+        // closes nothing.
+        let of = |capability: &Capability| match capability {
+            Capability::Model(name) => ("model", [Does::Restricts; 2], name.clone()),
+            Capability::McpTool(name) => ("mcp_tool", [Does::Restricts; 2], name.clone()),
+            Capability::NetworkOutbound => {
+                let does = [Does::Either, Does::Restricts];
+                ("network_outbound", does, "all".to_string())
             }
-            self.list(&format!("capabilities.deny ({kind})"), denying, &deny);
+            Capability::OutOfSight(name) => {
+                ("not visible to a gate", [Does::Either; 2], name.to_string())
+            }
+        };
+        let mut listed: BTreeMap<(&str, bool), (Does, Vec<String>)> = BTreeMap::new();
+        let allowed = allow.iter().map(|capability| (true, of(capability)));
+        let denied = deny.iter().map(|capability| (false, of(capability)));
+        for (allows, (kind, [allowing, denying], name)) in allowed.chain(denied) {
+            let does = if allows { allowing } else { denying };
+            let (_, names) = listed
+                .entry((kind, allows))
+                .or_insert_with(|| (does, Vec::new()));
+            names.push(name);
+        }
+        for ((kind, allows), (does, names)) in listed {
+            match allows {
+                true => {
+                    let name = format!("capabilities.allow ({kind})");
+                    self.add(name, does, Value::AllBut(names));
+                }
+                false => self.list(&format!("capabilities.deny ({kind})"), does, &names),
+            }
         }
     }
 
