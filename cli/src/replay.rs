@@ -2,7 +2,8 @@
 //!
 //! A record says who called where with which model and tools, and how it was decided. It holds neither content nor arguments nor what was
 //! left of a budget. Where a rule asks for those, the record itself helps: what a rule said then it says again, if it stands in the old
-//! set as in the new one. Everything else cannot be told, and is counted as that.
+//! set as in the new one. What a call may cost it says where both sets have the same prices for it. Everything else cannot be told, and is
+//! counted as that.
 
 use crate::offline;
 use anyhow::{Context as _, Result, ensure};
@@ -15,13 +16,15 @@ use std::{
 };
 use tollgate_engine::{
     bundle::{Data, Document, Payload, Tools},
-    condition::{self, Program},
+    condition::{self, Fact, Instruction, Program},
     decide::{self, Outcome},
     facts::{BodyKind, Dialect, Facts, Head, Route},
     identity::{Caller, GovernanceLevel},
     ledger::Unit,
     meter::Provider,
+    price::Price,
     scan::Hits,
+    sorted::Map,
     time::Time,
 };
 
@@ -138,6 +141,42 @@ struct Unknown {
     content: String,
     /// What the rule makes of a call that it is about.
     makes: Outcome,
+    /// Tokens or money, where it counts what prices are about.
+    counts: Option<Unit>,
+}
+
+/// What a set has on what a call may cost.
+#[derive(PartialEq)]
+struct Prices<'s> {
+    /// Of its model, or of models that the table does not know.
+    model: Option<Price>,
+    /// All of them, where nobody knows which model it is.
+    all: Option<&'s Map<String, Price>>,
+    /// Of its tool over MCP.
+    tool_nano_usd: u64,
+}
+
+impl Prices<'_> {
+    /// Whether a limit in `unit` counts a call by both alike.
+    fn count_alike(&self, other: &Prices<'_>, unit: Unit) -> bool {
+        let bounds = |price: &Price| (price.max_input_tokens, price.max_output_tokens);
+        match unit {
+            Unit::Tokens => {
+                let of = |prices: &Self| prices.model.as_ref().map(bounds);
+                of(self) == other.model.as_ref().map(bounds) && self.all == other.all
+            }
+            _ => self == other,
+        }
+    }
+}
+
+/// What a call may cost by the prices of a set.
+#[derive(Clone, Copy)]
+enum Cost {
+    /// In nano-USD; `None` where a gate does not know it either.
+    Known(Option<u64>),
+    /// A gate may know it, and the record does not say it.
+    Untold,
 }
 
 /// Decides every call of an export again, by what both sets of documents say at its time.
@@ -195,17 +234,19 @@ impl Replay {
             return;
         };
         self.calls += 1;
-        let (mut now, mut reasons) = new.known(&call);
-        let before = old.unknown(&call);
+        let (was, is) = (old.prices(&call), new.prices(&call));
+        let (mut now, mut reasons) = new.known(&call, call.cost(&is, &was));
+        let before = old.unknown(&call, call.cost(&was, &was));
         let mut open = Vec::new();
-        for rule in new.unknown(&call) {
+        for rule in new.unknown(&call, call.cost(&is, &was)) {
+            let counts_alike = rule.counts.is_none_or(|unit| was.count_alike(&is, unit));
             let mut reasons_then = record.reasons.iter().chain(&record.approved);
             let named = reasons_then.any(|reason| {
                 let same = reason.rule == rule.rule
                     || (rule.rule.starts_with("budget.") && reason.rule.starts_with("budget."));
                 same && reason.document.as_deref() == Some(rule.document.as_str())
             });
-            match before.contains(&rule) {
+            match counts_alike && before.contains(&rule) {
                 true if named => {
                     now = now.max(rule.makes);
                     reasons.push(format!("{} @ {}", rule.rule, rule.document));
@@ -280,7 +321,8 @@ struct Call {
     head: Head,
     facts: Facts,
     at: Time,
-    cost_nano_usd: Option<u64>,
+    /// What it might have cost at most, by the prices of then.
+    cost_nano_usd: Cost,
     /// Model and tools are known: the body was read.
     read: bool,
     /// All tools are known.
@@ -341,18 +383,38 @@ impl Call {
                     .collect::<Option<_>>()?,
             },
             at: Time::from_millis(record.at_ms),
-            cost_nano_usd: match route {
-                Route::Llm(_) | Route::LlmUnknown => record
-                    .reserved_nano_usd
-                    .as_ref()
-                    .and_then(|amount| amount.parse().ok()),
-                Route::CountTokens | Route::Mcp | Route::Plain => Some(0),
+            cost_nano_usd: match record
+                .reasons
+                .iter()
+                .any(|reason| reason.document.is_none())
+            {
+                // Nobody had asked what it costs.
+                true => Cost::Untold,
+                false => Cost::Known(
+                    record
+                        .reserved_nano_usd
+                        .as_ref()
+                        .and_then(|amount| amount.parse().ok()),
+                ),
             },
             read: !record.uninspected && !silent,
             all_tools: record.tools.len() < RECORDED_TOOLS,
             head,
             facts,
         })
+    }
+}
+
+impl Call {
+    /// What it may cost by the prices `now`; `then` are those by which the record says it.
+    fn cost(&self, now: &Prices<'_>, then: &Prices<'_>) -> Cost {
+        match self.facts.route {
+            Route::Llm(_) if now != then => Cost::Untold,
+            Route::Llm(_) => self.cost_nano_usd,
+            Route::LlmUnknown => Cost::Known(None),
+            Route::Mcp => Cost::Known(Some(now.tool_nano_usd)),
+            Route::CountTokens | Route::Plain => Cost::Known(Some(0)),
+        }
     }
 }
 
@@ -398,8 +460,29 @@ impl Set {
         }
     }
 
+    fn prices(&self, call: &Call) -> Prices<'_> {
+        let said = &call.facts.said;
+        let generates = matches!(call.facts.route, Route::Llm(_));
+        let table = &self.whole.prices;
+        let unknown = || {
+            let limits = self.applying(call).flat_map(|document| &document.limits);
+            let prices = limits.filter_map(|limit| limit.unknown_model);
+            prices.reduce(Price::dearest)
+        };
+        let model = said.model.as_deref().filter(|_| generates);
+        let tool = said.mcp_tool.as_deref();
+        let costs = self
+            .applying(call)
+            .filter_map(|document| document.tool_cost(tool?));
+        Prices {
+            model: model.and_then(|model| table.find(model).copied().or_else(unknown)),
+            all: (generates && model.is_none()).then_some(&table.models),
+            tool_nano_usd: costs.max().unwrap_or(0),
+        }
+    }
+
     /// What the set says to a call by what is known of it.
-    fn known(&self, call: &Call) -> (Outcome, Vec<String>) {
+    fn known(&self, call: &Call, cost: Cost) -> (Outcome, Vec<String>) {
         let payload = if call.read {
             &self.known
         } else {
@@ -424,10 +507,10 @@ impl Set {
         let mut reasons: Vec<String> = reasons.collect();
         let mut outcome = decision.outcome;
         for document in self.applying(call) {
-            for asked in asked(document, call) {
+            for asked in asked(document, call, cost) {
                 // Offered to a model, a tool has no arguments yet, for a gate as little as for us.
                 let offered = !matches!(call.facts.route, Route::Mcp);
-                if asked.holds == Ok(true) || (offered && asked.holds.is_err()) {
+                if asked.holds == Ok(true) || (offered && asked.holds.is_err() && !asked.untold) {
                     outcome = outcome.max(Outcome::Hold);
                     reasons.push(format!("{} @ {}", asked.rule, document.name));
                 }
@@ -442,7 +525,7 @@ impl Set {
     }
 
     /// The rules over a call that ask for more than is known of it.
-    fn unknown(&self, call: &Call) -> Vec<Unknown> {
+    fn unknown(&self, call: &Call, cost: Cost) -> Vec<Unknown> {
         let mut unknown = Vec::new();
         let generates = matches!(call.facts.route, Route::Llm(_) | Route::LlmUnknown);
         let priced = self.applying(call).any(|document| {
@@ -477,22 +560,23 @@ impl Set {
                 tool_output_is_data: _,
                 recorded: _,
             } = &**data;
-            let mut add = |rule: String, content: String, makes: Outcome| {
+            let mut add = |rule: String, content: String, makes: Outcome, counts: Option<Unit>| {
                 unknown.push(Unknown {
                     rule,
                     document: name.clone(),
                     content,
                     makes,
+                    counts,
                 });
             };
             let searched = document.searches(call.facts.said.mcp_tool.as_deref());
             for (index, pattern) in patterns.iter().enumerate().filter(|_| searched) {
                 let rule = format!("data.sensitive_patterns[{index}]");
-                add(rule, pattern.clone(), Outcome::Deny);
+                add(rule, pattern.clone(), Outcome::Deny, None);
             }
             for redaction in redactions.iter().filter(|_| searched) {
                 let patterns = format!("{:?}", redaction.patterns);
-                add(redaction.rule.clone(), patterns, Outcome::Redact);
+                add(redaction.rule.clone(), patterns, Outcome::Redact, None);
             }
             for limit in limits.iter().filter(|limit| !limit.alert) {
                 let other_tool = !document.counts(limit, call.facts.tools());
@@ -505,27 +589,34 @@ impl Set {
                 };
                 let none = limit.unit == Unit::Calls && limit.amount == 0;
                 if counts && !(other_tool && call.read) && !none {
-                    add(limit.rule.clone(), format!("{limit:?}"), Outcome::Deny);
+                    let by_price = matches!(limit.unit, Unit::Tokens | Unit::NanoUsd);
+                    let content = format!("{limit:?}");
+                    add(
+                        limit.rule.clone(),
+                        content,
+                        Outcome::Deny,
+                        by_price.then_some(limit.unit),
+                    );
                 }
             }
-            for asked in asked(document, call) {
+            for asked in asked(document, call, cost) {
                 let called = matches!(call.facts.route, Route::Mcp);
-                if called && asked.holds.is_err() {
+                if asked.untold || (called && asked.holds.is_err()) {
                     let condition = format!("{:?}", asked.condition);
-                    add(asked.rule, condition, Outcome::Hold);
+                    add(asked.rule, condition, Outcome::Hold, None);
                 }
             }
             // The body was not read then, or had more tools than a record names.
             if !call.read && !models.is_open() {
                 let rule = "capabilities".to_owned();
-                add(rule, format!("{models:?}"), Outcome::Deny);
+                add(rule, format!("{models:?}"), Outcome::Deny, None);
             }
             let others_denied = other_tools.as_ref().filter(|others| others.denied);
             let restricts_tools =
                 !denied_tools.is_empty() || !mcp_tools.is_open() || others_denied.is_some();
             if !(call.read && call.all_tools) && restricts_tools {
                 let content = format!("{denied_tools:?} {mcp_tools:?} {others_denied:?}");
-                add("tools".to_owned(), content, Outcome::Deny);
+                add("tools".to_owned(), content, Outcome::Deny, None);
             }
         }
         unknown
@@ -538,13 +629,13 @@ struct Asked<'d> {
     condition: &'d Program,
     /// As far as that is known without arguments.
     holds: Result<bool, ()>,
+    /// It asks for what the call may cost, which a gate knows and the record does not say.
+    untold: bool,
 }
 
-fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
-    let ask = |name: &str, tool: &str, condition: &'d Program| Asked {
-        rule: format!("tools.{name}.requires_approval_if"),
-        condition,
-        holds: decide::holds(
+fn asked<'d>(document: &'d Document, call: &Call, cost: Cost) -> Vec<Asked<'d>> {
+    let ask = |name: &str, tool: &str, condition: &'d Program| {
+        let holds = decide::holds(
             condition,
             &document.scope,
             &condition::Call {
@@ -553,11 +644,22 @@ fn asked<'d>(document: &'d Document, call: &Call) -> Vec<Asked<'d>> {
                 facts: &call.facts,
                 tool,
                 args: None,
-                cost_nano_usd: call.cost_nano_usd,
+                cost_nano_usd: match cost {
+                    Cost::Known(cost) => cost,
+                    Cost::Untold => None,
+                },
                 now: call.at,
             },
         )
-        .map_err(|_| ()),
+        .map_err(|_| ());
+        let of_cost = Instruction::Fact(Fact::EstimatedCostUsd);
+        let asks = matches!(cost, Cost::Untold) && condition.0.contains(&of_cost);
+        Asked {
+            rule: format!("tools.{name}.requires_approval_if"),
+            condition,
+            untold: asks && holds.is_err(),
+            holds,
+        }
     };
     let mut asked = Vec::new();
     for approval in &document.tools.approvals {

@@ -316,3 +316,125 @@ budget: {daily_limit_usd: 5}
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is no export"));
 }
+
+/// What a call cost then says nothing of what it costs by other prices.
+#[test]
+fn by_other_prices_a_recorded_call_cannot_be_told() {
+    let policy = |spec: &str| {
+        format!(
+            "{{apiVersion: tollgate/v1, kind: Policy, metadata: {{name: team}}, spec: {{{spec}}}}}\n"
+        )
+    };
+    let price = |input: &str, most: &str| {
+        format!(
+            ", prices: {{gpt-5-mini: {{input_usd_per_million: {input}, output_usd_per_million: 2, max_output_tokens: {most}}}}}"
+        )
+    };
+    let unknown = |input: &str| {
+        format!(", unknown_model: {{input_usd_per_million: {input}, output_usd_per_million: 2}}")
+    };
+    let money = |more: &str| format!("budget: {{daily_limit_usd: 5{more}}}");
+    let tokens = "budget: {daily_limit_tokens: 5000000}";
+    let asking = "tools: {git: {requires_approval_if: 'estimated_cost_usd > 0.001'}, mail: {limit_per_hour: 9}}";
+    let tool = |cost: &str| {
+        format!("budget: {{daily_limit_usd: 5}}, tools: {{git: {{cost_usd: {cost}}}}}")
+    };
+    let mcp = json!({"route": "mcp", "path": "/mcp", "model": null, "mcp_method": "tools/call", "tools": ["git"], "reserved_nano_usd": "1000000"});
+    let house = json!({"model": "house"});
+    let offered = json!({"tools": ["git"]});
+    let asked = format!("{asking}{}", price("1", "9"));
+    for (old, new, about, [same, otherwise, cannot_tell]) in [
+        (
+            money("") + &price("1", "9"),
+            money("") + &price("1", "9"),
+            json!({}),
+            [1, 0, 0],
+        ),
+        (
+            money("") + &price("1", "9"),
+            money("") + &price("900", "9"),
+            json!({}),
+            [0, 0, 1],
+        ),
+        (
+            money(""),
+            money("") + &price("900", "9"),
+            json!({}),
+            [0, 0, 1],
+        ),
+        // Another model's price.
+        (
+            money(&unknown("1")),
+            money(&unknown("1")) + &price("900", "9"),
+            house.clone(),
+            [1, 0, 0],
+        ),
+        (
+            money(&unknown("1")),
+            money(&unknown("900")),
+            house.clone(),
+            [0, 0, 1],
+        ),
+        (
+            money(&unknown("1")),
+            money(&unknown("900")),
+            json!({}),
+            [0, 0, 1],
+        ),
+        // Tokens cost the same whatever they cost, but how many there may be is another matter.
+        (
+            tokens.to_string() + &price("1", "9"),
+            tokens.to_string() + &price("900", "9"),
+            json!({}),
+            [1, 0, 0],
+        ),
+        (
+            tokens.to_string() + &price("1", "9"),
+            tokens.to_string() + &price("1", "99"),
+            json!({}),
+            [0, 0, 1],
+        ),
+        // Which model it was is not known.
+        (
+            money(""),
+            money("") + &price("900", "9"),
+            json!({"model": null, "uninspected": true}),
+            [0, 0, 1],
+        ),
+        // A condition asks for it: $0.000005 then.
+        (asked.clone(), asked.clone(), offered.clone(), [1, 0, 0]),
+        (
+            asked.clone(),
+            format!("{asking}{}", price("900", "9")),
+            offered.clone(),
+            [0, 0, 1],
+        ),
+        (asked.clone(), asked.clone(), json!({}), [1, 0, 0]),
+        // What a tool costs the policies say themselves.
+        (tool("0.001"), tool("0.001"), mcp.clone(), [1, 0, 0]),
+        (tool("0.001"), tool("6"), mcp.clone(), [0, 0, 1]),
+        (
+            "tools: {git: {cost_usd: 0.001, requires_approval_if: 'estimated_cost_usd > 1.0'}}"
+                .to_string(),
+            "tools: {git: {cost_usd: 2, requires_approval_if: 'estimated_cost_usd > 1.0'}}"
+                .to_string(),
+            mcp.clone(),
+            [0, 1, 0],
+        ),
+    ] {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("priced.jsonl");
+        let record = recorded("a", 0, about.clone());
+        fs::write(&file, format!("{{\"tollgate_export\":1}}\n{record}\n")).unwrap();
+        let (old, new) = (policy(&old), policy(&new));
+        let more = ["--json", "--replay", file.to_str().unwrap()];
+        let output = diff("replay-prices", &old, &new, &more);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let replay = &value["replay"];
+        assert_eq!(
+            json!([replay["same"], replay["otherwise"], replay["cannot_tell"]]),
+            json!([same, otherwise, cannot_tell]),
+            "{old}{new}{about}"
+        );
+    }
+}

@@ -41,7 +41,7 @@ pub mod zone;
 pub use compile::{CompileError, Compiled, MAX_CALENDAR_DAYS, MAX_DOCUMENTS, compile};
 pub use decode::{MAX_DIAGNOSTICS, MAX_NAME_BYTES};
 pub use diagnostic::{Diagnostic, Position, Severity, codes};
-pub use diff::{Change, Effect, diff};
+pub use diff::{Change, Effect, diff, diff_of_some};
 pub use document::{
     AGENT_ASSEMBLY_V1, ActiveHours, Approvals, Audit, Budget, BudgetLimit, Capabilities,
     Capability, Condition, Document, Exceeded, Execution, OTHERS, Period, Rate, Replaces, Rollout,

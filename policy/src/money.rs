@@ -47,6 +47,16 @@ pub fn pico_usd_per_token(text: &str) -> Result<u64, MoneyError> {
     scaled(text, PICO_PER_TOKEN)
 }
 
+/// pico-USD per token as US dollars per million tokens: `2.50`, `0.075`; never rounded.
+pub(crate) fn usd_per_million(pico_usd: u64) -> String {
+    let exact = format!("{}.{:06}", pico_usd / 1_000_000, pico_usd % 1_000_000);
+    let cents = exact.strip_suffix("0000");
+    cents.map_or_else(
+        || exact.trim_end_matches('0').to_string(),
+        ToString::to_string,
+    )
+}
+
 /// The decimal number in `text` times 10^`decimals`.
 fn scaled(text: &str, decimals: u32) -> Result<u64, MoneyError> {
     let (unsigned, negative) = match text.strip_prefix('-') {

@@ -152,7 +152,8 @@ async fn versions(
 }
 
 fn changes(old: &[Document], new: &[Document]) -> Vec<Change> {
-    tollgate_policy::diff(old, new)
+    // What else was in service then is not looked up.
+    tollgate_policy::diff_of_some(old, new)
         .into_iter()
         .map(|change| Change {
             scope: change.scope.to_string(),

@@ -43,7 +43,19 @@ async fn every_version_says_who_applied_it_when_and_what_changed() {
     };
     let change = |rule: &str, effect: &str, message: &str| json!({"scope": "team:blue", "rule": rule, "effect": effect, "message": message});
     let all = [
-        version(4, true, json!([change("", "widens", "is gone")])),
+        // For those under another policy, and for those who are not.
+        version(
+            4,
+            true,
+            json!([
+                change("", "widens", "is gone"),
+                change(
+                    "",
+                    "narrows",
+                    "is gone; agents under no other document may now call nothing"
+                )
+            ]),
+        ),
         version(
             3,
             false,
@@ -58,7 +70,18 @@ async fn every_version_says_who_applied_it_when_and_what_changed() {
             false,
             json!([change("capabilities.allow (model)", "widens", "adds large")]),
         ),
-        version(1, false, json!([change("", "narrows", "is new")])),
+        version(
+            1,
+            false,
+            json!([
+                change("", "narrows", "is new"),
+                change(
+                    "",
+                    "widens",
+                    "is new; agents under no other document could call nothing, and may now call what it leaves open"
+                )
+            ]),
+        ),
     ];
     assert_eq!(workspace.get("/policies/test/versions").await, json!(all));
     // A page: the oldest on it is compared with what is not on it.
