@@ -55,15 +55,37 @@ pub const LEASE_WAIT_MS: i64 = 1_000;
 /// When to try again to begin a run: by then some of those of the last hour are older.
 const RUN_WAIT_SECS: i64 = 60;
 
-/// Headers that may not reach the upstream.
-const REMOVABLE: [&str; 6] = [
+/// Headers that never reach the upstream.
+const NEVER_SENT: [&str; 11] = [
     TOKEN_HEADER,
     RUN_HEADER,
     GOAL_HEADER,
+    // What was judged must be what the upstream reads: some take another method or path from these…
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+    // …or another host.
+    "forwarded",
+    "x-forwarded-host",
+    // For the next hop alone (RFC 9110 §11.7.1), which is this one.
+    "proxy-authorization",
+];
+
+/// Headers that say who calls, or who pays. They do not go along with the gate's own key.
+const CREDENTIALS: [&str; 7] = [
     "authorization",
     "x-api-key",
-    "accept-encoding",
+    "api-key",
+    "x-goog-api-key",
+    "cookie",
+    "openai-organization",
+    "openai-project",
 ];
+
+/// Does not go along where the answer must be read.
+const COMPRESSED: &str = "accept-encoding";
 
 /// What the host must do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,9 +250,11 @@ pub struct Exchange {
     veiled: Vec<String>,
     dialect: Dialect,
     caller: Option<Rc<Caller>>,
+    /// All that decided is kept, for [`Exchange::explain`].
+    explained: bool,
     /// Headers that carry the agent's token.
     token_in: Vec<&'static str>,
-    /// Which of [`REMOVABLE`] the request has.
+    /// Which of the headers that may have to be taken out the request has.
     removable: Vec<&'static str>,
     awaiting: Awaiting,
     decision: Decision,
@@ -275,8 +299,8 @@ pub struct Exchange {
     sift: Option<Sift>,
     /// …and for documents in shadow, whose word changes nothing.
     observer: Option<Sift>,
-    /// The answer is compressed, so nobody can.
-    answer_encoded: bool,
+    /// Why nobody can: it ends at its first byte.
+    answer_refused: Option<Reason>,
     /// The answer passes though nobody looks at it.
     answer_uninspected: bool,
     /// The response, where it is one of events: it may be ended early.
@@ -334,7 +358,7 @@ impl Exchange {
         (exchange, step)
     }
 
-    /// Starts a call whose caller is known otherwise (`tollgate decide`).
+    /// Starts a call whose caller is known otherwise (`tollgate decide`), and that may be asked to [`Exchange::explain`] itself.
     pub fn begin_as(
         gate: &mut Gate,
         caller: Caller,
@@ -345,6 +369,7 @@ impl Exchange {
     ) -> (Exchange, Step) {
         let mut exchange = Exchange::new(now, entropy);
         exchange.caller = Some(Rc::new(caller));
+        exchange.explained = true;
         let step = exchange.identify(gate, headers, has_body, now);
         (exchange, step)
     }
@@ -361,6 +386,7 @@ impl Exchange {
             veiled: Vec::new(),
             dialect: Dialect::Problem,
             caller: None,
+            explained: false,
             token_in: Vec::new(),
             removable: Vec::new(),
             awaiting: Awaiting::Body,
@@ -390,7 +416,7 @@ impl Exchange {
             answer_cap: 0,
             sift: None,
             observer: None,
-            answer_encoded: false,
+            answer_refused: None,
             answer_uninspected: false,
             stream: None,
             cut: false,
@@ -448,10 +474,11 @@ impl Exchange {
         now: Time,
     ) -> Step {
         self.revision = gate.bundle().revision();
-        self.removable = REMOVABLE
+        let removable = NEVER_SENT
             .into_iter()
-            .filter(|name| headers.has(name))
-            .collect();
+            .chain(CREDENTIALS)
+            .chain([COMPRESSED]);
+        self.removable = removable.filter(|name| headers.has(name)).collect();
         let head = match Head::read(headers, &gate.config.upstream) {
             Ok(head) => head,
             Err(why) => return self.malformed(why, now),
@@ -883,17 +910,20 @@ impl Exchange {
         self.sent = true;
         self.lowerable = None;
         let mut forward = core::mem::take(&mut self.forward);
+        if !self.explained {
+            self.forget_content();
+        }
         if let Some(body) = &forward.body {
             let length = body.len().to_string();
             forward.set.push(("content-length", length));
         }
         let mut unwanted = core::mem::take(&mut self.token_in);
-        unwanted.extend([TOKEN_HEADER, RUN_HEADER, GOAL_HEADER]);
+        unwanted.extend(NEVER_SENT);
         let route = self.facts.as_ref().map(|facts| facts.route);
         let read = self.watches.enforced.is_some() || self.content.is_some();
         if matches!(route, Some(Route::Llm(_))) || read {
             // What must be read must not come compressed.
-            unwanted.push("accept-encoding");
+            unwanted.push(COMPRESSED);
         }
         if let (Some(head), true) = (&self.head, gate.config.upstream.llm) {
             let provider = match head.dialect {
@@ -901,8 +931,7 @@ impl Exchange {
                 Dialect::OpenAi | Dialect::Mcp | Dialect::Problem => Provider::OpenAiChat,
             };
             if let Some(credential) = gate.config.credential(provider) {
-                // The caller's own credentials, whatever they are, do not go along with the gate's.
-                unwanted.extend(["authorization", "x-api-key"]);
+                unwanted.extend(CREDENTIALS);
                 forward.set.push(credential);
             }
         }
@@ -913,6 +942,18 @@ impl Exchange {
             .remove
             .retain(|name| unwanted.contains(name) && !replaced(name));
         Step::Forward(forward)
+    }
+
+    /// What only deciding needed may be as large as the body, and the upstream may take its time.
+    fn forget_content(&mut self) {
+        if let Some(head) = &mut self.head {
+            head.target = Vec::new();
+        }
+        if let Some(facts) = &mut self.facts {
+            facts.said.mcp_arguments = None;
+            facts.said.connects = Vec::new();
+            facts.said.tools.truncate(record::MAX_TOOLS);
+        }
     }
 
     /// The verdict, once given, stands, and so do the reservations that are settled by it. What was never decided is denied.

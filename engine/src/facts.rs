@@ -213,6 +213,10 @@ impl fmt::Debug for Head {
     }
 }
 
+/// Bytes of path and query. It is what servers take (nginx's `large_client_header_buffers` and Apache's `LimitRequestLine` by default), and keeps what a call that
+/// waits for its body holds in a gate to a few times as much.
+pub const MAX_TARGET_BYTES: usize = 8 << 10;
+
 /// What a body can be read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyKind {
@@ -306,6 +310,19 @@ impl Head {
             return Err(Unreadable::new(
                 "request.target",
                 "the request has no method or no absolute path",
+            ));
+        }
+        // RFC 9110 §9.3.8: the answer to it is the request, with the credentials that the gate adds. Behind a tunnel nobody looks (§9.3.6).
+        if matches!(method.as_str(), "TRACE" | "CONNECT") {
+            return Err(Unreadable::new(
+                "request.method",
+                "TRACE and CONNECT do not go through a gate",
+            ));
+        }
+        if target.len() > MAX_TARGET_BYTES {
+            return Err(Unreadable::new(
+                "request.target",
+                "the path and query have more than 8,192 bytes",
             ));
         }
         let path = target
@@ -404,6 +421,23 @@ fn generates_by_path(path: &str) -> bool {
         || bedrock.is_some_and(|(model, method)| {
             model.contains("/model/") && BEDROCK_METHODS.contains(&method)
         })
+}
+
+/// The model that a path names: in Azure's deployments (`/deployments/gpt-4o/chat/completions`), which go by it and not by the body, and as in [`generates_by_path`].
+fn model_by_path(path: &str) -> Option<String> {
+    let path = percent_decoded(path);
+    let path = String::from_utf8_lossy(&path);
+    let path = path.trim_end_matches('/');
+    let deployment = path.rsplit_once("/deployments/");
+    let bedrock = path.rsplit_once('/');
+    let bedrock = bedrock.filter(|(_, method)| BEDROCK_METHODS.contains(method));
+    let gemini = path.rsplit_once(':');
+    let gemini = gemini.filter(|(_, method)| GEMINI_METHODS.contains(method));
+    let model = deployment
+        .and_then(|(_, rest)| rest.split('/').next())
+        .or(bedrock.and_then(|(model, _)| Some(model.rsplit_once("/model/")?.1)))
+        .or(gemini.and_then(|(model, _)| model.rsplit('/').next()))?;
+    Some(model.to_string())
 }
 
 /// By path. A generation is recognised wherever the API is mounted; anything else on an LLM host that can carry a body is unknown.
@@ -648,8 +682,10 @@ const PREMIUM: [(&str, &str); 2] = [("service_tier", "priority"), ("speed", "fas
 
 /// Keys that decide, by place. One of them in another case is refused: a reader that ignores case (Go's `encoding/json` does) would
 /// take it for the real one.
-const DECIDING_LLM: [&str; 13] = [
+const DECIDING_LLM: [&str; 15] = [
     "model",
+    "models",
+    "fallbacks",
     "messages",
     "tools",
     "functions",
@@ -710,6 +746,34 @@ pub fn read_json(head: &Head, doc: &json::Document<'_>) -> Result<Facts, Unreada
         return Ok(facts);
     }
     facts.said.model = text_of(model, "model")?;
+    if let Some(by_path) = is_llm.then(|| model_by_path(&head.path)).flatten() {
+        let named = facts.said.model.as_deref();
+        // Gemini's bodies have it as `models/…`.
+        let named = named.map(|named| named.strip_prefix("models/").unwrap_or(named));
+        if named.is_some_and(|named| named != by_path) {
+            return Err(Unreadable::new(
+                "request.model",
+                "the path and the body name different models; what goes by the path must be named alike in `model`, or only in the path",
+            ));
+        }
+        facts.said.model = Some(by_path);
+    }
+    // OpenRouter and LiteLLM go on to these.
+    for key in ["models", "fallbacks"] {
+        if root.get(key).is_some_and(is_there) {
+            return Err(Unreadable {
+                rule: "request.model",
+                message: Cow::Owned(
+                    [
+                        "`",
+                        key,
+                        "` names further models that may be called instead; name one in `model`",
+                    ]
+                    .concat(),
+                ),
+            });
+        }
+    }
     if head.route == Route::Plain && facts.said.model.is_some() {
         facts.route = Route::LlmUnknown;
     }

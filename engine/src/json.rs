@@ -498,6 +498,17 @@ pub fn quote(text: &str, out: &mut String) {
     out.push('"');
 }
 
+/// Whether these bytes begin as a JSON object, or an array of objects, does. Such a body is JSON to servers that do not look at the content
+/// type, so one without a single reading must not pass as mere text.
+pub(crate) fn opens_like_one(body: &[u8]) -> bool {
+    let body = body.trim_ascii_start();
+    match body.split_first() {
+        Some((b'{', _)) => true,
+        Some((b'[', rest)) => rest.trim_ascii_start().starts_with(b"{"),
+        _ => false,
+    }
+}
+
 /// Reads one JSON text. Time is linear in its length (sorting the hashes of a large object's keys aside).
 pub fn parse(bytes: &[u8]) -> Result<Document<'_>, Error> {
     parse_up_to(MAX_NODES, bytes)

@@ -182,8 +182,17 @@ pub(crate) struct Sift {
     taken: Taken,
 }
 
+/// What an answer of one piece is by its head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form {
+    /// Whoever asked reads it as JSON.
+    pub(crate) json: bool,
+    /// It is in a character encoding of which only the ASCII part is known here.
+    pub(crate) only_ascii: bool,
+}
+
 enum Body {
-    Whole(Vec<u8>),
+    Whole { body: Vec<u8>, form: Form },
     Events { reader: sse::Reader, events: Events },
 }
 
@@ -209,8 +218,9 @@ impl Taken {
 
 impl Sift {
     /// For an answer of one piece…
-    pub(crate) fn whole(watch: Rc<Watch>) -> Sift {
-        Sift::new(watch, Body::Whole(Vec::new()))
+    pub(crate) fn whole(watch: Rc<Watch>, form: Form) -> Sift {
+        let body = Vec::new();
+        Sift::new(watch, Body::Whole { body, form })
     }
 
     /// …and for one of events.
@@ -232,10 +242,10 @@ impl Sift {
         let mut out = Vec::new();
         let watch = &*self.watch;
         let fed = match &mut self.body {
-            Body::Whole(body) => {
+            Body::Whole { body, form } => {
                 body.extend_from_slice(bytes);
                 match end {
-                    true => whole(watch, body, &mut self.taken).map(|left| out = left),
+                    true => whole(watch, *form, body, &mut self.taken).map(|left| out = left),
                     false => Ok(()),
                 }
             }
@@ -264,29 +274,117 @@ impl Sift {
     }
 }
 
+/// Why an answer is stopped that its reader may read otherwise than it would be searched.
+fn unreadable(message: &'static str) -> Vec<Reason> {
+    Vec::from([Reason::of_gate(
+        Cause::Policy,
+        "response.unreadable",
+        message,
+    )])
+}
+
+const NOT_ONE_READING: &str = "the answer looks like JSON and has no single reading (RFC 8259, no key twice), so it cannot be searched as the policy wants it";
+const NOT_UTF8: &str = "the answer is in another character encoding than UTF-8, so it cannot be searched as the policy wants it";
+
 /// What may go out of a whole body.
-fn whole(watch: &Watch, body: &[u8], taken: &mut Taken) -> Result<Vec<u8>, Vec<Reason>> {
-    let doc = json::parse(body);
-    let found = match &doc {
-        Ok(doc) => search_values(watch, doc)?,
-        Err(_) => watch.search(body)?,
+fn whole(
+    watch: &Watch,
+    form: Form,
+    body: &[u8],
+    taken: &mut Taken,
+) -> Result<Vec<u8>, Vec<Reason>> {
+    if (form.only_ascii && !body.is_ascii()) || is_wide(body) {
+        return Err(unreadable(NOT_UTF8));
+    }
+    // Readers skip it.
+    let (mark, text) = match body.strip_prefix(b"\xEF\xBB\xBF") {
+        Some(text) => (&b"\xEF\xBB\xBF"[..], text),
+        None => (&b""[..], body),
+    };
+    let mut out = mark.to_vec();
+    match json::parse(text) {
+        Ok(doc) => out.extend(piece(watch, text, Some(&doc), taken)?),
+        // Clients that asked for a stream read one whatever the answer says it is.
+        Err(_) if has_data_line(text) => out.extend(stream_in_one(watch, text, taken)?),
+        Err(_) if looks_like_json(text, form) => {
+            // One value in each line (NDJSON), or nothing that can be read.
+            for line in text.split_inclusive(|byte| *byte == b'\n') {
+                match json::parse(line) {
+                    Ok(doc) => out.extend(piece(watch, line, Some(&doc), taken)?),
+                    Err(_) if line.trim_ascii().is_empty() => out.extend_from_slice(line),
+                    Err(_) => return Err(unreadable(NOT_ONE_READING)),
+                }
+            }
+        }
+        Err(_) => out.extend(piece(watch, text, None, taken)?),
+    }
+    Ok(out)
+}
+
+/// Whether a text is JSON, or CSV of quotes, in UTF-16 or UTF-32, which some readers find out from its first bytes (RFC 4627 §3), or says so itself.
+fn is_wide(body: &[u8]) -> bool {
+    let first = body.get(..4).unwrap_or(body);
+    let opens = first.iter().find(|byte| **byte != 0);
+    body.starts_with(b"\xFF\xFE")
+        || body.starts_with(b"\xFE\xFF")
+        || (first.contains(&0) && opens.is_some_and(|byte| b"{[\"".contains(byte)))
+}
+
+/// Whether a reader of events would find one in this text.
+fn has_data_line(text: &[u8]) -> bool {
+    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    lines.any(|line| {
+        line.strip_prefix(b"data")
+            .is_some_and(|rest| matches!(rest, [] | [b':', ..]))
+    })
+}
+
+fn looks_like_json(text: &[u8], form: Form) -> bool {
+    let opens = text.trim_ascii_start().first();
+    json::opens_like_one(text) || (form.json && opens.is_some_and(|byte| b"[\"".contains(byte)))
+}
+
+/// What may go out of a stream of events that came in one piece. Whoever reads it as a mere text must find nothing either.
+fn stream_in_one(watch: &Watch, text: &[u8], taken: &mut Taken) -> Result<Vec<u8>, Vec<Reason>> {
+    let mut reader = sse::Reader::default();
+    reader.push(text);
+    reader.end();
+    let mut out = Vec::new();
+    Events::default().take(watch, &mut reader, true, taken, &mut out)?;
+    match watch.search(&out)? {
+        Verdict::Pass => Ok(out),
+        Verdict::TakeOut(patterns) => Err(watch.out_of_place(&patterns)),
+        Verdict::Block(reasons) => Err(reasons),
+    }
+}
+
+/// What may go out of a text, which is this JSON or none.
+fn piece(
+    watch: &Watch,
+    text: &[u8],
+    doc: Option<&json::Document<'_>>,
+    taken: &mut Taken,
+) -> Result<Vec<u8>, Vec<Reason>> {
+    let found = match doc {
+        Some(doc) => search_values(watch, doc)?,
+        None => watch.search(text)?,
     };
     let patterns = match found {
-        Verdict::Pass => return Ok(body.to_vec()),
+        Verdict::Pass => return Ok(text.to_vec()),
         Verdict::Block(reasons) => return Err(reasons),
         Verdict::TakeOut(patterns) => patterns,
     };
     let mut maskers = watch.maskers(&patterns)?;
-    let redacted = match &doc {
-        Ok(doc) => redact::json(doc, &mut maskers),
-        Err(_) => redact::text(body, &mut maskers),
+    let redacted = match doc {
+        Some(doc) => redact::json(doc, &mut maskers),
+        None => redact::text(text, &mut maskers),
     };
     let redacted = redacted.map_err(|_| too_dear())?;
     // What is left must be clean, and read as it was.
-    let left = match (&doc, json::parse(&redacted.body)) {
-        (Ok(_), Ok(left)) => search_values(watch, &left)?,
-        (Ok(_), Err(_)) => return Err(watch.out_of_place(&patterns)),
-        (Err(_), _) => watch.search(&redacted.body)?,
+    let left = match (doc, json::parse(&redacted.body)) {
+        (Some(_), Ok(left)) => search_values(watch, &left)?,
+        (Some(_), Err(_)) => return Err(watch.out_of_place(&patterns)),
+        (None, _) => watch.search(&redacted.body)?,
     };
     match left {
         Verdict::Pass => {}
@@ -404,11 +502,21 @@ impl Events {
     ) -> Result<(), Vec<Reason>> {
         let data: &[u8] = &event.data;
         let Ok(doc) = json::parse(data) else {
+            if json::opens_like_one(data) {
+                return Err(unreadable(NOT_ONE_READING));
+            }
             if data == b"[DONE]" {
                 self.end(watch, taken, |_| true)?;
             }
             return self.stand_alone(watch, event.raw, taken);
         };
+        for line in besides_data(event.raw) {
+            match watch.search(line)? {
+                Verdict::Pass => {}
+                Verdict::TakeOut(patterns) => return Err(watch.out_of_place(&patterns)),
+                Verdict::Block(reasons) => return Err(reasons),
+            }
+        }
         let told = told(doc.root());
         let number = self.first.saturating_add(self.waiting.len() as u64);
         let mut waiting = Waiting {
@@ -612,6 +720,15 @@ impl Events {
         }
         Ok(())
     }
+}
+
+/// The lines of an event that are not its data: its name, its id, comments.
+fn besides_data(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = raw.split(|byte| matches!(byte, b'\n' | b'\r'));
+    lines.filter(|line| {
+        let field = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        !line.is_empty() && field != b"data"
+    })
 }
 
 impl Piece {

@@ -50,6 +50,18 @@ fn raw_head(headers: &[(&str, &[u8])], upstream: &Upstream) -> Result<Head, &'st
 }
 
 #[test]
+fn what_a_call_keeps_of_its_head_has_a_bound() {
+    // A slash and so many letters: 8,192 bytes, and one more.
+    let path = |letters: usize| format!("/{}", "a".repeat(letters));
+    assert_eq!(
+        head(&path(8_191), &[], &ANYWHERE).unwrap().path,
+        path(8_191)
+    );
+    let refused = head(&path(8_192), &[], &ANYWHERE).unwrap_err();
+    assert_eq!(refused.rule, "request.target");
+}
+
+#[test]
 fn host_names() {
     for (authority, host) in [
         ("example.com", Some("example.com")),

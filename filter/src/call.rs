@@ -155,8 +155,11 @@ impl Call {
             }
         };
         self.exchange = Some(exchange);
-        if done.is_err() {
-            self.fail();
+        match (done, &self.stage) {
+            (Err(_), _) => self.fail(),
+            // Nothing more comes of it, however slowly its caller reads the answer: who never does would have it kept here for ever.
+            (Ok(()), Stage::Answered) => self.finish(),
+            (Ok(()), _) => {}
         }
     }
 
@@ -284,12 +287,13 @@ impl Call {
             }
             self.worker.metrics.host_errors.add(1);
         }
+        self.whole |= last;
         if answered {
             self.stage = Stage::Answered;
+            self.finish();
         } else {
             self.held = None;
         }
-        self.whole |= last;
     }
 
     /// Trailers stand for the end of the body, and nothing can be appended to it any more. Only the bytes of an event that was begun and not
@@ -331,12 +335,17 @@ fn answer(reply: &Reply) -> Result<(), Status> {
     host::reply(reply.status, &reply.headers, reply.body.as_bytes())
 }
 
-/// Puts the decision where an access log finds it: `%FILTER_STATE(wasm.tollgate_decision:PLAIN)%`.
+/// Puts the decision, and the path as it is on record, where an access log finds them: `%FILTER_STATE(wasm.tollgate_decision:PLAIN)%` and
+/// `%FILTER_STATE(wasm.tollgate_path:PLAIN)%`.
 fn show(exchange: &Exchange) -> Result<(), Status> {
     let decision = exchange.decision();
     let rule = decision.reasons.first().map_or("-", |reason| &reason.rule);
     let shown = format!("{}:{rule}:{}", decision.outcome.name(), exchange.id());
-    host::set_property("tollgate_decision", shown.as_bytes())
+    host::set_property("tollgate_decision", shown.as_bytes())?;
+    host::set_property(
+        "tollgate_path",
+        exchange.recorded_path().unwrap_or("-").as_bytes(),
+    )
 }
 
 /// Why Envoy itself wrote this response, when it did.

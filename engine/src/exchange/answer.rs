@@ -9,9 +9,12 @@ use crate::{
     ledger::{Account, Unit},
     meter::{Fed, Framing, Meter},
     quota,
-    reply::{self, DECISION_HEADER, LOWERED_HEADER, REDACTED_HEADER, WARNING_HEADER},
+    reply::{
+        self, APPROVAL_HEADER, DECISION_HEADER, LOWERED_HEADER, REASON_HEADER, REDACTED_HEADER,
+        WARNING_HEADER,
+    },
     rpc,
-    sift::{Sift, Stop},
+    sift::{Form, Sift, Stop},
     sse,
 };
 use alloc::{
@@ -50,7 +53,7 @@ impl Exchange {
 
     /// Whether nothing of the response may pass but through [`Exchange::response_chunk`]. Known after [`Exchange::response_head`].
     pub fn searches_answer(&self) -> bool {
-        self.sift.is_some() || self.answer_encoded
+        self.sift.is_some() || self.answer_refused.is_some()
     }
 
     /// Whether the response may be ended early. Known after [`Exchange::response_head`].
@@ -80,15 +83,22 @@ impl Exchange {
         if let Some(warning) = quota::warning(self.exceeded()) {
             head.set.push((WARNING_HEADER, warning));
         }
+        // Nobody but the gate says these.
+        let ours = [
+            REDACTED_HEADER,
+            LOWERED_HEADER,
+            WARNING_HEADER,
+            REASON_HEADER,
+            APPROVAL_HEADER,
+        ];
+        let said = |name: &&str| headers.has(name) && !head.set.iter().any(|(set, _)| set == name);
+        head.remove = ours.into_iter().filter(said).collect();
         let encoded = headers
             .first("content-encoding")
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
-        let essence = headers
-            .first("content-type")
-            .and_then(|value| value.split(';').next())
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
+        let content_type = headers.first("content-type").unwrap_or_default();
+        let essence = content_type.split(';').next().unwrap_or_default();
+        let essence = essence.trim().to_ascii_lowercase();
         if essence == "text/event-stream" {
             self.stream = Some(match encoded {
                 true => Stream::Encoded,
@@ -100,7 +110,7 @@ impl Exchange {
         {
             content.answers();
         }
-        self.watch_answer(&essence, encoded, &mut head);
+        self.watch_answer((&essence, charset(content_type)), encoded, &mut head);
         let framing = match essence.as_str() {
             _ if encoded => return head,
             "text/event-stream" => Framing::Sse,
@@ -130,7 +140,12 @@ impl Exchange {
     }
 
     /// Sets up the search of an answer of this media type.
-    fn watch_answer(&mut self, essence: &str, encoded: bool, head: &mut ResponseHead) {
+    fn watch_answer(
+        &mut self,
+        (essence, charset): (&str, Charset),
+        encoded: bool,
+        head: &mut ResponseHead,
+    ) {
         let method = self.head.as_ref().map(|head| head.method.as_str());
         // RFC 9110 §6.4.1: these have no content.
         let empty = method == Some("HEAD") || matches!(self.upstream_status, Some(204 | 304));
@@ -146,19 +161,39 @@ impl Exchange {
             self.answer_uninspected = enforced.is_some();
             return;
         }
+        // Those are in UTF-8, whatever else they say (WHATWG HTML §9.2.6).
         let events = essence == "text/event-stream";
-        if !encoded {
-            let sift = |watch| match events {
-                true => Sift::events(watch),
-                false => Sift::whole(watch),
-            };
-            self.sift = enforced.map(sift);
-            self.observer = shadow.map(sift);
-        } else if enforced.is_some() {
-            // Stopped at its first byte.
-            self.answer_encoded = true;
-            self.stream = None;
-            head.hold = Some(0);
+        let refused = match (encoded, charset) {
+            (true, _) => Some((
+                "response.body_encoded",
+                "the answer is compressed although it was asked for plain, and the policy has content rules for answers",
+            )),
+            (false, Charset::Other) if !events => Some((
+                "response.unreadable",
+                "the answer is in another character encoding than UTF-8, and the policy has content rules for answers",
+            )),
+            (false, _) => None,
+        };
+        match refused {
+            None => {
+                let form = Form {
+                    json: read || essence == "application/json" || essence.ends_with("+json"),
+                    only_ascii: charset == Charset::BeyondAscii,
+                };
+                let sift = |watch| match events {
+                    true => Sift::events(watch),
+                    false => Sift::whole(watch, form),
+                };
+                self.sift = enforced.map(sift);
+                self.observer = shadow.map(sift);
+            }
+            Some((rule, message)) if enforced.is_some() => {
+                // Stopped at its first byte.
+                self.answer_refused = Some(Reason::of_gate(Cause::Policy, rule, message));
+                self.stream = None;
+                head.hold = Some(0);
+            }
+            Some(_) => {}
         }
         if self.sift.is_some() {
             head.remove.push("content-length");
@@ -168,21 +203,16 @@ impl Exchange {
 
     /// The body of a response whose head is held has more bytes than [`ResponseHead::hold`] says. Nothing of it may go out.
     pub fn response_over_cap(&mut self) -> Output {
-        let reason = match self.answer_encoded {
-            true => Reason::of_gate(
-                Cause::Policy,
-                "response.body_encoded",
-                "the answer is compressed although it was asked for plain, and the policy has content rules for answers",
-            ),
-            false => Reason::of_gate(
+        let reason = self.answer_refused.clone().unwrap_or_else(|| {
+            Reason::of_gate(
                 Cause::Policy,
                 "response.body_too_large",
                 format!(
                     "the answer is larger than the {} bytes this gate inspects, and the policy has content rules for answers",
                     self.answer_cap
                 ),
-            ),
-        };
+            )
+        });
         self.stop(Stop {
             sent: Vec::new(),
             reasons: vec_of(reason),
@@ -394,4 +424,45 @@ fn is_binary(essence: &str) -> bool {
         "application/wasm",
     ];
     TYPES.contains(&essence) || KINDS.iter().any(|kind| essence.starts_with(kind))
+}
+
+/// How a text's bytes are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charset {
+    /// UTF-8, of which ASCII is a part.
+    Utf8,
+    /// As ASCII, but for bytes beyond it.
+    BeyondAscii,
+    /// In a way that is not known here.
+    Other,
+}
+
+/// That of a content type; by the names of the WHATWG Encoding Standard, §4.2.
+fn charset(content_type: &str) -> Charset {
+    const ASCII_BASED: [&str; 11] = [
+        "iso-8859-",
+        "iso8859",
+        "latin",
+        "windows-125",
+        "cp125",
+        "gb",
+        "big5",
+        "shift_jis",
+        "euc-",
+        "koi8-",
+        "macintosh",
+    ];
+    let parameters = content_type.split(';').skip(1);
+    let named = parameters.filter_map(|parameter| parameter.split_once('='));
+    let mut charsets = named.filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    let Some((_, name)) = charsets.next() else {
+        return Charset::Utf8;
+    };
+    let name = name.trim().trim_matches('"').to_ascii_lowercase();
+    match name.as_str() {
+        _ if charsets.next().is_some() => Charset::Other,
+        "utf-8" | "utf8" | "us-ascii" | "ascii" => Charset::Utf8,
+        name if ASCII_BASED.iter().any(|known| name.starts_with(known)) => Charset::BeyondAscii,
+        _ => Charset::Other,
+    }
 }

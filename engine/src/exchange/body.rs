@@ -53,7 +53,9 @@ pub(super) fn read_body(
                 Ok(doc) => doc,
                 // Neither said to be JSON nor looking like it: text was searched as it is, and other bytes nobody can inspect.
                 Err(_)
-                    if head.body != BodyKind::Json && !must_be_json && !opens_like_json(body) =>
+                    if head.body != BodyKind::Json
+                        && !must_be_json
+                        && !json::opens_like_one(body) =>
                 {
                     return if text {
                         Ok((Facts::of_head(head, false), found, None))
@@ -262,17 +264,6 @@ pub(super) fn search_target(head: &Head, gate: &mut Gate) -> Found {
         gate.search(&target, &mut found);
     }
     found
-}
-
-/// Whether these bytes begin as a JSON object, or an array of objects, does. Such a body is JSON to servers that do not look at the content
-/// type, so one without a single reading must not pass as mere text.
-fn opens_like_json(body: &[u8]) -> bool {
-    let body = body.trim_ascii_start();
-    match body.split_first() {
-        Some((b'{', _)) => true,
-        Some((b'[', rest)) => rest.trim_ascii_start().starts_with(b"{"),
-        _ => false,
-    }
 }
 
 /// A body that cannot be read: refused where a rule looks at content, else passed and counted.

@@ -129,6 +129,8 @@ impl Exchange {
         let said = self.facts.as_ref().map(|facts| &facts.said);
         let price = self.decision.price.as_ref();
         let bound = |said: &Said| self.most_output(said);
+        // All of it has come here.
+        let passed = end == End::Complete && !self.ended();
         // What was seen bounds what was put out only where everything is shown. An error shows nothing.
         let shows_all = price.is_some_and(|price| !price.reasons)
             && self.upstream_status.is_none_or(|status| status < 400);
@@ -140,7 +142,7 @@ impl Exchange {
             .filter(|_| whole)
             .or_else(|| {
                 let counted = metered
-                    .filter(|metered| shows_all && (metered.counts_all || end == End::Complete))
+                    .filter(|metered| shows_all && (metered.counts_all || passed))
                     .map(|metered| metered.output_content_bytes)?;
                 let seen = usage.output_tokens.unwrap_or(0);
                 let cap = said.and_then(bound).unwrap_or(u64::MAX);
@@ -190,7 +192,7 @@ impl Exchange {
             done: head.is_some_and(|head| head.done),
             method: head.map(|head| bounded(&head.method, MAX_METHOD_BYTES)),
             host: head.map(|head| head.host.as_str()),
-            path: head.map(|head| bounded(self.shown(&head.path), MAX_PATH_BYTES)),
+            path: self.recorded_path(),
             route: facts
                 .map(|facts| facts.route)
                 .or(head.map(|head| head.route))
@@ -257,6 +259,12 @@ impl Exchange {
         serde_json::to_vec(&record).unwrap_or_default()
     }
 
+    /// The path as it is on record: without the query and what a pattern matches, cut after 256 bytes. `None` where the head could not be read.
+    pub fn recorded_path(&self) -> Option<&str> {
+        let head = self.head.as_ref()?;
+        Some(bounded(self.shown(&head.path), MAX_PATH_BYTES))
+    }
+
     /// What stands in a record for this.
     fn shown<'t>(&self, text: &'t str) -> &'t str {
         match self.veiled.iter().any(|veiled| veiled == text) {
@@ -279,18 +287,30 @@ const MAX_METHOD_BYTES: usize = 32;
 /// Longest name in a record.
 const MAX_NAME_BYTES: usize = 128;
 /// Tools named in a record; a call may offer hundreds.
-const MAX_TOOLS: usize = 8;
-/// Reasons in a record.
+pub(super) const MAX_TOOLS: usize = 8;
+/// Reasons in a record, beside those that ask for approval.
 const MAX_REASONS: usize = 16;
 
 fn recorded(reasons: &[Reason]) -> Vec<RecordedReason<'_>> {
-    let name = |text| bounded(text, MAX_NAME_BYTES);
+    let asks = |reason: &Reason| reason.cause == Cause::Approval;
+    let mut room = MAX_REASONS;
     reasons
         .iter()
-        .take(MAX_REASONS)
-        .map(|reason| RecordedReason {
-            rule: name(&reason.rule),
-            document: reason.document.as_deref().map(name),
+        .filter(|reason| {
+            let taken = asks(reason) || room > 0;
+            room = room.saturating_sub(usize::from(!asks(reason)));
+            taken
+        })
+        .map(|reason| {
+            // Who may approve is looked up by these: all of them are there, and whole.
+            let max = match asks(reason) {
+                true => usize::MAX,
+                false => MAX_NAME_BYTES,
+            };
+            RecordedReason {
+                rule: bounded(&reason.rule, max),
+                document: reason.document.as_deref().map(|name| bounded(name, max)),
+            }
         })
         .collect()
 }

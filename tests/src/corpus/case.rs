@@ -352,6 +352,19 @@ pub struct Seen {
     pub spent: BTreeMap<String, u64>,
 }
 
+/// Headers that say who calls or what for, and are looked for at the upstream.
+pub const CREDENTIALS: [&str; 9] = [
+    "authorization",
+    "x-api-key",
+    "x-tollgate-token",
+    "cookie",
+    "api-key",
+    "openai-organization",
+    "proxy-authorization",
+    "x-http-method-override",
+    "x-original-url",
+];
+
 /// What reached the upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SeenUpstream {
@@ -359,7 +372,7 @@ pub struct SeenUpstream {
     pub method: String,
     /// Path and query.
     pub path: String,
-    /// `authorization`, `x-api-key` and `x-tollgate-token`, those that came.
+    /// Those of [`CREDENTIALS`] that came.
     pub credentials: BTreeMap<String, String>,
     /// `accept-encoding`, if it came.
     pub accept_encoding: Option<String>,

@@ -2,7 +2,7 @@
 
 use super::{
     Host,
-    case::{AnswerEnd, BundleState, Case, Seen, SeenUpstream, Step as Script},
+    case::{AnswerEnd, BundleState, CREDENTIALS, Case, Seen, SeenUpstream, Step as Script},
     control_plane::ControlPlane,
 };
 use anyhow::{Context as _, Result, bail};
@@ -371,7 +371,7 @@ pub fn sent<N: AsRef<str>>(
     SeenUpstream {
         method: call.method.clone(),
         path: call.path.clone(),
-        credentials: ["authorization", "x-api-key", "x-tollgate-token"]
+        credentials: CREDENTIALS
             .into_iter()
             .filter_map(|name| Some((name.to_string(), kept.get(name)?.clone())))
             .collect(),

@@ -1,7 +1,7 @@
 //! The upstream's side of a step, for hosts that speak HTTP: notes what came, and answers by the script.
 
 use super::{
-    case::{Answer, AnswerEnd, SeenUpstream},
+    case::{Answer, AnswerEnd, CREDENTIALS, SeenUpstream},
     wire::{self, Message, Server},
 };
 use anyhow::{Result, ensure};
@@ -19,7 +19,7 @@ fn seen(request: &Message) -> SeenUpstream {
     SeenUpstream {
         method: request.word(0).to_string(),
         path: request.word(1).to_string(),
-        credentials: ["authorization", "x-api-key", "x-tollgate-token"]
+        credentials: CREDENTIALS
             .into_iter()
             .filter_map(|name| Some((name.to_string(), request.header(name)?)))
             .collect(),

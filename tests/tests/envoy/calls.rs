@@ -9,7 +9,7 @@ use tollgate_tests::whole::{
     self, MODEL, PROVIDER_KEY, Whole as _, answer, chat_body, upstream, wait_for,
 };
 
-use crate::scene::{Scene, alone, over_http2};
+use crate::scene::{Http2, Scene, alone, over_http2, runtime};
 
 /// Everything that the reading of one call can meet.
 const POLICY: &str = "
@@ -201,8 +201,37 @@ fn a_body_that_does_not_say_its_length_is_held_and_judged_whole() {
     let [call] = scene.reached().try_into().unwrap();
     assert!(call.complete && call.body.len() > 500_000);
     let long = send(chat_body(&"x".repeat(1 << 20)).to_string());
-    assert_eq!(long.status, 413, "{}", long.body);
+    assert_eq!(long.verdict(), (413, "request.body_too_large"));
     assert_eq!(scene.reached().len(), 1);
+}
+
+#[test]
+fn an_answer_that_is_too_large_to_be_searched_says_so_and_is_recorded_so() {
+    let scene = Scene::start("large-answer", POLICY);
+    let pad = (1_100_000).to_string();
+    let refused = scene.chat("hello", &[("x-stand-in-pad", &pad)]);
+    assert_eq!(refused.verdict(), (403, "response.body_too_large"));
+    let records = scene.records(1);
+    assert_eq!(records[0]["status"], 403, "{records:?}");
+    assert_eq!(records[0]["upstream_status"], 200, "{records:?}");
+}
+
+#[test]
+fn a_refusal_that_nobody_reads_is_over_all_the_same() {
+    let scene = Scene::start("unread", POLICY);
+    let secret = ["sk", "abc", "12345678"].join("-");
+    let body = chat_body(&secret).to_string();
+    runtime().unwrap().block_on(async {
+        // A client that lets nothing come but heads.
+        let mut connection = Http2::open_with(&scene, 0).await.unwrap();
+        let refused = connection.call(&body, &[], false).await.unwrap();
+        assert_eq!(refused.status(), 403);
+        // Its stream is open still, and the call is on record.
+        let [record] = scene.records(1).try_into().unwrap();
+        assert_eq!(record["outcome"], "deny");
+        assert_eq!(record["end"], "answered_here");
+        drop(refused);
+    });
 }
 
 #[test]
@@ -228,6 +257,7 @@ fn over_http2_a_body_is_judged_whole_with_and_without_trailers() {
     let (status, answer) =
         over_http2(&scene, &chat_body(&"x".repeat(1 << 20)).to_string(), false).unwrap();
     assert_eq!(status, 413, "{answer}");
+    assert!(answer.contains("request.body_too_large"), "{answer}");
     assert_eq!(scene.reached().len(), 2);
 }
 

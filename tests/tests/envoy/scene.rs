@@ -120,8 +120,18 @@ pub(crate) struct Http2 {
 
 impl Http2 {
     pub(crate) async fn open(scene: &Scene) -> anyhow::Result<Http2> {
+        // RFC 9113 §6.5.2: what every stream begins with.
+        Http2::open_with(scene, 65_535).await
+    }
+
+    /// …whose streams take this many bytes of an answer's body before they ask for more.
+    pub(crate) async fn open_with(scene: &Scene, window: u32) -> anyhow::Result<Http2> {
         let connection = tokio::net::TcpStream::connect(scene.stack.envoy.listen).await?;
-        let (client, connection) = h2::client::handshake(connection).await?;
+        let mut settings = h2::client::Builder::new();
+        let (client, connection) = settings
+            .initial_window_size(window)
+            .handshake(connection)
+            .await?;
         tokio::spawn(connection);
         Ok(Http2 {
             client: client.ready().await?,

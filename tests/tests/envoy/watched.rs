@@ -3,7 +3,7 @@
 use std::fs;
 
 use tollgate_tests::http;
-use tollgate_tests::whole::{PROVIDER_KEY, Whole as _, wait_for};
+use tollgate_tests::whole::{PROVIDER_KEY, Whole as _, chat_body, wait_for};
 
 use crate::scene::Scene;
 
@@ -30,7 +30,9 @@ spec:
     let prompt = "an unmistakable prompt";
     let found = "needle-314159";
     assert_eq!(scene.chat(prompt, &[]).status, 200);
-    assert_eq!(scene.chat(found, &[]).status, 403);
+    // In the path, too: that is in logs.
+    let path = format!("/{found}/v1/chat/completions");
+    assert_eq!(scene.post(&path, &chat_body(found), &[]).status, 403);
     let records = scene.records(2);
 
     let envoy = &scene.stack.envoy;
