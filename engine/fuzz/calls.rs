@@ -510,8 +510,13 @@ impl World {
                     | Step::AwaitLease { .. } => {}
                 }
                 assert!(forwards <= 1, "sent on twice");
+                let decision = exchange.decision();
+                let answer_denied = decision
+                    .reasons
+                    .iter()
+                    .any(|reason| is_of_answers(&reason.rule));
                 assert!(
-                    forwards == 0 || exchange.decision().outcome <= Outcome::Redact,
+                    forwards == 0 || decision.outcome <= Outcome::Redact || answer_denied,
                     "denied and sent on"
                 );
             }
@@ -748,8 +753,11 @@ impl World {
         assert_eq!(read["id"], id);
         let allowed = read["outcome"] == "allow";
         assert!(allowed || read["outcome"] == "deny");
+        let reasons = read["reasons"].as_array().into_iter().flatten();
+        let mut rules = reasons.filter_map(|reason| reason["rule"].as_str());
+        let answer_denied = rules.any(is_of_answers);
         if let Some(forwarded) = forwarded {
-            assert_eq!(allowed, forwarded, "{read}");
+            assert_eq!(allowed || answer_denied, forwarded, "{read}");
         }
         self.no_secret("a record", record);
         self.no_secret("what is left", format!("{finished:?}").as_bytes());
@@ -770,4 +778,9 @@ impl World {
 /// Where the token may be, and the provider's key must.
 fn is_credential(name: &str) -> bool {
     ["authorization", "x-api-key", TOKEN_HEADER].contains(&name)
+}
+
+/// Whether a rule is about the upstream's answer: the call itself has passed.
+fn is_of_answers(rule: &str) -> bool {
+    rule.starts_with("response.")
 }

@@ -35,9 +35,10 @@ pub const FORMAT: u32 = 1;
 pub const MAX_BATCH_RECORDS: usize = 512;
 /// Bytes of one batch that a control plane accepts: 512 records of 2 KiB. Most have less than 1 KiB.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
-/// Longest record: 68 names (8 tools, 16 reasons and 16 that were approved, each of rule and document; model, MCP method, 2 for the path) of 128
-/// bytes, each byte six when it has to be escaped (51 KiB); 4 KiB from the token; twice [`crate::exchange::MAX_CONTENT_BYTES`], likewise (48 KiB); 2 KiB of the rest.
-pub const MAX_RECORD_BYTES: usize = 108 << 10;
+/// Longest record: 12 names (8 tools, model, MCP method, 2 for the path) of 128 bytes, each byte six when it has to be escaped (9 KiB); 16 reasons, 16 that were approved, 16
+/// of documents in shadow and 16 warnings, each of a rule and a document of 256 bytes without control characters, which two are at most (64 KiB); 4 KiB from the
+/// token; twice [`crate::exchange::MAX_CONTENT_BYTES`], each byte six (48 KiB); 2 KiB of the rest.
+pub const MAX_RECORD_BYTES: usize = 128 << 10;
 
 /// First line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -608,8 +608,8 @@ fn a_record_is_bounded_whatever_the_call_is_called() {
     let mut gate = gate(Towards::Anywhere, &tools_only());
     let odd = "\\u0001".repeat(4_000);
     let tools = vec![format!("{{\"name\":\"{odd}\"}}"); 20].join(",");
-    let path = format!("/v1/chat/completions?{}", "x".repeat(50_000));
-    let long_path = format!("/{}", "\"".repeat(50_000));
+    let path = format!("/v1/chat/completions?{}", "x".repeat(8_000));
+    let long_path = format!("/{}", "\"".repeat(8_000));
     let model = format!(r#"{{"model":"{odd}","messages":[],"tools":[{tools}]}}"#);
     let rpc =
         format!(r#"{{"jsonrpc":"2.0","id":"{odd}","method":"{odd}","params":{{"name":"{odd}"}}}}"#);

@@ -471,7 +471,7 @@ fn keys_that_decide_have_one_spelling() {
         assert_eq!(chat(body), Err("request.key_case"), "{body}");
     }
     for body in [
-        r#"{"models":"x","mode":"y","xmodel":1,"model ":2}"#,
+        r#"{"modeled":"x","mode":"y","xmodel":1,"model ":2}"#,
         r#"{"metadata":{"Model":"x","N":1}}"#,
         "{\"mod\u{e9}l\":1,\"\u{1d4c2}odel\":2}",
     ] {

@@ -213,12 +213,13 @@ impl Exchange {
             approval: self.approval(),
             approved: recorded(&self.approved),
             reasons: recorded(&self.decision.reasons),
+            asked_by_more: asking_for_approval(&self.decision.reasons).saturating_sub(MAX_REASONS),
             warnings: self
                 .exceeded()
                 .take(MAX_REASONS)
                 .map(|alert| RecordedReason {
-                    rule: bounded(&alert.rule, MAX_NAME_BYTES),
-                    document: Some(bounded(&alert.document, MAX_NAME_BYTES)),
+                    rule: bounded(&alert.rule, MAX_REASON_BYTES),
+                    document: Some(bounded(&alert.document, MAX_REASON_BYTES)),
                 })
                 .collect(),
             shadow: self.shadow.as_ref().map(|shadow| RecordedShadow {
@@ -288,34 +289,47 @@ const MAX_METHOD_BYTES: usize = 32;
 const MAX_NAME_BYTES: usize = 128;
 /// Tools named in a record; a call may offer hundreds.
 pub(super) const MAX_TOOLS: usize = 8;
-/// Reasons in a record, beside those that ask for approval.
+/// Reasons in a record.
 const MAX_REASONS: usize = 16;
+/// Longest part of a reason: the names of a document and of a tool have at most 200 bytes, and the field of the tool 24.
+const MAX_REASON_BYTES: usize = 256;
 
+/// Those that ask for approval before others, since who may approve is looked up by them; in their order.
 fn recorded(reasons: &[Reason]) -> Vec<RecordedReason<'_>> {
-    let asks = |reason: &Reason| reason.cause == Cause::Approval;
-    let mut room = MAX_REASONS;
+    let mut asking = MAX_REASONS;
+    let mut others = MAX_REASONS.saturating_sub(asking_for_approval(reasons));
+    let name = |text| bounded(text, MAX_REASON_BYTES);
     reasons
         .iter()
         .filter(|reason| {
-            let taken = asks(reason) || room > 0;
-            room = room.saturating_sub(usize::from(!asks(reason)));
+            let room = match asks(reason) {
+                true => &mut asking,
+                false => &mut others,
+            };
+            let taken = *room > 0;
+            *room = room.saturating_sub(1);
             taken
         })
-        .map(|reason| {
-            // Who may approve is looked up by these: all of them are there, and whole.
-            let max = match asks(reason) {
-                true => usize::MAX,
-                false => MAX_NAME_BYTES,
-            };
-            RecordedReason {
-                rule: bounded(&reason.rule, max),
-                document: reason.document.as_deref().map(|name| bounded(name, max)),
-            }
+        .map(|reason| RecordedReason {
+            rule: name(&reason.rule),
+            document: reason.document.as_deref().map(name),
         })
         .collect()
 }
 
+fn asks(reason: &Reason) -> bool {
+    reason.cause == Cause::Approval
+}
+
+fn asking_for_approval(reasons: &[Reason]) -> usize {
+    reasons.iter().filter(|reason| asks(reason)).count()
+}
+
 fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
@@ -385,6 +399,9 @@ struct Record<'r> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     approved: Vec<RecordedReason<'r>>,
     reasons: Vec<RecordedReason<'r>>,
+    /// So many more ask for approval than stand here.
+    #[serde(skip_serializing_if = "is_none")]
+    asked_by_more: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<RecordedReason<'r>>,
     #[serde(skip_serializing_if = "Option::is_none")]
