@@ -922,7 +922,7 @@ fn network(
     table.finish(findings);
     let allowed = match (&allowlist, &denylist) {
         (None, Some(_)) => None,
-        (list, _) => Some(host_list(list.as_ref(), findings, Host::parse)),
+        (list, _) => Some(host_list(list.as_ref(), findings, Host::allowed)),
     };
     for (host, entry) in allowed.iter().flatten() {
         let broad = match host {
