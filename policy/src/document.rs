@@ -579,13 +579,14 @@ fn api_version(top: &mut Table<'_>, findings: &mut Findings) -> Language {
     // After an error the wider language is assumed, so that its fields are not reported on top.
     match top.take("apiVersion") {
         Some(field) => {
-            let names = versions.iter().map(|(name, _)| *name).collect();
-            findings.asked(&field.path, Shape::Choice(names));
             let Some(text) = findings.written(&field) else {
                 return Language::TollgateV1;
             };
             match versions.iter().find(|(name, _)| *name == text) {
-                Some((_, language)) => *language,
+                Some((name, language)) => {
+                    findings.asked(&field.path, Shape::Choice(vec![*name]));
+                    *language
+                }
                 None => {
                     let message = format!(
                         "`{}` is not a version this reads; write `{AGENT_ASSEMBLY_V1}` or `{TOLLGATE_V1}`",
@@ -687,14 +688,17 @@ fn take_added<'n>(
     language: Language,
     findings: &mut Findings,
 ) -> Option<Field<'n>> {
-    let field = table.take(key)?;
-    if language == Language::AgentAssemblyV1 {
+    if language == Language::TollgateV1 {
+        return table.take(key);
+    }
+    let field = table.take_silently(key);
+    if let Some(field) = &field {
         let message = format!(
             "`{key}` is a field of `{TOLLGATE_V1}`; write `apiVersion: {TOLLGATE_V1}`, with `kind`, `metadata` and `spec`"
         );
         findings.error(field.key_at, &field.path, codes::NEEDS_TOLLGATE_V1, message);
     }
-    Some(field)
+    field
 }
 
 /// What both forms share: the fields of `spec`.
