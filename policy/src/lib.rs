@@ -54,7 +54,7 @@ pub use pattern::{
 };
 pub use report::{FileReport, Finding, Report};
 pub use schema::json_schema;
-pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES};
+pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES, unix_lines};
 
 /// The policy that a new workspace starts with, named [`GUARDRAILS_NAME`].
 pub const GUARDRAILS: &str = include_str!("guardrails.yaml");
