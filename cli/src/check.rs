@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_finding_is_shown_below_its_line() {
-        let source = "scope: global\nnetwrok: {}\n";
+        let source = "network: {}\nnetwrok: {}\n";
         let parsed = tollgate_policy::parse("p.yaml", source.as_bytes(), false);
         let text = human(
             &[PathBuf::from("p.yaml")],

@@ -50,6 +50,11 @@ impl Node {
         }
     }
 
+    /// Whether this is a list of nothing.
+    pub(crate) fn is_empty_list(&self) -> bool {
+        matches!(&self.value, Value::List(items) if items.is_empty())
+    }
+
     /// Where this character of the text stands (from 1), as far as that can be told: that of the value at worst.
     pub(crate) fn character(&self, number: usize) -> Position {
         let Value::Scalar {
