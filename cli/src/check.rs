@@ -124,6 +124,8 @@ fn rendered(path: &Path, source: &str, diagnostic: &Diagnostic) -> String {
     let margin = " ".repeat(number.len());
     let (line, column) = (diagnostic.line, diagnostic.column);
     out.push_str(&format!("{margin}--> {}:{line}:{column}\n", path.display()));
+    // Lines are counted as YAML ends them.
+    let source = tollgate_policy::unix_lines(source);
     let text = diagnostic
         .line
         .checked_sub(1)
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_finding_is_shown_below_its_line() {
-        let source = "scope: global\nnetwrok: {}\n";
+        let source = "network: {}\nnetwrok: {}\n";
         let parsed = tollgate_policy::parse("p.yaml", source.as_bytes(), false);
         let text = human(
             &[PathBuf::from("p.yaml")],
@@ -176,6 +178,19 @@ mod tests {
              \n\
              0 errors, 1 warning\n"
         );
+    }
+
+    #[test]
+    fn the_line_that_is_shown_is_that_of_the_finding_however_lines_end() {
+        for source in [
+            "network: {}\r\nnetwrok: {}\r\n",
+            "network: {}\rnetwrok: {}\r",
+        ] {
+            let parsed = tollgate_policy::parse("p.yaml", source.as_bytes(), false);
+            let text = rendered(Path::new("p.yaml"), source, &parsed.diagnostics[0]);
+            assert!(text.contains(" --> p.yaml:2:1\n"), "{text}");
+            assert!(text.contains("\n2 | netwrok: {}\n"), "{text}");
+        }
     }
 
     #[test]

@@ -8,12 +8,23 @@ use crate::{
     diagnostic::{Position, codes},
     document::{
         ApprovalConfig, Audit, Condition, Execution, MAX_COUNT, OTHERS, Run, RunLimit, Tool,
-        is_hyphenated_uuid, money_above_zero, names,
+        elsewhere, is_hyphenated_uuid, money_above_zero, names,
     },
     money,
     yaml::shown,
 };
 use tollgate_engine::ledger::{MAX_RUN_SECS, Unit};
+
+/// How entries of `tools` say what those of `agent.tools` say otherwise.
+const OF_TOOLS: [(&str, &str); 4] = [
+    ("allow", "write `enabled`"),
+    (
+        "requires_approval_if",
+        "write `requires_approval`, or the tool under `tools`",
+    ),
+    ("limit_per_hour", "write the tool under `tools`"),
+    ("cost_usd", "write the tool under `tools`"),
+];
 
 /// What a document takes from the block.
 #[derive(Default)]
@@ -108,6 +119,8 @@ fn uuid(field: &Field<'_>, findings: &mut Findings) -> Option<(String, Position)
 
 fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
     let mut tools: Vec<Tool> = Vec::new();
+    let mut named_only = Vec::new();
+    let errors = findings.errors();
     for entry in findings.list(list).unwrap_or_default() {
         let Some(mut table) = findings.table(&entry) else {
             continue;
@@ -119,6 +132,9 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
             findings.error(entry.node.at, &path, codes::MISSING, message);
         }
         let name = name.and_then(|name| tool_name(&name, &tools, findings));
+        if table.is_empty() {
+            named_only.push(entry);
+        }
         let enabled = table.take("enabled");
         let enabled = enabled.and_then(|enabled| findings.boolean(&enabled));
         let approval = table.take("requires_approval");
@@ -126,6 +142,7 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
         let needed = approval == Some(true);
         let config = table.take("approval_config");
         let approvals = config.and_then(|config| approval_config(&config, needed, findings));
+        elsewhere(&mut table, "`agent.tools`", &OF_TOOLS, findings);
         table.finish(findings);
         if let Some(name) = name {
             tools.push(Tool {
@@ -136,6 +153,13 @@ fn tools(list: &Field<'_>, findings: &mut Findings) -> Vec<Tool> {
                 requires_approval_if: needed.then(Condition::always),
                 approvals,
             });
+        }
+    }
+    // Beside `*` such an entry takes its tool out of what that says.
+    if findings.errors() == errors && !tools.iter().any(|tool| tool.name == OTHERS) {
+        for entry in named_only {
+            let message = "has no effect: it says nothing about the tool; write `enabled: false` to refuse it";
+            findings.warn(entry.key_at, &entry.path, codes::NO_EFFECT, message);
         }
     }
     tools

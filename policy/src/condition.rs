@@ -4,10 +4,11 @@
 //! `size()` and the string functions `startsWith`, `endsWith`, `contains`, `lowerAscii`. Every name and type is checked here; only what lies in a
 //! tool's arguments is known no earlier than at the call.
 
-use crate::money;
-use std::fmt;
+use crate::{document::is_hyphenated_uuid, money, yaml::shown};
+use std::{fmt, net::Ipv6Addr};
 use tollgate_engine::{
     condition::{Fact, Instruction, MAX_STEPS, Program},
+    facts::normal_host,
     identity::GovernanceLevel,
 };
 
@@ -683,8 +684,8 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Checked {
     let method = |instruction, of: Kind, with: &[Kind], gives: Kind| {
         let wanted: Vec<Kind> = std::iter::once(of).chain(with.iter().copied()).collect();
         if arguments.len() != wanted.len() {
-            let message = format!("`{name}` takes {} values", wanted.len());
-            return wrong(at, message);
+            let within = if with.is_empty() { "" } else { "y" };
+            return wrong(at, format!("`{name}` is written `x.{name}({within})`"));
         }
         let mut code = Vec::new();
         for ((argument, lowered), wanted) in arguments.iter().zip(each(arguments)?).zip(wanted) {
@@ -693,6 +694,9 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Checked {
                 return wrong(argument.at, message);
             }
             code.extend(lowered.code);
+        }
+        if let [of, part] = arguments {
+            misspelt(of, part, Spelling::part)?;
         }
         Ok(Lowered::of(code, gives).then(instruction, gives))
     };
@@ -769,11 +773,113 @@ fn call(name: &str, arguments: &[Expression], at: usize) -> Checked {
     }
 }
 
-fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) -> Checked {
-    let (left_at, right_at) = (left.at, right.at);
-    let (mut left, mut right) = two(left, right)?;
+/// Whether something in the arguments can be of this kind.
+fn in_args(kind: Kind) -> bool {
+    !matches!(kind, Kind::Money | Kind::Level | Kind::Instant)
+}
+
+/// Whether values of these kinds may be the same.
+fn comparable(left: Kind, right: Kind) -> bool {
+    left == right || (left == Kind::Any && in_args(right)) || (right == Kind::Any && in_args(left))
+}
+
+/// How a text of the call is always spelt, so that another spelling is never the same.
+#[derive(Clone, Copy)]
+enum Spelling {
+    /// A UUID in lower case.
+    Agent,
+    /// As [`normal_host`] has it.
+    Host,
+    /// In upper case, as RFC 9110 §9 has all methods; nobody means another one.
+    Method,
+    /// What `lowerAscii` gives.
+    Lower,
+}
+
+impl Spelling {
+    fn of(expression: &Expression) -> Option<Spelling> {
+        match &expression.node {
+            Node::Name(name) if name == "agent" => Some(Spelling::Agent),
+            Node::Name(name) if name == "host" => Some(Spelling::Host),
+            Node::Name(name) if name == "method" => Some(Spelling::Method),
+            Node::Call(name, _) if name == "lowerAscii" => Some(Spelling::Lower),
+            _ => None,
+        }
+    }
+
+    /// Why a text that is not empty is no part of it, if that is certain.
+    fn part(self, text: &str) -> Option<String> {
+        let (words, spelt) = match self {
+            Spelling::Agent => (
+                "an agent's UUID is in lower case",
+                text.to_ascii_lowercase(),
+            ),
+            Spelling::Host => ("hosts are in lower case", text.to_ascii_lowercase()),
+            Spelling::Method => ("methods are in upper case", text.to_ascii_uppercase()),
+            Spelling::Lower => ("`lowerAscii` gives lower case", text.to_ascii_lowercase()),
+        };
+        (spelt != text).then(|| format!("{words}; write `{}`", shown(&spelt)))
+    }
+
+    /// Why a text is not the whole of it, if that is certain.
+    fn whole(self, text: &str) -> Option<String> {
+        match self {
+            Spelling::Agent if !is_hyphenated_uuid(text) => Some(format!(
+                "`{}` is not the UUID of an agent (`tollgate agent list`)",
+                shown(text)
+            )),
+            Spelling::Host => {
+                let address = text.parse::<Ipv6Addr>().map(|address| address.to_string());
+                match address.ok().or_else(|| normal_host(text)) {
+                    Some(spelt) if spelt == text => None,
+                    Some(spelt) => Some(format!(
+                        "hosts are in lower case, without port; write `{}`",
+                        shown(&spelt)
+                    )),
+                    None => Some(format!("`{}` is not a host", shown(text))),
+                }
+            }
+            Spelling::Agent | Spelling::Method | Spelling::Lower => self.part(text),
+        }
+    }
+}
+
+/// Refuses the constants of `with` that `of` can never be.
+fn misspelt(
+    of: &Expression,
+    with: &Expression,
+    problem: fn(Spelling, &str) -> Option<String>,
+) -> Result<(), Vec<ConditionError>> {
+    let Some(spelling) = Spelling::of(of) else {
+        return Ok(());
+    };
+    let constants = match &with.node {
+        Node::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(with),
+    };
+    let wrong = constants.iter().filter_map(|constant| {
+        let Node::Text(text) = &constant.node else {
+            return None;
+        };
+        Some(error(constant.at, problem(spelling, text)?))
+    });
+    let errors: Vec<ConditionError> = wrong.collect();
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors),
+    }
+}
+
+fn binary(
+    sign: &'static str,
+    left_side: &Expression,
+    right_side: &Expression,
+    at: usize,
+) -> Checked {
+    let (left_at, right_at) = (left_side.at, right_side.at);
+    let (mut left, mut right) = two(left_side, right_side)?;
     // `estimated_cost_usd > 1` compares amounts.
-    if sign != "*" {
+    if !matches!(sign, "*" | "/" | "%") {
         let (left_kind, right_kind) = (left.kind, right.kind);
         for (side, other, side_at) in [
             (&mut left, right_kind, left_at),
@@ -785,7 +891,7 @@ fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) 
         }
     }
     let kinds = (left.kind, right.kind);
-    let alike = left.kind == right.kind || left.kind == Kind::Any || right.kind == Kind::Any;
+    let alike = comparable(left.kind, right.kind);
     let scalar = |kind: Kind| !matches!(kind, Kind::ListOf(_));
     let given = match sign {
         "&&" | "||" if left.is(Kind::Bool) && right.is(Kind::Bool) => Some(Kind::Bool),
@@ -799,8 +905,8 @@ fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) 
             Some(Kind::Bool)
         }
         "in" => match right.kind {
-            Kind::ListOf(item) if left.is(kind_of(item)) || item == Scalar::Any => Some(Kind::Bool),
-            Kind::Any => Some(Kind::Bool),
+            Kind::ListOf(item) if comparable(left.kind, kind_of(item)) => Some(Kind::Bool),
+            Kind::Any if in_args(left.kind) => Some(Kind::Bool),
             _ => None,
         },
         "+" | "-" | "/" | "%" | "*" => match kinds {
@@ -812,9 +918,29 @@ fn binary(sign: &'static str, left: &Expression, right: &Expression, at: usize) 
         _ => None,
     };
     let Some(kind) = given else {
-        let message = format!("`{sign}` does not go between {} and {}", kinds.0, kinds.1);
+        let advice = match kinds {
+            (Kind::Any, Kind::Money) | (Kind::Money, Kind::Any) => {
+                "; numbers in arguments are whole, so compare them with whole ones"
+            }
+            (Kind::Money, Kind::Int | Kind::Money) | (Kind::Int, Kind::Money)
+                if matches!(sign, "*" | "/" | "%") =>
+            {
+                "; an amount can be multiplied by a whole number, and no more"
+            }
+            _ => "",
+        };
+        let message = format!(
+            "`{sign}` does not go between {} and {}{advice}",
+            kinds.0, kinds.1
+        );
         return wrong(at, message);
     };
+    if matches!(sign, "==" | "!=" | "in") {
+        misspelt(left_side, right_side, Spelling::whole)?;
+        if sign != "in" {
+            misspelt(right_side, left_side, Spelling::whole)?;
+        }
+    }
     let instruction = match sign {
         "&&" => Instruction::And,
         "||" => Instruction::Or,

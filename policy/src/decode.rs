@@ -377,6 +377,11 @@ impl<'n> Table<'n> {
         }
     }
 
+    /// Whether no key is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
     /// Whether `key` is there and not taken.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.left.iter().any(|entry| entry.key == key)

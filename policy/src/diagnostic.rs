@@ -96,7 +96,7 @@ pub mod codes {
         OVER_LIMIT = "P004";
         /// The same key twice in one mapping.
         DUPLICATE_KEY = "P005";
-        /// No document in the file.
+        /// No policy in the file.
         NO_DOCUMENT = "P006";
 
         /// A key the language does not have.
@@ -113,7 +113,7 @@ pub mod codes {
         BAD_NAME = "P106";
         /// A field of `tollgate/v1` in a document of the older version.
         NEEDS_TOLLGATE_V1 = "P107";
-        /// A field of `spec` outside it.
+        /// A field of `spec` or `metadata` outside it.
         MISPLACED = "P108";
 
         /// Not a scope.
@@ -153,7 +153,7 @@ pub mod codes {
         NO_EFFECT = "P303";
         /// Allows more than it looks like.
         BROAD = "P304";
-        /// A setting of other products that has another place here.
+        /// A setting of other products, or another form, that has another place here.
         ELSEWHERE = "P305";
 
         /// Two documents of one name.

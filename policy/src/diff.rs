@@ -686,8 +686,9 @@ fn rules(document: &Document) -> BTreeMap<String, Rule> {
         name: _,
         rollout: _,
         scope: _,
-        // Says nothing.
+        // Say nothing.
         at: _,
+        flat: _,
         active_hours,
         network,
         denied_hosts,

@@ -36,6 +36,8 @@ pub struct Document {
     pub name: String,
     /// Where the name stood, or the document began.
     pub at: Position,
+    /// Whether it brings no name, and is named as its file.
+    pub flat: bool,
     /// The author's revision; says nothing to a gate.
     pub version: Option<String>,
     /// For people.
@@ -209,6 +211,11 @@ pub struct Data {
 }
 
 impl Data {
+    /// Whether nothing is looked for in content, and models are told nothing.
+    fn is_idle(&self) -> bool {
+        self.patterns.is_empty() && !self.mask_pii && !self.tool_output_is_data
+    }
+
     /// Everything that content is searched for, in normal form: what blocks, and what is taken out with the rule that says so.
     pub fn searched(&self) -> (Vec<String>, Vec<Redaction>) {
         let own = self.patterns.iter().map(|pattern| pattern.normal.clone());
@@ -436,6 +443,11 @@ pub struct RunLimit {
 }
 
 impl Run {
+    /// Whether one of its limits is in one of these units.
+    fn counts(&self, units: &[Unit]) -> bool {
+        self.limits.iter().any(|limit| units.contains(&limit.unit))
+    }
+
     pub(crate) fn limit(&mut self, field: &Field<'_>, unit: Unit, amount: u64) {
         // Named alike in the flat form and under `spec`.
         let rule = field.path.strip_prefix("spec.").unwrap_or(&field.path);
@@ -480,6 +492,9 @@ const BODY_KEYS: [&str; 12] = [
     "approval",
 ];
 
+/// Said of a document without a rule. Agents under no document may call nothing, so it does something.
+const OPEN: &str = "restricts nothing: whoever the policy covers may make every call that no other one stops; add rules, unless that is meant";
+
 /// Settings that people bring from elsewhere, and where they have them here. As unknown keys they would be mere warnings.
 const ELSEWHERE: [(&str, &str); 4] = [
     (
@@ -497,6 +512,19 @@ const ELSEWHERE: [(&str, &str); 4] = [
     ),
 ];
 
+/// How entries of `agent.tools` say what those of `tools` say otherwise.
+const OF_AGENT_TOOLS: [(&str, &str); 3] = [
+    ("enabled", "write `allow`"),
+    (
+        "requires_approval",
+        "write `requires_approval_if: \"true\"`",
+    ),
+    (
+        "approval_config",
+        "write `approval` for the whole policy, or the tool under `agent.tools`",
+    ),
+];
+
 /// Reads one document. `flat_name` is the name it has when it brings none.
 pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Option<Document> {
     let Some(mut top) = Table::of_document(node) else {
@@ -510,8 +538,18 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
     let enveloped = ["apiVersion", "kind", "metadata", "spec"]
         .iter()
         .any(|key| top.has(key));
+    let errors = findings.errors();
     if !enveloped {
+        // Other files lie in a folder of policies too. As one whose keys are all unknown such a file would open everything.
+        if errors == 0 && !BODY_KEYS.iter().any(|key| top.has(key)) {
+            let message = "there is no policy here: none of its keys is a field of policies, such as `scope`, `network` or `budget`; \
+                           write some, or keep the file apart from policies";
+            findings.error(node.at, "", codes::NO_DOCUMENT, message);
+        }
         let body = body(top, Language::AgentAssemblyV1, findings);
+        if findings.errors() == errors && body.is_open() {
+            findings.warn(node.at, "", codes::BROAD, OPEN);
+        }
         let (name, named) = match name_problem(flat_name) {
             None => (flat_name, true),
             Some((code, message)) => {
@@ -523,7 +561,10 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
                 (flat_name, false)
             }
         };
-        return named.then(|| body.into_document(name, node.at, None));
+        return named.then(|| Document {
+            flat: true,
+            ..body.into_document(name, node.at, None)
+        });
     }
 
     let language = api_version(&mut top, findings);
@@ -545,25 +586,23 @@ pub(crate) fn read(node: &Node, flat_name: &str, findings: &mut Findings) -> Opt
             None
         }
     };
-    let spec = match top.take("spec") {
+    let spec_field = top.take("spec");
+    let spec = match &spec_field {
         Some(spec) => findings
-            .table(&spec)
+            .table(spec)
             .map(|table| body(table, language, findings)),
         None => {
             missing(findings, &top, "spec", "put the rules under `spec`");
             None
         }
     };
-    for key in BODY_KEYS {
-        if let Some(stray) = top.take_silently(key) {
-            let message = format!(
-                "`{key}` stands outside `spec`, where it would be ignored; move it under `spec`"
-            );
-            findings.error(stray.key_at, &stray.path, codes::MISPLACED, message);
-        }
-    }
+    not_in_spec(&mut top, findings);
+    not_in_metadata(&mut top, findings);
     top.finish(findings);
     let (metadata, spec) = (metadata?, spec?);
+    if let Some(field) = spec_field.filter(|_| findings.errors() == errors && spec.is_open()) {
+        findings.warn(field.key_at, &field.path, codes::BROAD, OPEN);
+    }
     let mut document = spec.into_document(metadata.name, metadata.name_at, metadata.description);
     document.version = metadata.version.or(document.version);
     document.rollout = metadata.rollout;
@@ -579,13 +618,14 @@ fn api_version(top: &mut Table<'_>, findings: &mut Findings) -> Language {
     // After an error the wider language is assumed, so that its fields are not reported on top.
     match top.take("apiVersion") {
         Some(field) => {
-            let names = versions.iter().map(|(name, _)| *name).collect();
-            findings.asked(&field.path, Shape::Choice(names));
             let Some(text) = findings.written(&field) else {
                 return Language::TollgateV1;
             };
             match versions.iter().find(|(name, _)| *name == text) {
-                Some((_, language)) => *language,
+                Some((name, language)) => {
+                    findings.asked(&field.path, Shape::Choice(vec![*name]));
+                    *language
+                }
                 None => {
                     let message = format!(
                         "`{}` is not a version this reads; write `{AGENT_ASSEMBLY_V1}` or `{TOLLGATE_V1}`",
@@ -642,6 +682,7 @@ fn read_metadata<'n>(
         let at = field.node.at;
         Some(Replaces { version, at })
     });
+    not_in_spec(&mut table, findings);
     table.finish(findings);
     let (name, name_at) = name?;
     Some(Metadata {
@@ -679,6 +720,45 @@ pub(crate) fn not_enforced(findings: &mut Findings, field: &Field<'_>, instead: 
     findings.error(field.key_at, &field.path, codes::NOT_ENFORCED, message);
 }
 
+/// Refuses settings that have another place, each with that place. As unknown keys they would be mere warnings, and somebody relies on them.
+pub(crate) fn elsewhere(
+    table: &mut Table<'_>,
+    of: &str,
+    settings: &[(&str, &str)],
+    findings: &mut Findings,
+) {
+    for (setting, instead) in settings {
+        if let Some(field) = table.take_silently(setting) {
+            let message = format!("is not a field of {of}: {instead}");
+            findings.error(field.key_at, &field.path, codes::ELSEWHERE, message);
+        }
+    }
+}
+
+/// Refuses fields of `spec` that stand elsewhere.
+fn not_in_spec(table: &mut Table<'_>, findings: &mut Findings) {
+    for key in BODY_KEYS {
+        if let Some(stray) = table.take_silently(key) {
+            let message = format!(
+                "`{key}` stands outside `spec`, where it would be ignored; move it under `spec`"
+            );
+            findings.error(stray.key_at, &stray.path, codes::MISPLACED, message);
+        }
+    }
+}
+
+/// Refuses fields of `metadata` that stand elsewhere and would have effect there.
+fn not_in_metadata(table: &mut Table<'_>, findings: &mut Findings) {
+    for key in ["rollout", "replaces"] {
+        if let Some(stray) = table.take_silently(key) {
+            let message = format!(
+                "`{key}` stands outside `metadata`, where it would be ignored; move it under `metadata`, in a document of `{TOLLGATE_V1}`"
+            );
+            findings.error(stray.key_at, &stray.path, codes::MISPLACED, message);
+        }
+    }
+}
+
 /// Takes a field that only `tollgate/v1` has. In the older language it would be an unknown key, and ignoring it would let calls
 /// through that its author meant to stop.
 fn take_added<'n>(
@@ -687,14 +767,17 @@ fn take_added<'n>(
     language: Language,
     findings: &mut Findings,
 ) -> Option<Field<'n>> {
-    let field = table.take(key)?;
-    if language == Language::AgentAssemblyV1 {
+    if language == Language::TollgateV1 {
+        return table.take(key);
+    }
+    let field = table.take_silently(key);
+    if let Some(field) = &field {
         let message = format!(
             "`{key}` is a field of `{TOLLGATE_V1}`; write `apiVersion: {TOLLGATE_V1}`, with `kind`, `metadata` and `spec`"
         );
         findings.error(field.key_at, &field.path, codes::NEEDS_TOLLGATE_V1, message);
     }
-    Some(field)
+    field
 }
 
 /// What both forms share: the fields of `spec`.
@@ -718,10 +801,42 @@ struct Body {
 }
 
 impl Body {
+    /// Whether nothing of it stops a call, counts it, changes it, or sets how it is recorded or priced.
+    fn is_open(&self) -> bool {
+        let closes = |capability: &Capability| match capability {
+            Capability::Model(_) | Capability::McpTool(_) => true,
+            Capability::NetworkOutbound | Capability::OutOfSight(_) => false,
+        };
+        let stops = |capability: &Capability| !matches!(capability, Capability::OutOfSight(_));
+        let rules = |tool: &Tool| {
+            !tool.allow
+                || tool.limit_per_hour.is_some()
+                || tool.cost_nano_usd.is_some()
+                || tool.requires_approval_if.is_some()
+        };
+        self.active_hours.is_none()
+            && self.network.is_none()
+            && self.denied_hosts.is_empty()
+            && !self.capabilities.allow.iter().any(closes)
+            && !self.capabilities.deny.iter().any(stops)
+            && !self.tools.iter().any(rules)
+            && self.data.is_idle()
+            && self.prices.is_empty()
+            && self
+                .budget
+                .as_ref()
+                .is_none_or(|budget| budget.limits.is_empty())
+            && self.rate.is_none()
+            && self.run == Run::default()
+            && self.audit == Audit::default()
+            && self.execution == Execution::default()
+    }
+
     fn into_document(self, name: &str, at: Position, description: Option<String>) -> Document {
         Document {
             name: name.to_string(),
             at,
+            flat: false,
             version: self.version,
             description,
             rollout: Rollout::Enforce,
@@ -759,9 +874,14 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     if let Some(field) = table.take("schedule") {
         body.active_hours = schedule(&field, language, findings);
     }
+    let agent = table
+        .take("agent")
+        .map(|field| (agent::read(&field, findings), field));
+    let no_run = Run::default();
+    let run = agent.as_ref().map_or(&no_run, |(agent, _)| &agent.run);
     let budget_field = table.take("budget");
     if let Some(field) = &budget_field {
-        body.budget = budget(field, language, findings);
+        body.budget = budget(field, run, language, findings);
     }
     let rate_field = take_added(&mut table, "rate", language, findings);
     if let Some(field) = &rate_field {
@@ -793,8 +913,7 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
     if let Some(field) = table.take("tools") {
         body.tools = tools(&field, language, findings);
     }
-    if let Some(field) = table.take("agent") {
-        let agent = agent::read(&field, findings);
+    if let Some((agent, field)) = agent {
         match (&body.scope, agent.id) {
             (_, None) => {}
             (None, Some((id, _))) => body.scope = Some(Scope::Agent(id.as_str().into())),
@@ -831,12 +950,8 @@ fn body(mut table: Table<'_>, language: Language, findings: &mut Findings) -> Bo
             "what a model costs it costs everybody; put prices into a document of `scope: global`";
         findings.error(field.key_at, &field.path, codes::SCOPE, message);
     }
-    for (setting, instead) in ELSEWHERE {
-        if let Some(field) = table.take_silently(setting) {
-            let message = format!("is not a field of policies: {instead}");
-            findings.error(field.key_at, &field.path, codes::ELSEWHERE, message);
-        }
-    }
+    elsewhere(&mut table, "policies", &ELSEWHERE, findings);
+    not_in_metadata(&mut table, findings);
     let needed = body
         .tools
         .iter()
@@ -879,6 +994,9 @@ fn scope(field: &Field<'_>, findings: &mut Findings) -> Option<Scope> {
         Some(scope @ (Scope::Org(_) | Scope::Team(_) | Scope::Tool(_))) => {
             let id = text.split_once(':').map_or("", |(_, id)| id);
             match name_problem(id) {
+                None if id.contains('*') => problem(format!(
+                    "`*` stands for itself in a scope, so this covers nothing; name one {kind} in each document, or write `global`"
+                )),
                 None => Some(scope),
                 Some((_, why)) => problem(format!("the identifier after `{kind}:`: {why}")),
             }
@@ -922,7 +1040,7 @@ fn network(
     table.finish(findings);
     let allowed = match (&allowlist, &denylist) {
         (None, Some(_)) => None,
-        (list, _) => Some(host_list(list.as_ref(), findings, Host::parse)),
+        (list, _) => Some(host_list(list.as_ref(), findings, Host::allowed)),
     };
     for (host, entry) in allowed.iter().flatten() {
         let broad = match host {
@@ -934,6 +1052,10 @@ fn network(
             let message = format!("`{host}` allows hosts that anybody can register");
             findings.warn(entry.node.at, &entry.path, codes::BROAD, message);
         }
+    }
+    if let Some(list) = denylist.as_ref().filter(|list| list.node.is_empty_list()) {
+        let message = "has no effect: an empty list denies no host";
+        findings.warn(list.key_at, &list.path, codes::NO_EFFECT, message);
     }
     let denied = host_list(denylist.as_ref(), findings, Denied::parse);
     let hosts = allowed.map(|hosts| hosts.into_iter().map(|(host, _)| host).collect());
@@ -979,9 +1101,12 @@ fn host_list<'n, T>(
 
 fn schedule(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<ActiveHours> {
     let mut table = findings.table(field)?;
-    let hours = table
-        .take("active_hours")
-        .and_then(|hours| active_hours(&hours, language, findings));
+    let hours = table.take("active_hours");
+    if hours.is_none() {
+        let message = "has no effect: without `active_hours` calls pass at any time";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    }
+    let hours = hours.and_then(|hours| active_hours(&hours, language, findings));
     table.finish(findings);
     hours
 }
@@ -1108,7 +1233,14 @@ fn money(
     }
 }
 
-fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Option<Budget> {
+/// Some of it is also for what `run` limits.
+fn budget(
+    field: &Field<'_>,
+    run: &Run,
+    language: Language,
+    findings: &mut Findings,
+) -> Option<Budget> {
+    let errors = findings.errors();
     let mut table = findings.table(field)?;
     let mut limits: Vec<BudgetLimit> = Vec::new();
     for (field, unit, period, in_reference) in BUDGET_LIMITS {
@@ -1150,6 +1282,11 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
     let action = table.take("action_on_exceed");
     let action = action.and_then(|action| action_on_exceed(&action, language, findings));
     let warn_at = take_added(&mut table, "warn_at", language, findings);
+    if let Some(list) = warn_at.as_ref().filter(|list| list.node.is_empty_list()) {
+        let message =
+            "has no effect: an empty list is as none, and then 80 and 90 percent are told";
+        findings.warn(list.key_at, &list.path, codes::NO_EFFECT, message);
+    }
     let warn_at = warn_at.map_or(Vec::new(), |list| percents(&list, findings));
     let on_lost = take_added(&mut table, "on_lost", language, findings);
     let releases = on_lost
@@ -1169,14 +1306,22 @@ fn budget(field: &Field<'_>, language: Language, findings: &mut Findings) -> Opt
     };
     let each_model = each(take_added(&mut table, "each", language, findings), findings);
     let unknown_model = take_added(&mut table, "unknown_model", language, findings);
+    let in_usd = limits.iter().any(|limit| limit.unit == Unit::NanoUsd);
+    let prices_run = unknown_model.is_some() && run.counts(&[Unit::NanoUsd]);
+    let lowers_run = lowers && run.counts(&[Unit::Tokens, Unit::NanoUsd]);
+    let idle = limits.is_empty() && !prices_run && !lowers_run;
     if let Some(field) = &unknown_model
-        && !limits.iter().any(|limit| limit.unit == Unit::NanoUsd)
+        && !(in_usd || prices_run || idle)
     {
         let message = "has no effect without a valid limit in US dollars";
         findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
     }
     let unknown_model = unknown_model.and_then(|field| price(&field, findings));
     table.finish(findings);
+    if idle && findings.errors() == errors {
+        let message = "has no effect: it sets no limit; write one, such as `daily_limit_usd`";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
+    }
     Some(Budget {
         limits,
         per: per?,
@@ -1339,6 +1484,7 @@ fn data(field: &Field<'_>, language: Language, findings: &mut Findings) -> Data 
     let Some(mut table) = findings.table(field) else {
         return Data::default();
     };
+    let errors = findings.errors();
     let list = table.take("sensitive_patterns");
     let action = take_added(&mut table, "action", language, findings);
     let action =
@@ -1364,19 +1510,32 @@ fn data(field: &Field<'_>, language: Language, findings: &mut Findings) -> Data 
     let exempt = exempt
         .and_then(|list| findings.list(&list))
         .unwrap_or_default();
-    let exempt = exempt
+    let exempt_tools = exempt
         .iter()
-        .filter_map(|tool| findings.name(tool).map(str::to_string));
-    let exempt_tools: Vec<String> = exempt.collect();
+        .filter_map(|tool| {
+            let name = findings.name(tool)?;
+            if name.contains('*') {
+                let message = "a tool's name stands for itself here; name each that is exempt";
+                findings.error(tool.node.at, &tool.path, codes::BAD_NAME, message);
+            }
+            Some(name.to_string())
+        })
+        .collect();
     table.finish(findings);
-    Data {
+    let data = Data {
         patterns,
         redact,
         mask_pii: mask_pii.unwrap_or(false),
         applies_to: applies_to.unwrap_or_default(),
         exempt_tools,
         tool_output_is_data: told.unwrap_or(false),
+    };
+    if data.is_idle() && findings.errors() == errors {
+        let message =
+            "has no effect: there is nothing to look for; write some `sensitive_patterns`";
+        findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
     }
+    data
 }
 
 fn sensitive_patterns(list: &Field<'_>, redact: bool, findings: &mut Findings) -> Vec<Pattern> {
@@ -1428,6 +1587,7 @@ fn tools(field: &Field<'_>, language: Language, findings: &mut Findings) -> Vec<
     let Some(mut table) = findings.table(field) else {
         return tools;
     };
+    let others = table.has(OTHERS);
     for (name, tool) in table.take_all() {
         if let Some((code, message)) = name_problem(name) {
             findings.error(tool.key_at, &tool.path, code, message);
@@ -1444,6 +1604,12 @@ fn tools(field: &Field<'_>, language: Language, findings: &mut Findings) -> Vec<
         let Some(mut inner) = findings.table(&tool) else {
             continue;
         };
+        // Beside `*` an empty entry takes its tool out of what that says.
+        if inner.is_empty() && !others {
+            let message =
+                "has no effect: it says nothing about the tool; write `allow: false` to refuse it";
+            findings.warn(tool.key_at, &tool.path, codes::NO_EFFECT, message);
+        }
         let allow = inner.take("allow");
         let allow = allow.and_then(|allow| findings.boolean(&allow));
         let limit = inner.take("limit_per_hour");
@@ -1454,6 +1620,7 @@ fn tools(field: &Field<'_>, language: Language, findings: &mut Findings) -> Vec<
         let requires_approval_if = inner
             .take("requires_approval_if")
             .and_then(|field| condition(&field, findings));
+        elsewhere(&mut inner, "`tools`", &OF_AGENT_TOOLS, findings);
         inner.finish(findings);
         tools.push(Tool {
             name: name.to_string(),
@@ -1499,9 +1666,7 @@ fn capabilities(field: &Field<'_>, findings: &mut Findings) -> Capabilities {
         return Capabilities::default();
     };
     let allow = table.take("allow");
-    if let Some(field) = &allow
-        && matches!(&field.node.value, Value::List(entries) if entries.is_empty())
-    {
+    if let Some(field) = allow.as_ref().filter(|list| list.node.is_empty_list()) {
         let message = "an empty list closes nothing; a list closes the kinds it names";
         findings.warn(field.key_at, &field.path, codes::NO_EFFECT, message);
     }

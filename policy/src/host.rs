@@ -30,6 +30,16 @@ impl fmt::Display for Host {
 }
 
 impl Host {
+    /// Reads an entry of an allowlist; the error says what to write instead.
+    pub(crate) fn allowed(text: &str) -> Result<Host, &'static str> {
+        match text.eq_ignore_ascii_case(PRIVATE) {
+            true => Err(
+                "this is a word of `denylist`, and no address here; write each address that is meant, or `private.` for a host of that name",
+            ),
+            false => Host::parse(text),
+        }
+    }
+
     /// Reads an entry; the error says what to write instead.
     pub fn parse(text: &str) -> Result<Host, &'static str> {
         if text == "*" {
@@ -150,6 +160,11 @@ impl Denied {
         if text.contains('/') && !text.contains("://") {
             return Err(
                 "an address range is its first address and the bits that count, such as `10.0.0.0/8` or `fe80::/10`",
+            );
+        }
+        if text.contains(':') && !text.contains("://") {
+            return Err(
+                "write a host without a port (every port of it is meant), and an IPv6 address without brackets, such as `::1`",
             );
         }
         match Host::parse(text)? {

@@ -54,7 +54,7 @@ pub use pattern::{
 };
 pub use report::{FileReport, Finding, Report};
 pub use schema::json_schema;
-pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES};
+pub use yaml::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_SCALAR_BYTES, unix_lines};
 
 /// The policy that a new workspace starts with, named [`GUARDRAILS_NAME`].
 pub const GUARDRAILS: &str = include_str!("guardrails.yaml");
@@ -150,12 +150,16 @@ pub fn check_together(files: &mut [Parsed]) {
             let all = blocking.into_iter().chain(redacted).collect();
             patterns.push((document.rollout, all));
             if !names.insert(document.name.clone()) && twice.is_none() {
-                twice = Some((document.at, document.name.clone()));
+                twice = Some((document.at, document.flat, document.name.clone()));
             }
         }
-        if let Some((at, name)) = twice {
-            let message = format!("another policy is named `{name}` already; rename one");
-            file.error(at, "metadata.name", codes::DUPLICATE_NAME, message);
+        if let Some((at, flat, name)) = twice {
+            let (path, advice) = match flat {
+                true => ("", "a flat policy is named as its file, so rename a file"),
+                false => ("metadata.name", "rename one"),
+            };
+            let message = format!("another policy is named `{name}` already; {advice}");
+            file.error(at, path, codes::DUPLICATE_NAME, message);
         }
         if count > MAX_DOCUMENTS {
             let message = format!("more than {MAX_DOCUMENTS} policies; join some");

@@ -7,7 +7,8 @@ use crate::{
     Severity,
     decode::{Findings, Shape},
     diagnostic::codes,
-    document, yaml,
+    document::{self, AGENT_ASSEMBLY_V1, TOLLGATE_V1},
+    yaml::{self, Node},
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -55,37 +56,50 @@ const EMPTY: [&str; 2] = [
 /// Stands for any key of a map whose keys are the author's.
 const ANY: &str = "ANY";
 
-/// The JSON Schema (draft 2020-12) of one policy document, in envelope or flat form. It takes unknown keys for errors, as `--strict` does.
+/// A form that documents have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    TollgateV1,
+    AgentAssemblyV1,
+    Flat,
+}
+
+/// The JSON Schema (draft 2020-12) of one policy document, in any of the three forms. It takes unknown keys for errors, as `--strict` does.
 pub fn json_schema() -> Value {
-    let mut shapes: BTreeMap<String, Vec<Shape>> = BTreeMap::new();
-    for text in WHOLE {
-        for (path, shape) in read(text).shapes {
-            let known = shapes.entry(path).or_default();
-            if !known.contains(&shape) {
-                known.push(shape);
-            }
-        }
-    }
-    let required: Vec<String> = EMPTY
-        .iter()
-        .flat_map(|text| read(text).finish().0)
-        .filter(|finding| finding.severity == Severity::Error && finding.code == codes::MISSING)
-        .map(|finding| finding.path)
-        .collect();
-    let source = Source { shapes, required };
+    let forms = [Form::TollgateV1, Form::AgentAssemblyV1, Form::Flat];
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Tollgate policy",
-        "anyOf": [source.of(""), source.of("spec")],
+        "anyOf": forms.map(|form| Source::new(form).of("")),
     })
 }
 
-fn read(text: &str) -> Findings {
+/// What is asked for where `text`, a document of `tollgate/v1`, is read in this form.
+fn read(text: &str, form: Form) -> Findings {
+    let text = match form {
+        Form::TollgateV1 | Form::Flat => text.to_string(),
+        Form::AgentAssemblyV1 => text.replace(TOLLGATE_V1, AGENT_ASSEMBLY_V1),
+    };
     let mut findings = Findings::new(Vec::new(), true);
-    for node in yaml::read(text.as_bytes(), &mut Vec::new()) {
-        document::read(&node, "whole", &mut findings);
+    for node in &yaml::read(text.as_bytes(), &mut Vec::new()) {
+        let node = match form {
+            Form::TollgateV1 | Form::AgentAssemblyV1 => Some(node),
+            Form::Flat => spec(node),
+        };
+        if let Some(node) = node {
+            document::read(node, "whole", &mut findings);
+        }
     }
     findings
+}
+
+/// A document's `spec`, which is a flat document by itself.
+fn spec(node: &Node) -> Option<&Node> {
+    let yaml::Value::Map(entries) = &node.value else {
+        return None;
+    };
+    let spec = entries.iter().find(|entry| entry.key == "spec")?;
+    Some(&spec.node)
 }
 
 /// Where the schema comes from.
@@ -95,6 +109,25 @@ struct Source {
 }
 
 impl Source {
+    fn new(form: Form) -> Source {
+        let mut shapes: BTreeMap<String, Vec<Shape>> = BTreeMap::new();
+        for text in WHOLE {
+            for (path, shape) in read(text, form).shapes {
+                let known = shapes.entry(path).or_default();
+                if !known.contains(&shape) {
+                    known.push(shape);
+                }
+            }
+        }
+        let required = EMPTY
+            .iter()
+            .flat_map(|text| read(text, form).finish().0)
+            .filter(|finding| finding.severity == Severity::Error && finding.code == codes::MISSING)
+            .map(|finding| finding.path)
+            .collect();
+        Source { shapes, required }
+    }
+
     fn of(&self, path: &str) -> Value {
         let shapes = self.shapes.get(path).map_or(&[][..], Vec::as_slice);
         let mut schemas: Vec<Value> = shapes.iter().map(|shape| self.one(path, shape)).collect();

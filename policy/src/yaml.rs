@@ -6,7 +6,7 @@
 
 use crate::diagnostic::{Diagnostic, Position, Severity, codes};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Span};
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 /// Bytes of a policy file. The longest reference policy has 0.9 KB; 1 MiB is room for a thousand of them.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -48,6 +48,11 @@ impl Node {
             }
             _ => false,
         }
+    }
+
+    /// Whether this is a list of nothing.
+    pub(crate) fn is_empty_list(&self) -> bool {
+        matches!(&self.value, Value::List(items) if items.is_empty())
     }
 
     /// Where this character of the text stands (from 1), as far as that can be told: that of the value at worst.
@@ -119,7 +124,9 @@ pub(crate) fn read(bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> Vec<Node>
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {
             let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let line = 1 + unix_lines(&String::from_utf8_lossy(before))
+                .matches('\n')
+                .count();
             let at = Position { line, column: 1 };
             let message = "the file is not UTF-8 text".to_string();
             reader.error(at, codes::UNREADABLE, message);
@@ -166,6 +173,7 @@ fn quote(source: &str, text: &str, at: Position) -> Option<usize> {
         return Some(1);
     }
     let indent = at.column.saturating_sub(1);
+    let source = unix_lines(source);
     let mut written = source.trim_end().split('\n');
     let mut lines = text.trim_end().split('\n');
     let same = written.next() == lines.next()
@@ -175,6 +183,14 @@ fn quote(source: &str, text: &str, at: Position) -> Option<usize> {
         })
         && written.next().is_none();
     same.then_some(0)
+}
+
+/// `text` with `\n` at the end of each line. YAML also ends lines with `\r\n` and `\r` (YAML 1.2.2 §5.4).
+pub fn unix_lines(text: &str) -> Cow<'_, str> {
+    match text.contains('\r') {
+        true => Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")),
+        false => Cow::Borrowed(text),
+    }
 }
 
 fn position(line: usize, column_from_0: usize) -> Position {

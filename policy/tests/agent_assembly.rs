@@ -159,6 +159,8 @@ fn the_fragments_load_as_documents_of_one_file() {
         ("P302", "capabilities.deny[0]"),
         ("P302", "capabilities.deny[1]"),
         ("P303", "approval"),
+        // The last fragment has nothing else.
+        ("P304", ""),
     ];
     check("sections.yaml", text, &[], &warnings);
 }

@@ -6,7 +6,7 @@ use tollgate_engine::{
     ledger::{Unit, Window},
 };
 use tollgate_policy::{
-    CompileError, Document, MAX_DOCUMENTS, check_together, codes, compile, parse, zone,
+    CompileError, Diagnostic, Document, MAX_DOCUMENTS, check_together, codes, compile, parse, zone,
 };
 
 /// 2026-11-20T00:00:00Z: 20,777 days since the epoch.
@@ -15,7 +15,10 @@ const DAY: i64 = 86_400;
 
 fn documents(text: &str) -> Vec<Document> {
     let parsed = parse("case.yaml", text.as_bytes(), true);
-    assert_eq!(parsed.diagnostics, [], "{text}");
+    // Some have no rule, and are told so.
+    let others = |d: &&Diagnostic| d.code != codes::BROAD;
+    let found: Vec<_> = parsed.diagnostics.iter().filter(others).collect();
+    assert!(found.is_empty(), "{text}: {found:?}");
     parsed.documents
 }
 

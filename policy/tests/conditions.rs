@@ -212,10 +212,94 @@ fn mistakes_are_found_where_they_stand() {
         ("args.x.y(1)", 7, "there is no function `y`"),
         ("cost > 1", 1, "did you mean `estimated_cost_usd`?"),
         ("size()", 1, "takes one value"),
+        ("team.startsWith()", 5, "is written `x.startsWith(y)`"),
+        (
+            "tool.lowerAscii('a') == 'b'",
+            5,
+            "is written `x.lowerAscii()`",
+        ),
+        (
+            "estimated_cost_usd / 2 > 1",
+            20,
+            "`/` does not go between an amount in US dollars and a whole number; an amount can be multiplied",
+        ),
+        (
+            "estimated_cost_usd * 0.5 > 1",
+            20,
+            "an amount can be multiplied by a whole number",
+        ),
     ] {
         let error = refusal(condition);
         assert!(error.message.contains(part), "{condition}: {error}");
         assert_eq!(error.at, at, "{condition}: {error}");
+    }
+}
+
+#[test]
+fn what_can_never_be_the_same_is_refused() {
+    const ID: &str = "0123ABCD-89ab-cdef-0123-456789abcdef";
+    for (condition, at, part) in [
+        ("args.amount > 0.5", 13, "numbers in arguments are whole"),
+        ("args.amount == 1.0", 13, "numbers in arguments are whole"),
+        (
+            "estimated_cost_usd < args.most",
+            20,
+            "numbers in arguments are whole",
+        ),
+        (
+            "args.level >= L2",
+            12,
+            "does not go between something in the arguments and a governance level",
+        ),
+        ("now > args.since", 5, "does not go between an instant"),
+        ("L1 in args.levels", 4, "does not go between"),
+        ("args.level in [L1]", 12, "does not go between"),
+        ("host == 'API.OpenAI.com'", 9, "write `api.openai.com`"),
+        ("'API.OpenAI.com' != host", 1, "write `api.openai.com`"),
+        ("host == 'api.openai.com:443'", 9, "write `api.openai.com`"),
+        ("host == 'api.openai.com.'", 9, "write `api.openai.com`"),
+        ("host == '[::1]'", 9, "write `::1`"),
+        ("host == 'https://a.example'", 9, "is not a host"),
+        ("host == ''", 9, "is not a host"),
+        (
+            "host in ['a.example', 'B.example']",
+            23,
+            "write `b.example`",
+        ),
+        ("host.endsWith('.OpenAI.com')", 15, "write `.openai.com`"),
+        ("method == 'post'", 11, "write `POST`"),
+        ("method in ['GET', 'Head']", 19, "write `HEAD`"),
+        ("method.startsWith('p')", 19, "write `P`"),
+        ("tool.lowerAscii() == 'Bash'", 22, "write `bash`"),
+        ("tool.lowerAscii().contains('Git')", 28, "write `git`"),
+        ("agent == 'support-bot'", 10, "is not the UUID of an agent"),
+        ("agent.startsWith('ABC')", 18, "write `abc`"),
+        (
+            &format!("agent in ['{ID}']"),
+            11,
+            "write `0123abcd-89ab-cdef-0123-456789abcdef`",
+        ),
+    ] {
+        let error = refusal(condition);
+        assert!(error.message.contains(part), "{condition}: {error}");
+        assert_eq!(error.at, at, "{condition}: {error}");
+    }
+    // Every one of a list is told.
+    let found = compile("host in ['A', 'b', 'C']").expect_err("two are in upper case");
+    let places: Vec<usize> = found.iter().map(|error| error.at).collect();
+    assert_eq!(places, [10, 20]);
+    for condition in [
+        "args.amount > 0",
+        "args.host == 'API.OpenAI.com'",
+        "tool == 'Bash'",
+        "path == '/V1'",
+        "team == 'Platform'",
+        "host == '::1' || host == 'a_b' || host.startsWith('10.')",
+        "agent == '0123abcd-89ab-cdef-0123-456789abcdef'",
+        "method.lowerAscii() == 'post'",
+        "args.host in [host, 'A']",
+    ] {
+        assert!(compile(condition).is_ok(), "{condition}");
     }
 }
 

@@ -69,7 +69,13 @@ fn deep_nesting() {
 #[test]
 fn nesting_has_an_exact_limit() {
     // The document is one mapping, so 31 lists inside it make 32 collections.
-    let nested = |lists: usize| format!("x: {}{}", "[".repeat(lists), "]".repeat(lists));
+    let nested = |lists: usize| {
+        format!(
+            "network: {{}}\nx: {}{}",
+            "[".repeat(lists),
+            "]".repeat(lists)
+        )
+    };
     let fine = parse("case.yaml", nested(31).as_bytes(), false);
     assert_eq!(fine.diagnostics.len(), 1, "only the unknown key");
     assert!(!fine.has_errors());
@@ -78,7 +84,7 @@ fn nesting_has_an_exact_limit() {
 
 #[test]
 fn sizes_have_exact_limits() {
-    let scalar = |bytes: usize| format!("x: {}", "a".repeat(bytes));
+    let scalar = |bytes: usize| format!("network: {{}}\nx: {}", "a".repeat(bytes));
     assert!(!parse("case.yaml", scalar(64 << 10).as_bytes(), false).has_errors());
     assert_eq!(
         refused(scalar((64 << 10) + 1).as_bytes()),
@@ -89,8 +95,8 @@ fn sizes_have_exact_limits() {
     assert!(!parse("case.yaml", file(1 << 20).as_bytes(), false).has_errors());
     assert_eq!(refused(file((1 << 20) + 1).as_bytes()), [codes::UNREADABLE]);
 
-    // A mapping, a key and a list are three values.
-    let values = |count: usize| format!("x: [{}]", "1,".repeat(count - 3));
+    // Two mappings, two keys and a list are five values.
+    let values = |count: usize| format!("network: {{}}\nx: [{}]", "1,".repeat(count - 5));
     assert!(!parse("case.yaml", values(50_000).as_bytes(), false).has_errors());
     assert_eq!(refused(values(50_001).as_bytes()), [codes::OVER_LIMIT]);
 }

@@ -90,6 +90,9 @@ fn denied_entries_are_hosts_addresses_and_a_word() {
         ("https://a.example", "without scheme"),
         ("0x7f.1", "IPv4"),
         ("Private", "lower case"),
+        ("[::1]", "without brackets"),
+        ("[::1]:443", "without brackets"),
+        ("a.example:443", "without a port"),
     ] {
         match Denied::parse(text) {
             Ok(denied) => panic!("`{text}` was read as {denied:?}"),
@@ -122,6 +125,27 @@ fn denied_entries_are_hosts_addresses_and_a_word() {
         findings("network: {denylist: [private]}"),
         ["P107 network.denylist"]
     );
+}
+
+#[test]
+fn an_allowlist_does_not_know_the_word_of_denylists() {
+    let allowed = |entry: &str| {
+        let text = format!("network: {{allowlist: ['{entry}']}}");
+        let parsed = parse("case.yaml", text.as_bytes(), false);
+        let found = parsed.diagnostics.iter();
+        found.map(|d| d.to_string()).collect::<Vec<_>>()
+    };
+    for word in ["private", "Private"] {
+        let found = allowed(word);
+        assert_eq!(found.len(), 1);
+        let start = format!(
+            "1:23: error[P202] network.allowlist[0]: `{word}`: this is a word of `denylist`"
+        );
+        assert!(found[0].starts_with(&start), "{found:?}");
+    }
+    assert_eq!(allowed("private."), [""; 0]);
+    // Below a name that nobody can register: broad for all that this knows.
+    assert_eq!(allowed("*.a.private"), [""; 0]);
 }
 
 #[test]

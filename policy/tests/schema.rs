@@ -132,6 +132,7 @@ fn agree(schema: &Value, document: &Value, shapes: &mut usize) {
             codes::API_VERSION,
             codes::NUMBER,
             codes::CHOICE,
+            codes::NEEDS_TOLLGATE_V1,
         ]
         .contains(code)
     });
@@ -189,6 +190,60 @@ fn schema_and_decoder_agree_on_every_change_of_one_place() {
         }
     }
     assert!(shapes > 300, "{shapes} changes were about shape");
+}
+
+/// Puts what `whole` has and `part` has not into `part`, one thing at a time.
+fn added(whole: &Value, part: &Value, all: &Value, at: &str, changed: &mut Vec<Value>) {
+    let (Some(whole), Some(part)) = (whole.as_object(), part.as_object()) else {
+        return;
+    };
+    for (key, value) in whole {
+        match part.get(key) {
+            Some(part) => added(value, part, all, &format!("{at}/{key}"), changed),
+            None => {
+                let mut more = all.clone();
+                let place = more.pointer_mut(at).unwrap().as_object_mut().unwrap();
+                place.insert(key.clone(), value.clone());
+                changed.push(more);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_tollgate_v1_adds_fits_no_older_form() {
+    let schema = json_schema();
+    let whole = whole();
+    let spec = json!({
+        "scope": "global", "version": "1",
+        "network": {"allowlist": ["a.example"]},
+        "budget": {"daily_limit_usd": 2.5, "monthly_limit_usd": 4, "action_on_exceed": "suspend", "timezone": "UTC"},
+        "data": {"sensitive_patterns": ["x+"]},
+        "tools": {"bash": {"allow": true, "limit_per_hour": 3, "requires_approval_if": "true"}},
+        "approval": {"timeout_seconds": 5},
+    });
+    let older = json!({"apiVersion": "agent-assembly/v1", "kind": "Policy", "metadata": {"name": "a"}, "spec": spec});
+    for (document, whole) in [(&spec, &whole["spec"]), (&older, &whole)] {
+        let parsed = parse("case.json", document.to_string().as_bytes(), true);
+        assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+        assert!(fits(&schema, document));
+        let (mut changed, mut shapes) = (Vec::new(), 0);
+        added(whole, document, document, "", &mut changed);
+        for changed in &changed {
+            agree(&schema, changed, &mut shapes);
+        }
+        // Limits per hour and week and in tokens are 6; the rest of `budget` but the zone 6; `prices`, `rate`, four of `data`, a tool's cost.
+        assert_eq!(shapes, 6 + 6 + 2 + 4 + 1);
+        let mut alert = document.clone();
+        let budget = alert.as_object_mut().unwrap();
+        let budget = match budget.get_mut("spec") {
+            Some(spec) => &mut spec["budget"],
+            None => &mut budget["budget"],
+        };
+        budget["action_on_exceed"] = json!("alert");
+        agree(&schema, &alert, &mut shapes);
+        assert_eq!(shapes, 6 + 6 + 2 + 4 + 1 + 1);
+    }
 }
 
 #[test]

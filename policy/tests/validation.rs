@@ -2,9 +2,18 @@
 
 use tollgate_policy::{Diagnostic, Parsed, codes, parse};
 
-/// `code path`, one per finding, errors marked with `!`.
+/// `code path`, one per finding, errors marked with `!`; without [`open`].
 fn findings(text: &str) -> Vec<String> {
-    shown(&parse("case.yaml", text.as_bytes(), false))
+    let mut all = shown(&parse("case.yaml", text.as_bytes(), false));
+    all.retain(|finding| !["P304 ", "P304 spec"].contains(&finding.as_str()));
+    all
+}
+
+/// Whether it is told that a document has no rule. Most cases here have none: they are about one field.
+fn open(text: &str) -> bool {
+    let parsed = parse("case.yaml", text.as_bytes(), false);
+    let of_all = |d: &Diagnostic| d.code == codes::BROAD && ["", "spec"].contains(&&*d.path);
+    parsed.diagnostics.iter().any(of_all)
 }
 
 fn shown(parsed: &Parsed) -> Vec<String> {
@@ -24,6 +33,85 @@ fn all(cases: &[(&str, &[&str])]) {
     for (text, expected) in cases {
         assert_eq!(findings(text), *expected, "findings of: {text}");
     }
+}
+
+#[test]
+fn a_file_without_a_known_key_is_no_policy() {
+    // A compose file, a package, a workflow: `version` alone makes no policy either.
+    all(&[
+        (
+            "version: '3'\nservices: {web: {image: nginx}}\nnetworks: {back: {}}\n",
+            &["!P006 ", "P101 services", "P101 networks"],
+        ),
+        (
+            r#"{"name": "app", "version": "1.0.0", "dependencies": {}}"#,
+            &["!P006 ", "P101 name", "P101 dependencies"],
+        ),
+        (
+            "on: push\njobs: {test: {runs-on: ubuntu}}\n",
+            &["!P006 ", "P101 on", "P101 jobs"],
+        ),
+        ("netwrok: {allowlist: []}", &["!P006 ", "P101 netwrok"]),
+        ("{}", &["!P006 "]),
+        ("scope: global\n---\nname: x\n", &["!P006 ", "P101 name"]),
+        ("scope: global\nname: x\n", &["P101 name"]),
+    ]);
+    let parsed = parse("compose.yaml", b"services: {}", false);
+    assert!(parsed.documents.is_empty());
+    let message = &parsed.diagnostics[0].message;
+    assert!(message.contains("keep the file apart"), "{message}");
+}
+
+#[test]
+fn a_document_that_restricts_nothing_is_warned_about() {
+    for text in [
+        "scope: team:a",
+        "agent: {id: 01234567-89ab-cdef-0123-456789abcdef}",
+        "tools: {bash: {allow: true}}",
+        "capabilities: {allow: [network_outbound], deny: [file_read]}",
+        "approval: {timeout_seconds: 5}",
+        "schedule: {}",
+        "data: {sensitive_patterns: []}",
+        "scope: team:a\nnetwrok: {}",
+        &v1("{}"),
+        &v1("{rate: {requests_per_minute: 0}}"),
+        &v1("{network: {denylist: []}}"),
+    ] {
+        assert!(open(text), "{text}");
+    }
+    for text in [
+        "network: {}",
+        "schedule: {active_hours: {start: '09:00', end: '18:00', timezone: UTC}}",
+        "tools: {bash: {allow: false}}",
+        "tools: {bash: {limit_per_hour: 1}}",
+        "tools: {bash: {requires_approval_if: 'true'}}",
+        "capabilities: {allow: ['model:a']}",
+        "capabilities: {deny: [network_outbound]}",
+        "data: {sensitive_patterns: [x]}",
+        "budget: {daily_limit_usd: 1}",
+        "agent: {budget: {max_tokens: 1}}",
+        "agent: {audit: {retention_days: 1}}",
+        "agent: {execution: {enable_pause: false}}",
+        &v1("{network: {denylist: [private]}}"),
+        &v1("{prices: {m: {input_usd_per_million: 1, output_usd_per_million: 1}}}"),
+        &v1("{rate: {requests_per_minute: 1}}"),
+        &v1("{data: {mask_pii: true}}"),
+        &v1("{data: {tool_output_is_data: true}}"),
+        &v1("{tools: {web: {cost_usd: 1}}}"),
+        // Another thing is to be mended first.
+        "scope: nobody",
+    ] {
+        assert!(!open(text), "{text}");
+    }
+    let at = |text: &str| {
+        let parsed = parse("case.yaml", text.as_bytes(), false);
+        let found = &parsed.diagnostics[0];
+        (found.line, found.column, found.path.clone())
+    };
+    assert_eq!(at("# mine\nscope: global\n"), (2, 1, String::new()));
+    let enveloped =
+        "apiVersion: tollgate/v1\nkind: Policy\nmetadata: {name: a}\nspec: {scope: global}\n";
+    assert_eq!(at(enveloped), (4, 1, "spec".to_string()));
 }
 
 #[test]
@@ -110,7 +198,11 @@ fn active_hours_need_start_end_and_timezone() {
             "zone {zone}"
         );
     }
-    assert_eq!(findings("schedule: {}"), [""; 0], "nothing to enforce");
+    assert_eq!(
+        findings("schedule: {}"),
+        ["P303 schedule"],
+        "nothing to enforce"
+    );
 }
 
 #[test]
@@ -262,7 +354,7 @@ fn approval_conditions_name_levels_zero_to_three() {
 fn tools_are_named_exactly() {
     all(&[
         ("tools: {bash: {allow: false}}", &[]),
-        ("tools: {bash: {}}", &[]),
+        ("tools: {bash: {}}", &["P303 tools.bash"]),
         ("tools: {bash: }", &["!P102 tools.bash"]),
         ("tools: {bash: {allow: no}}", &["!P102 tools.bash.allow"]),
         (
@@ -417,6 +509,10 @@ fn scopes_have_a_kind_and_an_identifier() {
         ("scope: Global", &["!P201 scope"]),
         ("scope: global:all", &["!P201 scope"]),
         ("scope: ''", &["!P201 scope"]),
+        // Nobody has such a name, so nothing would be covered.
+        ("scope: 'team:*'", &["!P201 scope"]),
+        ("scope: org:acme*", &["!P201 scope"]),
+        ("scope: tool:gmail_*", &["!P201 scope"]),
         ("scope: [global]", &["!P102 scope"]),
     ]);
     let upper = "scope: agent:01234567-89AB-CDEF-0123-456789ABCDEF";
@@ -431,14 +527,23 @@ fn unknown_keys_warn_and_strict_makes_them_errors() {
     let parsed = parse("case.yaml", text.as_bytes(), false);
     assert_eq!(
         shown(&parsed),
-        ["P101 netwrok", "P101 budget.dayly_limit_usd", "P101 colour"]
+        [
+            "P101 netwrok",
+            "P304 ",
+            "P303 budget",
+            "P101 budget.dayly_limit_usd",
+            "P101 colour"
+        ]
     );
     let meant: Vec<_> = parsed
         .diagnostics
         .iter()
         .map(|d| d.suggestion.as_deref())
         .collect();
-    assert_eq!(meant, [Some("network"), Some("daily_limit_usd"), None]);
+    assert_eq!(
+        meant,
+        [Some("network"), None, None, Some("daily_limit_usd"), None]
+    );
     assert!(
         parsed.diagnostics[0]
             .message
@@ -466,12 +571,12 @@ fn duplicate_keys_are_errors_at_every_level() {
             "network: {allowlist: [a.example], allowlist: []}",
             &["!P005 network.allowlist"],
         ),
-        ("tools: {a: {}, \"a\": {}}", &["!P005 tools.a"]),
+        ("tools: {a: {allow: true}, \"a\": {}}", &["!P005 tools.a"]),
         (
             r#"{"scope": "global", "sc\u006fpe": "global"}"#,
             &["!P005 scope"],
         ),
-        (&v1("{data: {}, data: {}}"), &["!P005 spec.data"]),
+        (&v1("{tools: {}, tools: {}}"), &["!P005 spec.tools"]),
     ]);
 }
 
@@ -555,7 +660,21 @@ fn additions_need_tollgate_v1() {
         ),
         (
             &v1("{budget: {unknown_model: deny}}"),
+            &["P303 spec.budget"],
+        ),
+        (
+            &v1("{budget: {daily_limit_tokens: 1, unknown_model: deny}}"),
             &["P303 spec.budget.unknown_model"],
+        ),
+        (
+            &v1(
+                "{budget: {unknown_model: deny, lower_max_tokens: true}, agent: {budget: {max_tokens: 1}}}",
+            ),
+            &["P303 spec.budget.unknown_model"],
+        ),
+        (
+            &v1("{budget: {unknown_model: deny}, agent: {budget: {max_cost_usd: 1}}}"),
+            &[],
         ),
         (&v1("{budget: {daily_limit_usd: 1, on_lost: release}}"), &[]),
         (
@@ -805,7 +924,10 @@ fn a_file_may_hold_several_documents_of_different_names() {
     ];
     tollgate_policy::check_together(&mut files);
     assert!(!files[0].has_errors());
-    assert_eq!(shown(&files[1]), ["!P401 metadata.name"]);
+    // A flat document has no `metadata`.
+    assert_eq!(shown(&files[1]), ["P304 ", "!P401 "]);
+    let message = &files[1].diagnostics[1].message;
+    assert!(message.contains("rename a file"), "{message}");
     assert!(files[1].documents.is_empty());
 }
 
@@ -839,7 +961,7 @@ fn the_agent_block_is_read_whole() {
             &["!P201 agent.id"],
         ),
         (
-            "agent: {tools: [{name: git}]}\ntools: {git: {allow: true}}",
+            "agent: {tools: [{name: git, enabled: true}]}\ntools: {git: {allow: true}}",
             &["!P108 agent.tools"],
         ),
         ("agent: {tols: []}", &["P101 agent.tols"]),
@@ -957,7 +1079,10 @@ fn a_star_stands_for_all_other_tools_in_tollgate_v1() {
 #[test]
 fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
     all(&[
-        (&v1("{data: {action: block, exempt_tools: [calc]}}"), &[]),
+        (
+            &v1("{data: {action: block, exempt_tools: [calc]}}"),
+            &["P303 spec.data"],
+        ),
         (
             &v1(
                 "{data: {sensitive_patterns: [x], action: redact, mask_pii: true, tool_output_is_data: true}}",
@@ -980,8 +1105,12 @@ fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
         ("tools: {web: {cost_usd: 1}}", &["!P107 tools.web.cost_usd"]),
         (&v1("{data: {action: mask}}"), &["!P207 spec.data.action"]),
         (
-            &v1("{data: {exempt_tools: ['', calc]}}"),
-            &["!P105 spec.data.exempt_tools[0]"],
+            &v1("{data: {exempt_tools: ['', calc, '*', 'git_*']}}"),
+            &[
+                "!P105 spec.data.exempt_tools[0]",
+                "!P106 spec.data.exempt_tools[2]",
+                "!P106 spec.data.exempt_tools[3]",
+            ],
         ),
         (
             "data: {action: block, exempt_tools: []}",
@@ -998,6 +1127,133 @@ fn settings_that_gates_do_not_know_are_refused_and_not_ignored() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn a_field_of_another_place_or_form_is_refused_and_not_ignored() {
+    all(&[
+        (
+            "tools: {bash: {enabled: false, requires_approval: true, approval_config: {timeout_seconds: 5}}}",
+            &[
+                "!P305 tools.bash.enabled",
+                "!P305 tools.bash.requires_approval",
+                "!P305 tools.bash.approval_config",
+            ],
+        ),
+        (
+            "agent: {tools: [{name: bash, allow: false, limit_per_hour: 1, cost_usd: 1, requires_approval_if: 'true'}]}",
+            &[
+                "!P305 agent.tools[0].allow",
+                "!P305 agent.tools[0].limit_per_hour",
+                "!P305 agent.tools[0].cost_usd",
+                "!P305 agent.tools[0].requires_approval_if",
+            ],
+        ),
+        (
+            &v1("{rollout: shadow, replaces: '1'}"),
+            &["!P108 spec.rollout", "!P108 spec.replaces"],
+        ),
+        (
+            "network: {}\nrollout: shadow\nreplaces: '1'\n",
+            &["!P108 rollout", "!P108 replaces"],
+        ),
+        (
+            "{apiVersion: tollgate/v1, kind: Policy, rollout: shadow, metadata: {name: a, scope: 'team:a', budget: {}}, spec: {}}",
+            &[
+                "!P108 rollout",
+                "!P108 metadata.scope",
+                "!P108 metadata.budget",
+            ],
+        ),
+    ]);
+    let said = |text: &str| parse("case.yaml", text.as_bytes(), false).diagnostics[0].to_string();
+    assert_eq!(
+        said("tools: {bash: {enabled: false}}"),
+        "1:16: error[P305] tools.bash.enabled: is not a field of `tools`: write `allow`"
+    );
+    assert_eq!(
+        said("network: {}\nrollout: shadow"),
+        "2:1: error[P108] rollout: `rollout` stands outside `metadata`, where it would be ignored; \
+         move it under `metadata`, in a document of `tollgate/v1`"
+    );
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    const ID: &str = "id: 01234567-89ab-cdef-0123-456789abcdef";
+    all(&[
+        ("budget: {}", &["P303 budget"]),
+        ("budget: {timezone: UTC}", &["P303 budget"]),
+        // What is wrong comes first.
+        (
+            "budget: {daily_limit_usd: 0}",
+            &["!P205 budget.daily_limit_usd"],
+        ),
+        ("data: {}", &["P303 data"]),
+        ("data: {sensitive_patterns: []}", &["P303 data"]),
+        (
+            "data: {sensitive_patterns: ['(']}",
+            &["!P208 data.sensitive_patterns[0]"],
+        ),
+        (&v1("{data: {mask_pii: false}}"), &["P303 spec.data"]),
+        (&v1("{data: {mask_pii: true}}"), &[]),
+        (
+            &v1("{network: {denylist: []}}"),
+            &["P303 spec.network.denylist"],
+        ),
+        (
+            &v1("{budget: {daily_limit_usd: 1, warn_at: []}}"),
+            &["P303 spec.budget.warn_at"],
+        ),
+        ("tools: {bash: {allow: true}, git: {}}", &["P303 tools.git"]),
+        // An entry takes its tool out of what `*` says.
+        (&v1("{tools: {'*': {allow: false}, git: {}}}"), &[]),
+        (&v1("{tools: {'*': {}}}"), &[]),
+        (
+            &format!("agent: {{{ID}, tools: [{{name: git}}, {{name: mail, enabled: false}}]}}"),
+            &["P303 agent.tools[0]"],
+        ),
+        (
+            &format!("agent: {{{ID}, tools: [{{name: git}}, {{name: '*', enabled: false}}]}}"),
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn places_are_counted_in_lines_as_yaml_ends_them() {
+    for end in ["\n", "\r\n", "\r"] {
+        let lines = [
+            "network: {}",
+            "tools:",
+            "  mail:",
+            "    requires_approval_if: |",
+            "      team == tool",
+            "        || x",
+            "netwrok: {}",
+            "",
+        ];
+        let parsed = parse("case.yaml", lines.join(end).as_bytes(), false);
+        let found = parsed.diagnostics.iter();
+        let places: Vec<_> = found.map(|d| (d.code, d.line, d.column)).collect();
+        assert_eq!(places, [("P212", 6, 12), ("P101", 7, 1)], "{end:?}");
+        let parsed = parse(
+            "case.yaml",
+            format!("a: 1{end}b: 2{end}")
+                .as_bytes()
+                .iter()
+                .copied()
+                .chain(*b"\xff")
+                .collect::<Vec<u8>>()
+                .as_slice(),
+            false,
+        );
+        assert_eq!(
+            (parsed.diagnostics[0].code, parsed.diagnostics[0].line),
+            ("P001", 3),
+            "{end:?}"
+        );
+    }
 }
 
 #[test]

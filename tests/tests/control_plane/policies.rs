@@ -195,12 +195,12 @@ async fn a_set_of_files_goes_live_in_one_bundle() {
     let workspace = plane.workspace().await;
     let pair = format!(
         "{}---\n{}",
-        named("one", "  scope: global\n"),
-        named("two", "  scope: team:blue\n")
+        named("one", "  network: {}\n"),
+        named("two", "  network: {}\n")
     );
     let set = json!({"files": [
         {"path": "policies/pair.yaml", "text": pair},
-        {"path": "policies/flat.yaml", "text": "scope: global\nextra: 1\n"},
+        {"path": "policies/flat.yaml", "text": "network: {}\nextra: 1\n"},
     ]});
     let reply = workspace.post("/policies", set).await;
     assert_eq!(reply.status, 200);
@@ -225,9 +225,9 @@ async fn nothing_of_a_bad_set_goes_live_and_all_its_errors_come_at_once() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
     let set = json!({"files": [
-        {"path": "good.yaml", "text": named("good", "  scope: global\n")},
+        {"path": "good.yaml", "text": named("good", "  network: {}\n")},
         {"path": "bad.yaml", "text": "scope: nobody\nrate:\n  requests_per_minute: 1\n"},
-        {"path": "again.yaml", "text": named("good", "  scope: global\n")},
+        {"path": "again.yaml", "text": named("good", "  network: {}\n")},
     ]});
     let reply = workspace.post("/policies", set).await;
     assert_eq!(
