@@ -6,6 +6,7 @@
 use sqlx::{
     Connection as _, Sqlite, SqlitePool, Transaction,
     migrate::Migrator,
+    pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{path::Path, time::Duration};
@@ -58,6 +59,11 @@ impl Store {
     /// Begins a write transaction.
     pub(crate) async fn write(&self) -> Result<Write, sqlx::Error> {
         self.write.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    /// The writer, if nobody has it or waits for it: for a single statement that may as well be left out.
+    pub(crate) fn free_writer(&self) -> Option<PoolConnection<Sqlite>> {
+        self.write.try_acquire()
     }
 
     /// For queries that change nothing.
