@@ -173,6 +173,20 @@ pub(crate) struct Gate {
     pub(crate) seal_root: [u8; 32],
 }
 
+impl Gate {
+    /// For requests that wait: 401 if the enrolment was revoked meanwhile.
+    pub(crate) async fn still_enrolled(&self, state: &ControlPlane) -> Result<(), Problem> {
+        let enrolled: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM gates WHERE workspace = $1 AND id = $2 AND revoked_ms IS NULL)",
+        )
+        .bind(self.workspace.as_str())
+        .bind(&self.gate)
+        .fetch_one(state.store().read())
+        .await?;
+        enrolled.then_some(()).ok_or_else(unauthenticated)
+    }
+}
+
 /// An agent of the workspace in the path.
 pub(crate) struct Agent {
     pub(crate) workspace: WorkspaceId,
