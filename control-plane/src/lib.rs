@@ -21,6 +21,7 @@ mod agents;
 mod approvals;
 pub mod audit;
 mod bundles;
+mod connections;
 mod events;
 mod files;
 mod gates;
@@ -69,6 +70,9 @@ use utoipa_axum::router::OpenApiRouter;
 
 /// How often bundles are looked at for re-signing and old leases forgotten; more often where bundles live for less than four of these.
 const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the end waits for the database. What was committed is on the disk, closed or not.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of a body where a route does not set its own limit: names and little else.
 const MAX_BODY_BYTES: usize = 16 << 10;
@@ -445,15 +449,13 @@ async fn observe(
     response
 }
 
-/// Serves until `shutdown` ends, then answers what is under way, long polls at once, and closes the database.
-///
-/// # Errors
-/// When the listener fails.
+/// Serves until `shutdown` ends, then answers what is under way, long polls at once, and closes the database. What is not answered after ten
+/// seconds is cut off.
 pub async fn run(
     state: ControlPlane,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+) {
     let upkeep = tokio::spawn({
         let state = state.clone();
         async move {
@@ -479,17 +481,23 @@ pub async fn run(
         }
     });
     let stopping = state.clone();
-    let served = axum::serve(listener, app(state.clone()))
-        .with_graceful_shutdown(async move {
-            shutdown.await;
-            tracing::info!("stopping");
-            stopping.0.stopping.send_replace(true);
-        })
-        .await;
+    let limits = connections::Limits::of_this_process();
+    connections::serve(listener, app(state.clone()), limits, async move {
+        shutdown.await;
+        tracing::info!("stopping");
+        stopping.0.stopping.send_replace(true);
+    })
+    .await;
     upkeep.abort();
     notify.abort();
-    state.close().await;
-    served
+    if tokio::time::timeout(CLOSE_TIMEOUT, state.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            "the database is not closed, something still uses it; the next start mends that"
+        );
+    }
 }
 
 #[cfg(test)]
