@@ -218,10 +218,10 @@ impl ControlPlane {
     /// Makes a root key when there is no `root.key`: at the first start, and after somebody removed the file to have another one.
     async fn make_root_key(&self) -> Result<(), OpenError> {
         let file = self.0.data.root_key();
-        if file.exists() {
-            return Ok(());
-        }
         let files = |error| OpenError::Files(file.clone(), error);
+        if file.exists() {
+            return files::keep_private(&file).map_err(files);
+        }
         let key = self.0.pepper.new_key(KeyKind::Operator).map_err(files)?;
         let stored = async {
             let mut write = self.store().write().await?;

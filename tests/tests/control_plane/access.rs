@@ -408,11 +408,20 @@ async fn nobody_else_can_read_the_data_directory() {
     use std::os::unix::fs::PermissionsExt as _;
     let scratch = tollgate_tests::Scratch::new("private");
     let data = scratch.path().join("data");
-    let _plane = tollgate_control_plane::ControlPlane::open(&data, Default::default())
-        .await
-        .unwrap();
+    let open = async || {
+        tollgate_control_plane::ControlPlane::open(&data, Default::default())
+            .await
+            .unwrap()
+    };
     let mode =
         |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    open().await.close().await;
+    // As a backup may have brought them back.
+    for name in ["signing.key", "pepper.key", "root.key", "tollgate.db"] {
+        let wide = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(data.join(name), wide).unwrap();
+    }
+    let _plane = open().await;
     assert_eq!(mode(&data), 0o700);
     for entry in std::fs::read_dir(&data).unwrap() {
         let path = entry.unwrap().path();
