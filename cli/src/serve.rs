@@ -95,6 +95,6 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
         }
     })
-    .await?;
+    .await;
     Ok(())
 }

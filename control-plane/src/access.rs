@@ -26,7 +26,7 @@ use tollgate_engine::{
     time::Time,
 };
 
-/// `last_used` is written at most this often, so that reading does not become writing.
+/// `last_used` is written at most this often, so that reading does not become writing; later where the writer has more to do.
 const LAST_USED_STEP_MS: i64 = 60_000;
 
 /// Longest `authorization` header looked at; ours are below 80 bytes.
@@ -173,6 +173,20 @@ pub(crate) struct Gate {
     pub(crate) seal_root: [u8; 32],
 }
 
+impl Gate {
+    /// For requests that wait: 401 if the enrolment was revoked meanwhile.
+    pub(crate) async fn still_enrolled(&self, state: &ControlPlane) -> Result<(), Problem> {
+        let enrolled: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM gates WHERE workspace = $1 AND id = $2 AND revoked_ms IS NULL)",
+        )
+        .bind(self.workspace.as_str())
+        .bind(&self.gate)
+        .fetch_one(state.store().read())
+        .await?;
+        enrolled.then_some(()).ok_or_else(unauthenticated)
+    }
+}
+
 /// An agent of the workspace in the path.
 pub(crate) struct Agent {
     pub(crate) workspace: WorkspaceId,
@@ -230,15 +244,10 @@ async fn authenticate(parts: &Parts, state: &ControlPlane) -> Result<Principal, 
         return Err(unauthenticated());
     }
     let now_ms = state.now().millis();
-    let step = |last: i64| now_ms.saturating_sub(last) >= LAST_USED_STEP_MS;
+    // Either way: our clock may have been ahead.
+    let step = |last: i64| now_ms.saturating_sub(last).saturating_abs() >= LAST_USED_STEP_MS;
     if stored.last_used_ms.is_none_or(step) {
-        let mut write = state.store().write().await?;
-        sqlx::query(kind.touch())
-            .bind(now_ms)
-            .bind(id)
-            .execute(&mut *write)
-            .await?;
-        write.commit().await?;
+        note_used(state, kind, id.to_owned(), now_ms);
     }
     let id = id.to_owned();
     match (
@@ -255,6 +264,24 @@ async fn authenticate(parts: &Parts, state: &ControlPlane) -> Result<Principal, 
         }),
         (KeyKind::Gate, _, _) => Err(Problem::internal("enrolment", &"the stored row is damaged")),
     }
+}
+
+/// Notes that a key was used, beside the request: whoever only reads need not hear that the disk is full, nor wait for who writes. While the
+/// writer is taken, by another such note as well, nothing is noted; the key's next request comes by here again.
+fn note_used(state: &ControlPlane, kind: KeyKind, id: String, now_ms: i64) {
+    let Some(mut writer) = state.store().free_writer() else {
+        return;
+    };
+    tokio::spawn(async move {
+        let noted = sqlx::query(kind.touch())
+            .bind(now_ms)
+            .bind(id)
+            .execute(&mut *writer)
+            .await;
+        if let Err(error) = noted {
+            tracing::debug!(cause = %error, "not noted that a key was used");
+        }
+    });
 }
 
 /// The `{workspace}` of the path, compared as text: what is no workspace of this key's is not found, well-formed or not.
@@ -404,10 +431,13 @@ impl FromRequestParts<ControlPlane> for Agent {
                 _ => Err(forbidden("this takes an agent's token")),
             };
         }
-        // What is no workspace has no agents, and says so like a workspace of somebody else.
-        let workspace = WorkspaceId::existing(state, &wanted)
-            .await?
-            .ok_or_else(not_found)?;
+        let Some(workspace) = WorkspaceId::existing(state, &wanted).await? else {
+            // The same answers as at a workspace that exists and is not the token's: who has none of ours learns nothing.
+            return Err(match agents::signed(state, &wanted, &token) {
+                Ok(_) | Err(IdentityError::Foreign) => not_found(),
+                Err(_) => unauthenticated(),
+            });
+        };
         match agents::verify(state, &workspace, &token).await? {
             Ok((caller, expires)) => Ok(Agent {
                 workspace,

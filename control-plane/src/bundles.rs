@@ -47,6 +47,10 @@ const KEPT_REVISIONS: i64 = 256;
 /// ([`tollgate_engine::bundle::MAX_REVISION_JUMP`]), so that no gate can report its way to a revision that the others refuse.
 const MAX_SKIPPED_REVISIONS: i64 = 100;
 
+/// How many a channel may skip in all, ever: half of what a gate accepts at once, so one that was away while they were skipped takes the
+/// newest all the same. Re-signing makes 730 revisions a year, so there is room for a restore from an old backup every week.
+const MAX_SKIPPED_IN_ALL: i64 = 500_000;
+
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::new()
         .routes(routes!(show))
@@ -67,7 +71,8 @@ impl Announcements {
             .subscribe()
     }
 
-    fn announce(&self, workspace: &WorkspaceId) {
+    /// Has the polls of a workspace look again.
+    pub(crate) fn announce(&self, workspace: &WorkspaceId) {
         if let Some(sender) = self
             .0
             .lock()
@@ -112,6 +117,7 @@ struct CurrentPayload {
     payload: Vec<u8>,
     issued_ms: i64,
     expires_ms: i64,
+    skipped: i64,
 }
 
 async fn current_payload(
@@ -119,7 +125,7 @@ async fn current_payload(
     connection: &mut SqliteConnection,
 ) -> Result<Option<CurrentPayload>, sqlx::Error> {
     sqlx::query_as(
-        "SELECT revision, payload, issued_ms, expires_ms FROM bundles WHERE workspace = $1 AND channel = $2
+        "SELECT revision, payload, issued_ms, expires_ms, skipped FROM bundles WHERE workspace = $1 AND channel = $2
          ORDER BY revision DESC LIMIT 1",
     )
     .bind(workspace.as_str())
@@ -203,7 +209,29 @@ pub(crate) async fn kept(
     Ok(payload.and_then(|payload| serde_json::from_slice(&payload).ok()))
 }
 
-/// Makes the next revision if what the workspace's gates should run has changed, or half of the current one's life is over.
+/// The highest revision that a gate of this workspace may say it runs: what an earlier state of this database cannot have published, nor
+/// may be skipped, nobody signed.
+pub(crate) async fn furthest(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+) -> Result<i64, sqlx::Error> {
+    let newest: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT revision, skipped FROM bundles WHERE workspace = $1 AND channel = $2 ORDER BY revision DESC LIMIT 1",
+    )
+    .bind(workspace.as_str())
+    .bind(CHANNEL)
+    .fetch_optional(&mut **write)
+    .await?;
+    let (revision, skipped) = newest.unwrap_or_default();
+    Ok(revision.saturating_add(skippable(skipped)))
+}
+
+/// How many revisions may still be skipped.
+fn skippable(skipped: i64) -> i64 {
+    MAX_SKIPPED_IN_ALL.saturating_sub(skipped).max(0)
+}
+
+/// Makes the next revision if what the workspace's gates should run has changed, half of the current one's life is over, or it has not begun.
 pub(crate) async fn publish(
     state: &ControlPlane,
     write: &mut Write,
@@ -245,14 +273,26 @@ pub(crate) async fn publish(
     .bind(workspace.as_str())
     .fetch_one(&mut **write)
     .await?;
+    let (last, skipped) = current
+        .as_ref()
+        .map_or((0, 0), |current| (current.revision, current.skipped));
+    let ahead = ahead.saturating_sub(last).max(0);
+    let skip = ahead.min(MAX_SKIPPED_REVISIONS).min(skippable(skipped));
+    if skip < ahead {
+        tracing::warn!(
+            %workspace, last, ahead, skip,
+            "a gate runs a bundle revision far ahead of this database's; `tollgate gate list` shows which. If nothing was restored, revoke it"
+        );
+    }
     if let Some(current) = &current {
         let half = current.issued_ms.midpoint(current.expires_ms);
         let (issued, expires) = (
             Time::from_millis(current.issued_ms),
             Time::from_millis(current.expires_ms),
         );
-        if now.millis() < half
-            && ahead <= current.revision
+        // What was issued in the future, when our clock was ahead, gates that start refuse until then.
+        if (current.issued_ms..half).contains(&now.millis())
+            && skip == 0
             && compose(current.revision, issued, expires)? == current.payload
         {
             return Ok(Published {
@@ -262,11 +302,7 @@ pub(crate) async fn publish(
             });
         }
     }
-    let last = current.map_or(0, |current| current.revision);
-    let revision = ahead
-        .min(last.saturating_add(MAX_SKIPPED_REVISIONS))
-        .max(last)
-        .saturating_add(1);
+    let revision = last.saturating_add(skip).saturating_add(1);
     let issued = Time::from_secs(now.secs());
     let expires = issued.plus_secs(state.settings().bundle_ttl_secs.into());
     let payload = compose(revision, issued, expires)?;
@@ -282,8 +318,8 @@ pub(crate) async fn publish(
         )));
     }
     sqlx::query(
-        "INSERT INTO bundles (workspace, channel, revision, etag, payload, envelope, issued_ms, expires_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO bundles (workspace, channel, revision, etag, payload, envelope, issued_ms, expires_ms, skipped)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(workspace.as_str())
     .bind(CHANNEL)
@@ -293,6 +329,7 @@ pub(crate) async fn publish(
     .bind(envelope)
     .bind(issued.millis())
     .bind(expires.millis())
+    .bind(skipped.saturating_add(skip))
     .execute(&mut **write)
     .await?;
     sqlx::query("DELETE FROM bundles WHERE workspace = $1 AND channel = $2 AND revision <= $3")
@@ -439,6 +476,8 @@ async fn poll(
         let bundle = current(&state, &gate.workspace)
             .await?
             .ok_or_else(no_bundle)?;
+        // After the bundle was read: what is published once a gate is revoked, it no longer gets, however long it has waited here.
+        gate.still_enrolled(&state).await?;
         if !names(&headers, &bundle.etag) {
             return answer(StatusCode::OK, bundle);
         }

@@ -54,7 +54,10 @@ impl DataDir {
     pub(crate) fn secret(&self, name: &str) -> io::Result<[u8; 32]> {
         let file = self.path.join(name);
         let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
+            Ok(text) => {
+                keep_private(&file)?;
+                text
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.path.join("tollgate.db").exists() {
                     return Err(io::Error::other(format!(
@@ -141,6 +144,15 @@ impl Mark {
             tracing::warn!(cause = %error, "`leases.mark` cannot be written");
         }
     }
+}
+
+/// Takes a secret from whoever else may read it: one that came back from a backup, say.
+pub(crate) fn keep_private(file: &Path) -> io::Result<()> {
+    if fs::metadata(file)?.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    tracing::warn!(file = %file.display(), "others on this machine could read it; it is its owner's alone from now on");
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600))
 }
 
 fn private() -> OpenOptions {

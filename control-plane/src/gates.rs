@@ -226,7 +226,7 @@ async fn enrol(
     ))
 }
 
-/// Revokes an enrolment: its key opens nothing any more. Its gates go on with what they have until leases and bundle end.
+/// Revokes an enrolment: its key opens nothing any more, and requests for a bundle that wait are ended. Its gates go on with what they have until leases and bundle end.
 #[utoipa::path(delete, path = "/v1/workspaces/{workspace}/gates/{id}", tag = "gates", security(("operator" = [])),
     params(("workspace" = String, Path, description = "`ws-<uuid>`"), ("id" = String, Path, description = "Of the enrolment")),
     responses((status = 204, description = "Revoked"), WorkspaceProblems))]
@@ -248,6 +248,7 @@ async fn revoke(
     if revoked.rows_affected() == 0 {
         return Err(Problem::new(Kind::NotFound, "no gate has this id"));
     }
+    state.announcements().announce(&operator.workspace);
     tracing::info!(gate = id, by = operator.key, "gate revoked");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -21,6 +21,7 @@ mod agents;
 mod approvals;
 pub mod audit;
 mod bundles;
+mod connections;
 mod events;
 mod files;
 mod gates;
@@ -67,8 +68,11 @@ use utoipa::openapi::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-/// How often bundles are looked at for re-signing and old leases forgotten.
+/// How often bundles are looked at for re-signing and old leases forgotten; more often where bundles live for less than four of these.
 const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the end waits for the database. What was committed is on the disk, closed or not.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of a body where a route does not set its own limit: names and little else.
 const MAX_BODY_BYTES: usize = 16 << 10;
@@ -81,7 +85,7 @@ pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 pub struct Settings {
     /// How long a lease lasts without being renewed.
     pub lease_term_secs: u32,
-    /// How long a bundle lasts without being re-signed.
+    /// How long a bundle lasts without being re-signed; a minute at least, so that a gate has a quarter of it to fetch the next.
     pub bundle_ttl_secs: u32,
     /// Who may be told that a call waits for approval, by the names that policies use.
     pub channels: Channels,
@@ -106,6 +110,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// A bundle is signed anew by the first upkeep after half of its life. With four in a life, a quarter is left for gates to fetch it.
+    fn upkeep_every(&self) -> Duration {
+        let quarter = Duration::from_secs(self.bundle_ttl_secs.into()) / 4;
+        quarter.clamp(Duration::from_secs(1), UPKEEP_EVERY)
+    }
+
     fn lease_term_ms(&self) -> i64 {
         i64::from(self.lease_term_secs).saturating_mul(1_000)
     }
@@ -208,10 +218,10 @@ impl ControlPlane {
     /// Makes a root key when there is no `root.key`: at the first start, and after somebody removed the file to have another one.
     async fn make_root_key(&self) -> Result<(), OpenError> {
         let file = self.0.data.root_key();
-        if file.exists() {
-            return Ok(());
-        }
         let files = |error| OpenError::Files(file.clone(), error);
+        if file.exists() {
+            return files::keep_private(&file).map_err(files);
+        }
         let key = self.0.pepper.new_key(KeyKind::Operator).map_err(files)?;
         let stored = async {
             let mut write = self.store().write().await?;
@@ -439,23 +449,21 @@ async fn observe(
     response
 }
 
-/// Serves until `shutdown` ends, then answers what is under way, long polls at once, and closes the database.
-///
-/// # Errors
-/// When the listener fails.
+/// Serves until `shutdown` ends, then answers what is under way, long polls at once, and closes the database. What is not answered after ten
+/// seconds is cut off.
 pub async fn run(
     state: ControlPlane,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+) {
     let upkeep = tokio::spawn({
         let state = state.clone();
         async move {
-            let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+            let mut ticks = tokio::time::interval(state.settings().upkeep_every());
             loop {
                 ticks.tick().await;
                 if let Err(error) = state.upkeep().await {
-                    tracing::error!(cause = %error, "upkeep failed; it is tried again in a minute");
+                    tracing::error!(cause = %error, "upkeep failed; it is tried again within a minute");
                 }
             }
         }
@@ -473,15 +481,41 @@ pub async fn run(
         }
     });
     let stopping = state.clone();
-    let served = axum::serve(listener, app(state.clone()))
-        .with_graceful_shutdown(async move {
-            shutdown.await;
-            tracing::info!("stopping");
-            stopping.0.stopping.send_replace(true);
-        })
-        .await;
+    let limits = connections::Limits::of_this_process();
+    connections::serve(listener, app(state.clone()), limits, async move {
+        shutdown.await;
+        tracing::info!("stopping");
+        stopping.0.stopping.send_replace(true);
+    })
+    .await;
     upkeep.abort();
     notify.abort();
-    state.close().await;
-    served
+    if tokio::time::timeout(CLOSE_TIMEOUT, state.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            "the database is not closed, something still uses it; the next start mends that"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_of_any_life_is_looked_at_in_time() {
+        let every = |bundle_ttl_secs| {
+            let settings = Settings {
+                bundle_ttl_secs,
+                ..Settings::default()
+            };
+            settings.upkeep_every().as_millis()
+        };
+        // 60 s: signed anew after 45 s at the latest, 15 s before its end. 119 s: after 59.5 + 29.75, so as long before its end.
+        assert_eq!((every(60), every(119)), (15_000, 29_750));
+        assert_eq!((every(240), every(86_400)), (60_000, 60_000));
+        assert_eq!(every(0), 1_000);
+    }
 }

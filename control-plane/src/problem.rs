@@ -1,5 +1,6 @@
 //! Errors as callers see them: `application/problem+json` (RFC 9457), for our own refusals and for axum's alike.
 
+use crate::store::{Trouble, trouble};
 use axum::{
     Json,
     body::Bytes,
@@ -115,6 +116,16 @@ impl Problem {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    #[cfg(test)]
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Something broke here. The cause goes to the log, not to the caller.
     pub(crate) fn internal(what: &'static str, cause: &dyn std::fmt::Display) -> Problem {
         tracing::error!(what, %cause, "internal error");
@@ -127,16 +138,20 @@ impl Problem {
 
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Problem {
-        match error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
-                tracing::warn!(cause = %error, "database not available");
-                Problem::new(
-                    Kind::Unavailable,
-                    "the database is busy or shutting down; try again",
-                )
+        let detail = match (&error, trouble(&error)) {
+            (sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, _) => {
+                "the database is busy or shutting down; try again"
             }
-            error => Problem::internal("database", &error),
-        }
+            (_, Trouble::Full) => {
+                "the control plane's disk is full and nothing was changed; make room there and try again"
+            }
+            (_, Trouble::Locked) => {
+                "another program has locked the control plane's database; try again"
+            }
+            (_, Trouble::Other) => return Problem::internal("database", &error),
+        };
+        tracing::warn!(cause = %error, "database not available");
+        Problem::new(Kind::Unavailable, detail)
     }
 }
 

@@ -214,6 +214,15 @@ async fn answer(
     let (Some(stored_epoch), Some(revision)) = (stored(epoch), stored(request.revision)) else {
         return Err(out_of_range());
     };
+    let furthest = bundles::furthest(&mut write, &gate.workspace).await?;
+    if revision > furthest {
+        return Err(Problem::new(
+            Kind::Invalid,
+            format!(
+                "`revision`: no bundle of this workspace can have more than {furthest} now; restart the gate, so that it begins with the current one"
+            ),
+        ));
+    }
     sqlx::query(
         "UPDATE holders SET epoch = $1, revision = $2 WHERE workspace = $3 AND holder = $4",
     )

@@ -1,12 +1,13 @@
 //! Who may do what. The table names every route of the API document; a route that is not in it fails the test.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{
     agents::token,
     approvals::held,
+    bundles::poll,
     harness::{Plane, Workspace, text},
 };
 
@@ -407,11 +408,20 @@ async fn nobody_else_can_read_the_data_directory() {
     use std::os::unix::fs::PermissionsExt as _;
     let scratch = tollgate_tests::Scratch::new("private");
     let data = scratch.path().join("data");
-    let _plane = tollgate_control_plane::ControlPlane::open(&data, Default::default())
-        .await
-        .unwrap();
+    let open = async || {
+        tollgate_control_plane::ControlPlane::open(&data, Default::default())
+            .await
+            .unwrap()
+    };
     let mode =
         |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    open().await.close().await;
+    // As a backup may have brought them back.
+    for name in ["signing.key", "pepper.key", "root.key", "tollgate.db"] {
+        let wide = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(data.join(name), wide).unwrap();
+    }
+    let _plane = open().await;
     assert_eq!(mode(&data), 0o700);
     for entry in std::fs::read_dir(&data).unwrap() {
         let path = entry.unwrap().path();
@@ -516,12 +526,92 @@ async fn last_use_is_noted_to_the_minute() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
     let used = async || workspace.get("/operators").await[0]["last_used_ms"].clone();
-    let first = used().await;
-    assert_eq!(first, plane.now().millis());
+    // It is noted beside the request.
+    let noted = async || {
+        let now = plane.now().millis();
+        let seen = async { while used().await != now {} };
+        tokio::time::timeout(Duration::from_secs(20), seen)
+            .await
+            .unwrap();
+    };
+    noted().await;
+    let first = plane.now().millis();
     plane.advance(59);
+    // Whatever the first of these might have had noted, the second would see: the workspace is made after it, by the same writer.
+    assert_eq!(used().await, first);
+    plane.workspace().await;
     assert_eq!(used().await, first);
     plane.advance(1);
-    assert_eq!(used().await, plane.now().millis());
+    noted().await;
+    // A clock that was ahead is put right.
+    plane.advance(-3_600);
+    noted().await;
+}
+
+/// Another program that has the database locked stands for a full disk and for a writer with much to do.
+#[tokio::test]
+async fn who_only_reads_need_not_wait_for_the_writer() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let mut database = plane.database().await;
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    // Of both keys it would be noted that they are used. Writers wait for ten seconds.
+    let reading = async {
+        workspace.get("/gates").await;
+        assert_eq!(poll(&gate, "", None).await.status, 200);
+    };
+    tokio::time::timeout(Duration::from_secs(8), reading)
+        .await
+        .unwrap();
+    sqlx::query("ROLLBACK")
+        .execute(&mut database)
+        .await
+        .unwrap();
+}
+
+/// Whoever has no key or token of a workspace does not learn whether it exists.
+#[tokio::test]
+async fn a_workspace_that_exists_answers_strangers_like_one_that_does_not() {
+    let plane = Plane::new().await;
+    let (ours, theirs) = (plane.workspace().await, plane.workspace().await);
+    let gate = theirs.gate().await;
+    let agent = theirs.agent("there").await;
+    let token = token(&theirs, &agent).await;
+    let nowhere = "ws-00000000-0000-4000-8000-000000000000";
+    let strangers = [
+        ("", 401),
+        ("nonsense", 401),
+        ("e30.e30.AAAA", 401),
+        ("tgo_0000000000000000.A", 401),
+        (&theirs.operator, 404),
+        (&gate.key, 404),
+        (&token, 404),
+    ];
+    for (method, template, route) in ROUTES {
+        if !template.contains("{workspace}") {
+            continue;
+        }
+        for (key, expected) in strangers {
+            // An agent's token is no key elsewhere.
+            let expected = match route {
+                For::Agents => expected,
+                _ if key == token => 401,
+                _ => expected,
+            };
+            let mut answers = Vec::new();
+            for workspace in [ours.id.as_str(), nowhere] {
+                let path = template.replace("{workspace}", workspace);
+                let reply = plane.call(key, method, &path, Value::Null).await;
+                answers.push((reply.status.as_u16(), reply.json()));
+            }
+            assert_eq!(answers[0].0, expected, "{method} {template}");
+            assert_eq!(answers[0], answers[1], "{method} {template}");
+        }
+    }
 }
 
 #[tokio::test]

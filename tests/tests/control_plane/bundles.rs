@@ -378,6 +378,69 @@ async fn a_bundle_is_signed_anew_when_half_of_its_life_is_over() {
     assert_eq!(payload(&renewed).expires_at, START + 500 + 1_000);
 }
 
+/// A clock that was ahead: gates with the right time refuse what has not been issued yet.
+#[tokio::test]
+async fn a_bundle_from_the_future_is_signed_anew() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    plane.advance(3_600);
+    assert_eq!(workspace.apply(POLICY).await.status, 200);
+    plane.advance(-3_600);
+    let early = poll(&gate, "", None).await.body;
+    let refused =
+        Bundle::closed().successor(&early, &gate.trust, &workspace.id, "default", plane.now());
+    assert_eq!(
+        refused.map(|bundle| bundle.revision()),
+        Err(tollgate_engine::bundle::InstallError::FromTheFuture)
+    );
+    plane.state.upkeep().await.unwrap();
+    let bundle = installed(&gate, &Bundle::closed()).await;
+    assert_eq!((bundle.revision(), names(&bundle)), (3, vec!["test"]));
+    assert_eq!(payload(&bundle).issued_at, START);
+    // Once is enough.
+    plane.state.upkeep().await.unwrap();
+    assert_eq!(installed(&gate, &bundle).await.revision(), 3);
+}
+
+#[tokio::test]
+async fn a_gate_that_is_revoked_while_it_waits_gets_no_bundle() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let (gate, other) = (workspace.gate().await, workspace.gate().await);
+    let etag = poll(&gate, "", None).await.headers["etag"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let path = workspace.path(&format!("/gates/{}", gate.id));
+    let revoking = async {
+        let reply = plane
+            .call(&workspace.operator, "DELETE", &path, Value::Null)
+            .await;
+        assert_eq!(reply.status, 204);
+    };
+    let waiting = async {
+        // Both wait before the one is revoked: they come first, and look only once.
+        let (gone, stays, ()) = tokio::join!(
+            poll(&gate, "?wait=50", Some(&etag)),
+            poll(&other, "?wait=50", Some(&etag)),
+            async {
+                revoking.await;
+                assert_eq!(workspace.apply(POLICY).await.status, 200);
+            }
+        );
+        (gone, stays)
+    };
+    let (gone, stays) = tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .unwrap();
+    assert_eq!(
+        (gone.status.as_u16(), gone.problem().as_str()),
+        (401, "unauthenticated")
+    );
+    assert_eq!(stays.status, 200);
+}
+
 #[tokio::test]
 async fn two_workspaces_may_name_things_alike() {
     let plane = Plane::new().await;
@@ -405,18 +468,46 @@ async fn a_restored_control_plane_passes_what_its_gates_run() {
     let plane = Plane::new().await;
     let workspace = plane.workspace().await;
     let gate = workspace.gate().await;
-    let report = async |revision: u64| {
+    let greet = async |revision: i64| {
         let body = json!({"holder": holder(1), "epoch": 0, "revision": revision, "asks": []});
         let path = workspace.path("/gate/leases");
-        let reply = plane.call(&gate.key, "POST", &path, body).await;
-        assert_eq!(reply.status, 200);
+        plane.call(&gate.key, "POST", &path, body).await
+    };
+    let upkeep = async || {
         plane.state.upkeep().await.unwrap();
         installed(&gate, &Bundle::closed()).await.revision()
+    };
+    let report = async |revision: i64| {
+        assert_eq!(greet(revision).await.status, 200);
+        upkeep().await
     };
     assert_eq!(report(1).await, 1);
     assert_eq!(report(7).await, 8);
     // However far ahead a gate says it is, it is followed in steps that other gates can follow.
-    assert_eq!(report(1 << 40).await, 109);
+    assert_eq!(report(5_000).await, 109);
+    assert_eq!(upkeep().await, 210);
+    // Skipped so far: 6 and twice 100. So 499,794 are left to skip, behind revision 210.
+    for absurd in [500_005, 1 << 40, (1 << 53) - 1] {
+        let refused = greet(absurd).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.problem().as_str()),
+            (422, "invalid"),
+            "{absurd}"
+        );
+        let detail = text(&refused.json()["detail"]);
+        assert!(detail.contains("500004"), "{detail}");
+    }
+    assert_eq!(report(500_004).await, 311);
+    // Once all are skipped nobody is followed any more, and nothing is published for it, whatever a gate once said.
+    plane.execute("UPDATE bundles SET skipped = 499999").await;
+    assert_eq!(upkeep().await, 313);
+    plane
+        .execute("UPDATE holders SET revision = 9007199254740991")
+        .await;
+    assert_eq!(upkeep().await, 313);
+    // What is published for another reason has the next number.
+    assert_eq!(workspace.apply(POLICY).await.status, 200);
+    assert_eq!(upkeep().await, 314);
 }
 
 /// A bundle that gates would refuse must not be published: they would go on with the last one, and nobody would hear of it.

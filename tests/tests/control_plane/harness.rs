@@ -110,13 +110,18 @@ impl Plane {
 
     /// Changes the database behind the control plane's back, for what no route can bring about.
     pub(crate) async fn execute(&self, statement: &'static str) {
-        let file = self.scratch.path().join("tollgate.db");
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
-        let mut database = sqlx::SqliteConnection::connect_with(&options)
-            .await
-            .unwrap();
+        let mut database = self.database().await;
         sqlx::query(statement).execute(&mut database).await.unwrap();
         database.close().await.unwrap();
+    }
+
+    /// Its database, as another program has it.
+    pub(crate) async fn database(&self) -> sqlx::SqliteConnection {
+        let file = self.scratch.path().join("tollgate.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+        sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap()
     }
 
     /// A name not used before.
