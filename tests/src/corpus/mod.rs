@@ -259,6 +259,16 @@ fn disagreements(case: &Case, expected: &[Seen], seen: &[Seen]) -> Vec<String> {
                     ..seen.clone()
                 });
         }
+        // Where nothing of it does, as of one that was held, what the caller gets instead is the host's own.
+        if broken(step) && expected.body.is_empty() && seen.status == 502 {
+            return text(expected)
+                == text(&Seen {
+                    upstream: seen.upstream.clone(),
+                    record: seen.record.clone(),
+                    spent: seen.spent.clone(),
+                    ..expected.clone()
+                });
+        }
         text(expected) == text(seen)
     };
     if expected.len() != seen.len() {

@@ -214,6 +214,9 @@ fn an_answer_that_is_too_large_to_be_searched_says_so_and_is_recorded_so() {
     let records = scene.records(1);
     assert_eq!(records[0]["status"], 403, "{records:?}");
     assert_eq!(records[0]["upstream_status"], 200, "{records:?}");
+    // Nobody has read what it used, so all that it may have used is paid.
+    assert!(records[0]["reserved_nano_usd"].is_string(), "{records:?}");
+    assert_eq!(records[0]["cost_nano_usd"], records[0]["reserved_nano_usd"]);
 }
 
 #[test]
