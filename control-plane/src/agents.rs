@@ -254,7 +254,13 @@ async fn revoke(
         .bind(&id)
         .execute(&mut *write)
         .await?;
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        &state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Revocation,
+    )
+    .await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(agent = id, by = operator.key, "agent revoked");

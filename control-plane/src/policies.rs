@@ -459,7 +459,13 @@ async fn put_into_service(
             });
         }
     }
-    let published = bundles::publish(state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Policies,
+    )
+    .await?;
     write.commit().await?;
     published.announce(state);
     tracing::info!(
@@ -620,7 +626,13 @@ async fn delete(
         state.now().millis(),
     )
     .await?;
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        &state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Policies,
+    )
+    .await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(policy = name, by = operator.key, "policy deleted");
