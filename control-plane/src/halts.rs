@@ -250,7 +250,8 @@ async fn permitted(
         halt::Kind::Paused => ("enable_pause", "paused"),
         halt::Kind::Killed => ("enable_cancel", "killed"),
     };
-    let mut documents = policies::having(write, workspace, field).await?;
+    // One that is not read any more keeps nobody from being stopped.
+    let mut documents = policies::enforced(write, workspace).await?.documents;
     documents.retain(|document| match kind {
         halt::Kind::Paused => !document.execution.pause,
         halt::Kind::Killed => !document.execution.cancel,

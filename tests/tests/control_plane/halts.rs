@@ -187,6 +187,17 @@ async fn who_is_not_to_be_stopped_is_stopped_only_with_others() {
     assert_eq!(order(&workspace, "team:calm", "killed").await.0, 200);
 }
 
+/// YAML has many ways to write the same key: what counts is what the document says.
+#[tokio::test]
+async fn who_is_not_to_be_stopped_may_be_written_in_other_letters() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    workspace.agent("calm").await;
+    let policy = r#"{apiVersion: tollgate/v1, kind: Policy, metadata: {name: one}, spec: {scope: 'team:calm', agent: {execution: {"enable\u005fpause": false}}}}"#;
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    assert_eq!(order(&workspace, "team:calm", "paused").await.0, 409);
+}
+
 #[tokio::test]
 async fn an_order_needs_a_reason_that_can_be_shown() {
     let plane = Plane::new().await;
