@@ -367,6 +367,70 @@ async fn policies_say_how_long_a_request_waits_and_who_is_asked() {
     }
 }
 
+/// A record has room for 16 reasons and for 128 bytes of a name: the document that wants a role may be the one that is not in it.
+#[tokio::test]
+async fn where_a_record_does_not_tell_who_asks_every_role_is_wanted() {
+    const SECOND: &str = "{tools: {refund: {requires_approval_if: 'true'}}, approval: {timeout_seconds: 60, escalation_role: org-admin}}";
+    let rule = "tools.refund.requires_approval_if";
+    let reason = |rule: &str, document: &str| json!({"rule": rule, "document": document});
+    let cut = format!("tools.{}", "t".repeat(122));
+    for (reasons, roles) in [
+        // It is told: the second does not ask.
+        (vec![reason(rule, "p")], json!([])),
+        (
+            vec![reason(rule, "p"), reason(rule, "q")],
+            json!(["org-admin"]),
+        ),
+        (vec![reason(rule, "p"); 15], json!([])),
+        (vec![reason(rule, "p"); 16], json!(["org-admin"])),
+        (
+            vec![reason(rule, "p"), reason(&cut, "q")],
+            json!(["org-admin"]),
+        ),
+        (
+            vec![reason(rule, "p"), reason(rule, &"q".repeat(128))],
+            json!(["org-admin"]),
+        ),
+        (vec![], json!(["org-admin"])),
+    ] {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        apply(&workspace, &[("p", ASKS), ("q", SECOND)]).await;
+        let agent = workspace.agent("blue").await;
+        let gate = workspace.gate().await;
+        let mut side = Side::new(&gate, 1, &agent).await;
+        let mut held = record(&agent, START, "hold", &[]);
+        held["reasons"] = json!(reasons);
+        side.records(held).await;
+        let asked = workspace.get(&format!("/approvals/{CALL}")).await;
+        assert_eq!(asked["roles"], roles, "{reasons:?}");
+        let may = roles == json!([]);
+        let (status, _) = says(&workspace, &workspace.operator, "granted").await;
+        assert_eq!(status, if may { 200 } else { 403 }, "{reasons:?}");
+    }
+}
+
+/// Who may approve stands in the policy that asks: without it nobody is asked, and the call is held.
+#[tokio::test]
+async fn nobody_is_asked_for_a_policy_that_nobody_knows() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p", "gone"]))
+        .await;
+    assert_eq!(workspace.get("/approvals").await, json!([]));
+    let told = events(&workspace, "approval_unasked").await;
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("nobody knows who may approve"), "{told:?}");
+    // Nor where a record does not tell, and one that may ask is not read any more.
+    plane.execute("UPDATE policies SET text = 'scope: ['").await;
+    side.records(record(&agent, START + 1, "hold", &[])).await;
+    assert_eq!(workspace.get("/approvals").await, json!([]));
+}
+
 #[tokio::test]
 async fn who_has_a_role_alone_can_use_and_give_it() {
     let plane = Plane::new().await;
