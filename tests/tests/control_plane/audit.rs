@@ -68,6 +68,9 @@ async fn a_fork_is_refused_and_put_on_record() {
     refused(&gate, &forged, 409, "fork").await;
     refused(&gate, &forged, 409, "fork").await;
     refused(&gate, &other.seal(&["y"]), 409, "fork").await;
+    // What is stored is one chain; that there was another is told.
+    let fault = verify(&export(&workspace).await, None).unwrap_err();
+    assert!(fault.what.contains("a fork at record 1"), "{fault}");
     assert_eq!(ids(&workspace, "").await, ["a"]);
     let gaps = workspace.get("/audit/gaps").await;
     let kinds: Vec<(&Value, &Value)> = gaps
@@ -106,6 +109,21 @@ async fn a_gap_is_kept_and_reported() {
     assert_eq!(fault.line, 5);
     assert!(
         fault.what.ends_with("records 2 to 3 are missing"),
+        "{fault}"
+    );
+}
+
+#[tokio::test]
+async fn a_journal_whose_begin_is_missing_is_not_whole() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let mut journal = gate.journal(&holder(1), 1);
+    journal.seal(&["a", "b"]);
+    accepted(&gate, &journal.seal(&["c"]), 4).await;
+    let fault = verify(&export(&workspace).await, None).unwrap_err();
+    assert!(
+        fault.what.ends_with("records 1 to 2 are missing"),
         "{fault}"
     );
 }
