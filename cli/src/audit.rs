@@ -141,17 +141,31 @@ fn list(
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
-    let query = query(&[
-        ("newest", Some("true".into())),
-        ("limit", Some(limit.to_string())),
-        ("agent", agent),
-        ("outcome", outcome),
-    ]);
-    let mut page = api.get(&api.at(&format!("/audit{query}"))?)?;
-    let mut records = page["records"].take();
-    if let Some(records) = records.as_array_mut() {
-        records.reverse();
+    let mut records = Vec::new();
+    let mut before = None;
+    // An answer ends also where it would be too long.
+    while let Some(left) = (limit as usize)
+        .checked_sub(records.len())
+        .filter(|left| *left > 0)
+    {
+        let query = query(&[
+            ("newest", Some("true".into())),
+            ("limit", Some(left.to_string())),
+            ("after", before),
+            ("agent", agent.clone()),
+            ("outcome", outcome.clone()),
+        ]);
+        let mut page = api.get(&api.at(&format!("/audit{query}"))?)?;
+        if let Value::Array(more) = page["records"].take() {
+            records.extend(more);
+        }
+        before = page["next"].as_i64().map(|next| next.to_string());
+        if before.is_none() {
+            break;
+        }
     }
+    records.reverse();
+    let records = Value::Array(records);
     if output.json {
         table::json(&records)?;
         return Ok(ExitCode::SUCCESS);
