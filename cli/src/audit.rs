@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Connection, query},
-    operate::{Output, agent_names, named},
+    operate::{Output, agent_id, agent_names, named},
     table::{self, text, usd, when_ms},
 };
 use anyhow::{Context as _, anyhow};
@@ -31,7 +31,7 @@ enum Command {
         /// How many.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         limit: u32,
-        /// Only records of this agent; its id.
+        /// Only records of this agent: its id, or its name while it is in service.
         #[arg(long)]
         agent: Option<String>,
         /// Only records with this outcome.
@@ -141,6 +141,7 @@ fn list(
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
+    let agent = agent.map(|agent| agent_id(&api, agent)).transpose()?;
     let mut records = Vec::new();
     let mut before = None;
     // An answer ends also where it would be too long.
@@ -194,7 +195,7 @@ fn show(id: String, connection: Connection) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
     let page = api.get(&api.at(&format!("/audit{}", query(&[("id", Some(id))])))?)?;
     let Some(row) = page["records"].get(0) else {
-        println!("no record of this decision; gates deliver theirs about once a second");
+        eprintln!("no record of this decision; gates deliver theirs about once a second");
         return Ok(ExitCode::from(1));
     };
     table::json(&row["record"])?;
