@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Connection, query},
-    operate::{Output, agent_names, named},
+    operate::{Output, agent_id, agent_names, named},
     table::{self, text, usd, when_ms},
 };
 use anyhow::{Context as _, anyhow};
@@ -31,7 +31,7 @@ enum Command {
         /// How many.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         limit: u32,
-        /// Only records of this agent; its id.
+        /// Only records of this agent: its id, or its name while it is in service.
         #[arg(long)]
         agent: Option<String>,
         /// Only records with this outcome.
@@ -141,17 +141,32 @@ fn list(
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
-    let query = query(&[
-        ("newest", Some("true".into())),
-        ("limit", Some(limit.to_string())),
-        ("agent", agent),
-        ("outcome", outcome),
-    ]);
-    let mut page = api.get(&api.at(&format!("/audit{query}"))?)?;
-    let mut records = page["records"].take();
-    if let Some(records) = records.as_array_mut() {
-        records.reverse();
+    let agent = agent.map(|agent| agent_id(&api, agent)).transpose()?;
+    let mut records = Vec::new();
+    let mut before = None;
+    // An answer ends also where it would be too long.
+    while let Some(left) = (limit as usize)
+        .checked_sub(records.len())
+        .filter(|left| *left > 0)
+    {
+        let query = query(&[
+            ("newest", Some("true".into())),
+            ("limit", Some(left.to_string())),
+            ("after", before),
+            ("agent", agent.clone()),
+            ("outcome", outcome.clone()),
+        ]);
+        let mut page = api.get(&api.at(&format!("/audit{query}"))?)?;
+        if let Value::Array(more) = page["records"].take() {
+            records.extend(more);
+        }
+        before = page["next"].as_i64().map(|next| next.to_string());
+        if before.is_none() {
+            break;
+        }
     }
+    records.reverse();
+    let records = Value::Array(records);
     if output.json {
         table::json(&records)?;
         return Ok(ExitCode::SUCCESS);
@@ -180,7 +195,7 @@ fn show(id: String, connection: Connection) -> anyhow::Result<ExitCode> {
     let api = connection.open()?;
     let page = api.get(&api.at(&format!("/audit{}", query(&[("id", Some(id))])))?)?;
     let Some(row) = page["records"].get(0) else {
-        println!("no record of this decision; gates deliver theirs about once a second");
+        eprintln!("no record of this decision; gates deliver theirs about once a second");
         return Ok(ExitCode::from(1));
     };
     table::json(&row["record"])?;

@@ -163,7 +163,10 @@ pub(crate) fn told(api: &api::Api, halt: &Value) -> anyhow::Result<String> {
 pub(crate) fn shown(api: &api::Api, scope: &str) -> anyhow::Result<String> {
     let agent = |id: &str| {
         let name = agent_names(api)?.remove(id);
-        Ok::<_, anyhow::Error>(format!("agent {}", name.as_deref().unwrap_or(id)))
+        Ok::<_, anyhow::Error>(match name {
+            Some(name) => format!("agent {name} ({id})"),
+            None => format!("agent {id}"),
+        })
     };
     Ok(match scope.split_once(':') {
         Some(("agent", id)) => agent(id)?,

@@ -84,6 +84,7 @@ fn main() -> ExitCode {
         Command::Meter(args) => meter::run(args),
     };
     done.unwrap_or_else(|error| {
+        policy::print_findings(&error);
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })

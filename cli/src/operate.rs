@@ -194,14 +194,18 @@ enum AgentCommand {
     },
 }
 
-/// The id of the agent that `agent` names: itself, unless an agent in service has it for a name.
+/// The id of the agent that `agent` means: the one of this id, else the one in service of this name.
 pub(crate) fn agent_id(api: &api::Api, agent: String) -> anyhow::Result<String> {
     let all = api.get(&api.at("/agents")?)?;
-    let named =
-        all.as_array().into_iter().flatten().find(|row| {
-            row["name"].as_str() == Some(agent.as_str()) && row["revoked_ms"].is_null()
-        });
-    Ok(named.map_or(agent, |row| text(row, "id")))
+    Ok(id_of(&all, &agent).unwrap_or(agent))
+}
+
+fn id_of(agents: &Value, agent: &str) -> Option<String> {
+    let agents = agents.as_array()?;
+    let by_id = agents.iter().find(|row| row["id"] == *agent);
+    let named = |row: &&Value| row["name"] == *agent && row["revoked_ms"].is_null();
+    let row = by_id.or_else(|| agents.iter().find(named))?;
+    Some(text(row, "id"))
 }
 
 impl Agent {
@@ -835,5 +839,26 @@ impl Status {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_means_its_agent_whatever_others_are_called() {
+        let agents = json!([
+            {"id": "a", "name": "b", "revoked_ms": null},
+            {"id": "b", "name": "c", "revoked_ms": null},
+            {"id": "d", "name": "e", "revoked_ms": 1},
+            {"id": "f", "name": "e", "revoked_ms": null},
+        ]);
+        let of = |agent: &str| id_of(&agents, agent);
+        assert_eq!(of("b").as_deref(), Some("b"));
+        assert_eq!(of("c").as_deref(), Some("b"));
+        assert_eq!(of("d").as_deref(), Some("d"));
+        assert_eq!(of("e").as_deref(), Some("f"));
+        assert_eq!(of("g"), None);
     }
 }

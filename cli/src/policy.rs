@@ -237,17 +237,21 @@ fn apply(
 
 /// Prints what the control plane found wrong with policies; any other error goes on.
 fn refused(error: anyhow::Error) -> anyhow::Result<ExitCode> {
-    let Some(problem) = error
-        .downcast_ref::<Problem>()
-        .filter(|problem| !problem.diagnostics.is_empty())
-    else {
+    if !print_findings(&error) {
         return Err(error);
-    };
-    for finding in &problem.diagnostics {
+    }
+    eprintln!("error: {error}");
+    Ok(ExitCode::from(1))
+}
+
+/// Prints what the control plane found wrong, if `error` is its answer and says. Whether it does.
+pub(crate) fn print_findings(error: &anyhow::Error) -> bool {
+    let problem = error.downcast_ref::<Problem>();
+    let findings = problem.map_or(&[][..], |problem| &problem.diagnostics);
+    for finding in findings {
         print_finding(finding);
     }
-    eprintln!("error: {problem}");
-    Ok(ExitCode::from(1))
+    !findings.is_empty()
 }
 
 fn print_finding(finding: &Finding) {

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
     bundle_ttl_secs: u32,
     /// Who is told of calls that wait for approval, by the names that policies use in `notify_channels`: a file of JSON such as
-    /// {"slack:approvals": {"url": "https://…", "secret": "…"}}. With a secret, requests are signed.
+    /// {"slack:approvals": {"workspaces": ["ws-…"], "url": "https://…", "secret": "…"}}. With a secret, requests are signed.
     #[arg(long, value_name = "FILE")]
     channels: Option<PathBuf>,
 }

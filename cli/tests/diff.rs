@@ -75,7 +75,7 @@ fn folders_are_read_with_what_is_below_them() {
         "below-old",
         &[
             ("teams/a.yaml", "network: {allowlist: [a.example]}\n"),
-            ("B.YAML", "scope: global\n"),
+            ("B.YAML", "network: {}\n"),
         ],
     );
     let new = folder(
@@ -97,7 +97,7 @@ fn folders_are_read_with_what_is_below_them() {
 #[test]
 fn what_is_no_policy_of_a_folder_is_left_out() {
     let files = [
-        ("p.yaml", "scope: global\n"),
+        ("p.yaml", "network: {}\n"),
         ("p.test.json", "{}"),
         ("P.TEST.YAML", "{}"),
         (".git/x.yaml", "not: [a, policy"),
@@ -121,7 +121,7 @@ fn what_is_no_policy_of_a_folder_is_left_out() {
 #[test]
 fn a_folder_without_policies_is_no_set_of_them() {
     let (full, empty) = (
-        folder("some", &[("p.yaml", "scope: global\n")]),
+        folder("some", &[("p.yaml", "network: {}\n")]),
         folder("none", &[("sub/README", "")]),
     );
     for (command, paths) in [
@@ -148,8 +148,8 @@ fn links_are_followed_and_nothing_is_read_twice() {
     let dir = folder(
         "links",
         &[
-            ("..2026/p.yaml", "scope: global\n"),
-            ("sub/q.yaml", "scope: global\n"),
+            ("..2026/p.yaml", "network: {}\n"),
+            ("sub/q.yaml", "network: {}\n"),
         ],
     );
     symlink("..2026", dir.join("..data")).unwrap();

@@ -61,7 +61,7 @@ impl Level {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewAgent {
-    /// Unique among the agents in service.
+    /// Unique among the agents in service; no UUID, as their ids are.
     #[schema(
         min_length = 1,
         max_length = 128,
@@ -182,9 +182,17 @@ async fn create(
     State(state): State<ControlPlane>,
     JsonBody(new): JsonBody<NewAgent>,
 ) -> Result<(StatusCode, Json<Agent>), Problem> {
+    let name = text::name("name", &new.name)?;
+    if uuid::Uuid::parse_str(name).is_ok() {
+        // Whoever stops an agent by its id must not stop another that is called so.
+        return Err(Problem::new(
+            Kind::Invalid,
+            "`name`: this is a UUID, as the ids of agents are; take a name that cannot be taken for an id",
+        ));
+    }
     let agent = Agent {
         id: uuid::Uuid::new_v4().to_string(),
-        name: text::name("name", &new.name)?.to_owned(),
+        name: name.to_owned(),
         team: new
             .team
             .as_deref()
@@ -254,7 +262,13 @@ async fn revoke(
         .bind(&id)
         .execute(&mut *write)
         .await?;
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        &state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Revocation,
+    )
+    .await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(agent = id, by = operator.key, "agent revoked");

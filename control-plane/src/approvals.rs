@@ -25,7 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 /// Requests of one agent that nobody has decided. An agent that makes up calls shall not bury those of others; what is held beyond these stands
 /// in the audit log alone, and asks when it is sent again.
 const MAX_OPEN: i64 = 100;
-/// How often it is put on record that an agent has so many; milliseconds. An hour.
+/// How often it is put on record that nobody is asked about an agent's calls; milliseconds. An hour.
 const UNASKED_EVERY_MS: i64 = 3_600_000;
 /// Characters of a reason.
 const MAX_REASON_CHARS: usize = 300;
@@ -51,20 +51,30 @@ struct Terms {
 }
 
 impl Terms {
-    /// The shortest time, and everybody whom a document names.
+    /// The shortest time, and everybody whom a document names. `None` where it cannot be known who has to say yes: then nobody is asked.
     async fn of(
         write: &mut Write,
         workspace: &WorkspaceId,
         record: &RecordFields,
-    ) -> Result<Terms, Problem> {
+    ) -> Result<Option<Terms>, Problem> {
         let mut all = Vec::new();
-        for (rule, document) in &record.reasons {
-            if rule.ends_with(FIELD) {
-                let document = policies::named(write, workspace, document).await?;
-                all.push(document.map_or_else(Default::default, |of| of.approvals_of(rule)));
+        if tells_who_asks(record) {
+            for (rule, document) in &record.reasons {
+                if rule.ends_with(FIELD) {
+                    let Some(document) = policies::named(write, workspace, document).await? else {
+                        return Ok(None);
+                    };
+                    all.push(document.approvals_of(rule));
+                }
             }
-        }
-        if all.is_empty() {
+        } else {
+            // Any of them may be the one that asks.
+            let enforced = policies::enforced(write, workspace).await?;
+            if !enforced.unread.is_empty() {
+                return Ok(None);
+            }
+            let documents = enforced.documents.into_iter();
+            all.extend(documents.map(|document| document.approvals));
             all.push(Approvals::default());
         }
         let secs = all.iter().map(Approvals::timeout_secs).min();
@@ -72,7 +82,7 @@ impl Terms {
             .and_then(|secs| i64::try_from(secs).ok())
             .unwrap_or(i64::MAX);
         let waits = all.iter().all(|terms| terms.waits);
-        Ok(Terms {
+        Ok(Some(Terms {
             timeout_ms: (!waits).then_some(secs.saturating_mul(1_000)),
             holds_secs: secs.min(MAX_HOLDS_SECS),
             roles: all
@@ -80,8 +90,13 @@ impl Terms {
                 .filter_map(|of| of.escalation_role.clone())
                 .collect(),
             channels: all.iter().flat_map(|of| of.channels.clone()).collect(),
-        })
+        }))
     }
+}
+
+/// Whether a record names every document that asks: it has those before others, and says how many more there are.
+fn tells_who_asks(record: &RecordFields) -> bool {
+    record.asked_by_more == 0 && record.reasons.iter().any(|(rule, _)| rule.ends_with(FIELD))
 }
 
 impl Request {
@@ -136,9 +151,15 @@ pub(crate) async fn asked(
     .fetch_one(&mut **write)
     .await?;
     if open >= MAX_OPEN {
-        return Ok(unasked(write, workspace, agent, now).await?);
+        let why = format!(
+            "{MAX_OPEN} of its calls wait for approval; what it sends beyond those is held and nobody is asked"
+        );
+        return Ok(unasked(write, workspace, agent, &why, now).await?);
     }
-    let terms = Terms::of(write, workspace, record).await?;
+    let Some(terms) = Terms::of(write, workspace, record).await? else {
+        let why = "a policy that asks for approval is not in service, or is not read any more, so nobody knows who may approve; apply it again";
+        return Ok(unasked(write, workspace, agent, why, now).await?);
+    };
     let expires_ms = terms
         .timeout_ms
         .map(|wait| now.millis().saturating_add(wait));
@@ -179,11 +200,12 @@ pub(crate) async fn asked(
     Ok(())
 }
 
-/// An agent has as many requests as it may: that is put on record, once in a while.
+/// Nobody is asked about a call that is held: that is put on record, once in a while.
 async fn unasked(
     write: &mut Write,
     workspace: &WorkspaceId,
     agent: &str,
+    why: &str,
     now: Time,
 ) -> Result<(), sqlx::Error> {
     let subject = format!("agent:{agent}");
@@ -201,9 +223,7 @@ async fn unasked(
         kind: "approval_unasked",
         subject: &subject,
         by: None,
-        message: &format!(
-            "{MAX_OPEN} of its calls wait for approval; what it sends beyond those is held and nobody is asked"
-        ),
+        message: why,
     };
     events::record(write, workspace, now, event).await
 }

@@ -29,6 +29,7 @@ use tollgate_engine::{
     bundle::{FORMAT, MAX_ENVELOPE_BYTES, Payload, etag},
     bytes::Digest,
     envelope::BUNDLE_TYPE,
+    halt::Halt,
     time::Time,
 };
 use utoipa::IntoParams;
@@ -50,6 +51,63 @@ const MAX_SKIPPED_REVISIONS: i64 = 100;
 /// How many a channel may skip in all, ever: half of what a gate accepts at once, so one that was away while they were skipped takes the
 /// newest all the same. Re-signing makes 730 revisions a year, so there is room for a restore from an old backup every week.
 const MAX_SKIPPED_IN_ALL: i64 = 500_000;
+
+/// Bytes of an envelope that only halts may take, so that calls can be stopped whatever else is in the bundle: base64 makes 4 of 3.
+const ROOM_FOR_HALTS: usize = halts::MAX_BYTES.div_ceil(3) * 4;
+
+/// Bytes that policies leave for halts and for agents yet to be revoked: beyond 1,002,000 for halts 46,576, which is 895 agents at 39 bytes
+/// each, as base64.
+const ROOM_FOR_STOPS: usize = 1 << 20;
+
+/// What a bundle is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Policies; they leave room for the other two.
+    Policies,
+    /// An agent is revoked.
+    Revocation,
+    /// Calls are stopped or let go; it may take all the room there is.
+    Halts,
+    /// Nobody has changed anything.
+    Renewal,
+}
+
+impl Change {
+    /// Bytes that must be left of an envelope without its halts.
+    const fn leaves(self) -> usize {
+        match self {
+            Change::Policies => ROOM_FOR_STOPS,
+            Change::Revocation => ROOM_FOR_HALTS,
+            Change::Halts | Change::Renewal => 0,
+        }
+    }
+
+    /// Whether it is to reach gates even when the policies cannot be read.
+    const fn stops(self) -> bool {
+        match self {
+            Change::Revocation | Change::Halts => true,
+            Change::Policies | Change::Renewal => false,
+        }
+    }
+
+    fn too_large(self, bytes: usize) -> Problem {
+        let most = MAX_ENVELOPE_BYTES.saturating_sub(self.leaves());
+        match self {
+            Change::Policies | Change::Renewal => refused(format!(
+                "all policies together make a bundle of {bytes} bytes, more than the {most} that may be; the rest of the {MAX_ENVELOPE_BYTES} \
+                 that gates take is kept for stopping calls; remove or shorten some"
+            )),
+            Change::Revocation => Problem::new(
+                Kind::Conflict,
+                "the bundle has no room for another revoked agent; remove or shorten policies, or stop the agent (`tollgate kill agent`)",
+            ),
+            Change::Halts => Problem::new(
+                Kind::Conflict,
+                "the bundle has no room for another halt; remove or shorten policies, or stop the workspace instead",
+            ),
+        }
+    }
+}
 
 pub(crate) fn routes() -> OpenApiRouter<ControlPlane> {
     OpenApiRouter::new()
@@ -118,6 +176,16 @@ struct CurrentPayload {
     issued_ms: i64,
     expires_ms: i64,
     skipped: i64,
+}
+
+impl CurrentPayload {
+    fn issued(&self) -> Time {
+        Time::from_millis(self.issued_ms)
+    }
+
+    fn expires(&self) -> Time {
+        Time::from_millis(self.expires_ms)
+    }
 }
 
 async fn current_payload(
@@ -231,17 +299,29 @@ fn skippable(skipped: i64) -> i64 {
     MAX_SKIPPED_IN_ALL.saturating_sub(skipped).max(0)
 }
 
-/// Makes the next revision if what the workspace's gates should run has changed, half of the current one's life is over, or it has not begun.
-pub(crate) async fn publish(
+/// A bundle that is not the current one.
+struct Next {
+    issued: Time,
+    expires: Time,
+    payload: Vec<u8>,
+}
+
+/// What stops callers, as bundles have it.
+struct Stops {
+    revoked_agents: Vec<String>,
+    halts: Vec<Halt>,
+}
+
+/// The live policies with `stops`; `None` when that is what gates have already, for at least half of its life yet, which has begun.
+async fn composed(
     state: &ControlPlane,
     write: &mut Write,
     workspace: &WorkspaceId,
-) -> Result<Published, Problem> {
-    let now = state.now();
+    stops: &Stops,
+    current: Option<&CurrentPayload>,
+    revision: i64,
+) -> Result<Option<Next>, Problem> {
     let documents = policies::live(write, workspace).await?;
-    let revoked_agents = agents::revoked(write, workspace).await?;
-    halts::lapse(write, workspace, now).await?;
-    let halts = halts::current(write, workspace).await?;
     let compose = |revision: i64, issued: Time, expires: Time| -> Result<Vec<u8>, Problem> {
         let compiled = tollgate_policy::compile(&documents, issued.secs(), expires.secs())
             .map_err(|error| refused(error.to_string()))?;
@@ -258,10 +338,100 @@ pub(crate) async fn publish(
             calendars: compiled.calendars,
             prices: compiled.prices,
             token_keys: vec![state.signer().public().clone()],
-            revoked_agents: revoked_agents.clone(),
-            halts: halts.clone(),
+            revoked_agents: stops.revoked_agents.clone(),
+            halts: stops.halts.clone(),
         })
         .map_err(|error| Problem::internal("bundle", &error))
+    };
+    if let Some(current) = current {
+        let half = current.issued_ms.midpoint(current.expires_ms);
+        // More than one further: gates run a newer one than this.
+        let passed = revision > current.revision.saturating_add(1);
+        // What was issued in the future, when our clock was ahead, gates that start refuse until then.
+        if (current.issued_ms..half).contains(&state.now().millis())
+            && !passed
+            && compose(current.revision, current.issued(), current.expires())? == current.payload
+        {
+            return Ok(None);
+        }
+    }
+    let issued = Time::from_secs(state.now().secs());
+    let expires = issued.plus_secs(state.settings().bundle_ttl_secs.into());
+    Ok(Some(Next {
+        issued,
+        expires,
+        payload: compose(revision, issued, expires)?,
+    }))
+}
+
+/// The policies that gates have, with `stops`: for when those that are stored cannot be read any more. It lives no longer than the current one,
+/// so that what is wrong with the policies still ends in calls being denied.
+fn restopped(
+    stops: &Stops,
+    current: &CurrentPayload,
+    revision: i64,
+) -> Result<Option<Next>, Problem> {
+    let mut payload: Payload = serde_json::from_slice(&current.payload)
+        .map_err(|error| Problem::internal("stored bundle", &error))?;
+    if payload.halts == stops.halts && payload.revoked_agents == stops.revoked_agents {
+        return Ok(None);
+    }
+    payload.revision = crate::store::amount(revision);
+    payload.halts.clone_from(&stops.halts);
+    payload.revoked_agents.clone_from(&stops.revoked_agents);
+    let payload =
+        serde_json::to_vec(&payload).map_err(|error| Problem::internal("bundle", &error))?;
+    Ok(Some(Next {
+        issued: current.issued(),
+        expires: current.expires(),
+        payload,
+    }))
+}
+
+/// A bundle as gates get it.
+struct Sealed {
+    next: Next,
+    envelope: Vec<u8>,
+}
+
+/// Signs a bundle, if it is no larger than `change` may make it.
+fn seal(
+    state: &ControlPlane,
+    next: Next,
+    stops: &Stops,
+    current: Option<&CurrentPayload>,
+    change: Change,
+) -> Result<Sealed, Problem> {
+    let envelope = state
+        .signer()
+        .envelope(BUNDLE_TYPE, &next.payload)
+        .map_err(|error| Problem::internal("bundle", &error))?;
+    let of_halts = serde_json::to_vec(&stops.halts)
+        .map_err(|error| Problem::internal("halts", &error))?
+        .len();
+    let without_halts = envelope.len().saturating_sub(of_halts / 3 * 4);
+    // Whoever has more than may be, from an older version of this program, can still make it less.
+    let grows = current.is_none_or(|current| next.payload.len() > current.payload.len());
+    // What gates do not take they would refuse, and go on with the last one.
+    if envelope.len() > MAX_ENVELOPE_BYTES
+        || grows && without_halts > MAX_ENVELOPE_BYTES.saturating_sub(change.leaves())
+    {
+        return Err(change.too_large(without_halts));
+    }
+    Ok(Sealed { next, envelope })
+}
+
+/// Makes the next revision if what the workspace's gates should run has changed, half of the current one's life is over, or it has not begun.
+pub(crate) async fn publish(
+    state: &ControlPlane,
+    write: &mut Write,
+    workspace: &WorkspaceId,
+    change: Change,
+) -> Result<Published, Problem> {
+    halts::lapse(write, workspace, state.now()).await?;
+    let stops = Stops {
+        revoked_agents: agents::revoked(write, workspace).await?,
+        halts: halts::current(write, workspace).await?,
     };
     let current = current_payload(workspace, write).await?;
     // A gate runs a newer revision than ours when our database was put back to an earlier state. It would take every bundle up to that
@@ -284,39 +454,34 @@ pub(crate) async fn publish(
             "a gate runs a bundle revision far ahead of this database's; `tollgate gate list` shows which. If nothing was restored, revoke it"
         );
     }
-    if let Some(current) = &current {
-        let half = current.issued_ms.midpoint(current.expires_ms);
-        let (issued, expires) = (
-            Time::from_millis(current.issued_ms),
-            Time::from_millis(current.expires_ms),
-        );
-        // What was issued in the future, when our clock was ahead, gates that start refuse until then.
-        if (current.issued_ms..half).contains(&now.millis())
-            && skip == 0
-            && compose(current.revision, issued, expires)? == current.payload
-        {
-            return Ok(Published {
-                workspace: workspace.clone(),
-                revision: current.revision,
-                new: false,
-            });
-        }
-    }
     let revision = last.saturating_add(skip).saturating_add(1);
-    let issued = Time::from_secs(now.secs());
-    let expires = issued.plus_secs(state.settings().bundle_ttl_secs.into());
-    let payload = compose(revision, issued, expires)?;
-    let envelope = state
-        .signer()
-        .envelope(BUNDLE_TYPE, &payload)
-        .map_err(|error| Problem::internal("bundle", &error))?;
-    if envelope.len() > MAX_ENVELOPE_BYTES {
-        // Every gate would refuse it and go on with the last one.
-        return Err(refused(format!(
-            "all policies together make a bundle of {} bytes, more than the {MAX_ENVELOPE_BYTES} that gates take; remove or shorten some",
-            envelope.len()
-        )));
-    }
+    let unchanged = Published {
+        workspace: workspace.clone(),
+        revision: last,
+        new: false,
+    };
+    let sealed = match composed(state, write, workspace, &stops, current.as_ref(), revision).await {
+        Ok(None) => return Ok(unchanged),
+        Ok(Some(next)) => seal(state, next, &stops, current.as_ref(), change),
+        Err(problem) => Err(problem),
+    };
+    let Sealed {
+        next: Next {
+            issued,
+            expires,
+            payload,
+        },
+        envelope,
+    } = match (sealed, &current) {
+        (Err(problem), Some(current)) if change.stops() => {
+            tracing::error!(%workspace, ?problem, "the policies make no bundle; gates keep those they have, and hear who is stopped");
+            match restopped(&stops, current, revision)? {
+                None => return Ok(unchanged),
+                Some(next) => seal(state, next, &stops, Some(current), change)?,
+            }
+        }
+        (sealed, _) => sealed?,
+    };
     sqlx::query(
         "INSERT INTO bundles (workspace, channel, revision, etag, payload, envelope, issued_ms, expires_ms, skipped)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -364,7 +529,7 @@ fn refused(message: String) -> Problem {
 pub(crate) async fn refresh(state: &ControlPlane) -> Result<(), sqlx::Error> {
     for workspace in WorkspaceId::all(state).await? {
         let mut write = state.store().write().await?;
-        match publish(state, &mut write, &workspace).await {
+        match publish(state, &mut write, &workspace, Change::Renewal).await {
             Ok(published) => {
                 write.commit().await?;
                 published.announce(state);

@@ -25,8 +25,12 @@ use tollgate_engine::{
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Halts of one workspace. Each takes at most 1,500 bytes of the bundle: a sixth of what a gate looks at, together.
+/// Halts of one workspace, beside the one of the workspace itself.
 const MAX_HALTS: i64 = 500;
+
+/// Bytes of all halts of a bundle: each has a reason of 300 characters of 4 bytes at most, a run of 128, an agent's id and what JSON puts around them,
+/// together less than 1,500.
+pub(crate) const MAX_BYTES: usize = (500 + 1) * 1_500;
 
 /// With so many of them no further run is stopped, so that runs, of which there are many, leave room to stop agents and teams.
 const MAX_HALTS_FOR_RUNS: i64 = MAX_HALTS / 2;
@@ -246,7 +250,8 @@ async fn permitted(
         halt::Kind::Paused => ("enable_pause", "paused"),
         halt::Kind::Killed => ("enable_cancel", "killed"),
     };
-    let mut documents = policies::having(write, workspace, field).await?;
+    // One that is not read any more keeps nobody from being stopped.
+    let mut documents = policies::enforced(write, workspace).await?.documents;
     documents.retain(|document| match kind {
         halt::Kind::Paused => !document.execution.pause,
         halt::Kind::Killed => !document.execution.cancel,
@@ -375,7 +380,7 @@ async fn set(
         message: &new.reason,
     };
     events::record(&mut write, workspace, now, event).await?;
-    let published = bundles::publish(&state, &mut write, workspace).await?;
+    let published = bundles::publish(&state, &mut write, workspace, bundles::Change::Halts).await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(

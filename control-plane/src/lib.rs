@@ -472,11 +472,19 @@ pub async fn run(
         let state = state.clone();
         async move {
             let mut ticks = tokio::time::interval(notify::EVERY);
+            let mut rounds = tokio::task::JoinSet::new();
             loop {
                 ticks.tick().await;
-                if let Err(error) = state.notify().await {
-                    tracing::error!(cause = %error, "channels were not told; it is tried again in a second");
+                while rounds.try_join_next().is_some() {}
+                if rounds.len() >= notify::MAX_ROUNDS {
+                    continue;
                 }
+                let state = state.clone();
+                rounds.spawn(async move {
+                    if let Err(error) = state.notify().await {
+                        tracing::error!(cause = %error, "channels were not told; it is tried again in a second");
+                    }
+                });
             }
         }
     });

@@ -237,14 +237,7 @@ pub(crate) async fn live(
     write: &mut Write,
     workspace: &WorkspaceId,
 ) -> Result<Vec<Document>, Problem> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "SELECT name, text FROM policies AS p WHERE workspace = $1 AND text IS NOT NULL AND version =
-           (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
-         ORDER BY name",
-    )
-    .bind(workspace.as_str())
-    .fetch_all(&mut **write)
-    .await?;
+    let rows = texts_of(write, workspace).await?;
     rows.into_iter()
         .map(|(name, text)| {
             stored(&name, &text).ok_or_else(|| {
@@ -255,25 +248,47 @@ pub(crate) async fn live(
         .collect()
 }
 
-/// The enforced documents that count now and have this field, by its last name. Of thousands a few have it, and only those are read.
-pub(crate) async fn having(
+/// The documents that count now and are no trial.
+pub(crate) struct Enforced {
+    pub(crate) documents: Vec<Document>,
+    /// The names of those that are not read any more.
+    pub(crate) unread: Vec<String>,
+}
+
+/// The enforced documents that count now. What a document says, only its reader knows: there are many ways to write a key.
+pub(crate) async fn enforced(
     write: &mut Write,
     workspace: &WorkspaceId,
-    field: &'static str,
-) -> Result<Vec<Document>, Problem> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "SELECT name, text FROM policies AS p WHERE workspace = $1 AND instr(text, $2) > 0 AND version =
+) -> Result<Enforced, Problem> {
+    let mut enforced = Enforced {
+        documents: Vec::new(),
+        unread: Vec::new(),
+    };
+    for (name, text) in texts_of(write, workspace).await? {
+        match stored(&name, &text) {
+            Some(document) if document.rollout == Rollout::Enforce => {
+                enforced.documents.push(document);
+            }
+            Some(_) => {}
+            None => enforced.unread.push(name),
+        }
+    }
+    Ok(enforced)
+}
+
+/// Names and texts of the documents that count now.
+async fn texts_of(
+    write: &mut Write,
+    workspace: &WorkspaceId,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT name, text FROM policies AS p WHERE workspace = $1 AND text IS NOT NULL AND version =
            (SELECT MAX(version) FROM policies WHERE workspace = p.workspace AND name = p.name)
          ORDER BY name",
     )
     .bind(workspace.as_str())
-    .bind(field)
     .fetch_all(&mut **write)
-    .await?;
-    let documents = rows.iter().filter_map(|(name, text)| stored(name, text));
-    Ok(documents
-        .filter(|document| document.rollout == Rollout::Enforce)
-        .collect())
+    .await
 }
 
 /// The document of this name that counts now.
@@ -459,7 +474,13 @@ async fn put_into_service(
             });
         }
     }
-    let published = bundles::publish(state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Policies,
+    )
+    .await?;
     write.commit().await?;
     published.announce(state);
     tracing::info!(
@@ -620,7 +641,13 @@ async fn delete(
         state.now().millis(),
     )
     .await?;
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        &state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Policies,
+    )
+    .await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(policy = name, by = operator.key, "policy deleted");

@@ -193,7 +193,7 @@ async fn create(
     if new.guardrails {
         policies::start(&mut write, &id, &key.id, now).await?;
     }
-    let published = bundles::publish(&state, &mut write, &id).await?;
+    let published = bundles::publish(&state, &mut write, &id, bundles::Change::Policies).await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(workspace = %id, "workspace made");

@@ -275,7 +275,7 @@ impl Sift {
 }
 
 /// Why an answer is stopped that its reader may read otherwise than it would be searched.
-fn unreadable(message: &'static str) -> Vec<Reason> {
+fn unreadable(message: impl Into<Cow<'static, str>>) -> Vec<Reason> {
     Vec::from([Reason::of_gate(
         Cause::Policy,
         "response.unreadable",
@@ -283,7 +283,12 @@ fn unreadable(message: &'static str) -> Vec<Reason> {
     )])
 }
 
-const NOT_ONE_READING: &str = "the answer looks like JSON and has no single reading (RFC 8259, no key twice), so it cannot be searched as the policy wants it";
+fn not_one_reading(error: &json::Error) -> Vec<Reason> {
+    unreadable(format!(
+        "the answer looks like JSON and is none with a single reading ({error}), so it cannot be searched as the policy wants it"
+    ))
+}
+
 const NOT_UTF8: &str = "the answer is in another character encoding than UTF-8, so it cannot be searched as the policy wants it";
 
 /// What may go out of a whole body.
@@ -306,13 +311,13 @@ fn whole(
         Ok(doc) => out.extend(piece(watch, text, Some(&doc), taken)?),
         // Clients that asked for a stream read one whatever the answer says it is.
         Err(_) if has_data_line(text) => out.extend(stream_in_one(watch, text, taken)?),
-        Err(_) if looks_like_json(text, form) => {
+        Err(error) if looks_like_json(text, form) => {
             // One value in each line (NDJSON), or nothing that can be read.
             for line in text.split_inclusive(|byte| *byte == b'\n') {
                 match json::parse(line) {
                     Ok(doc) => out.extend(piece(watch, line, Some(&doc), taken)?),
                     Err(_) if line.trim_ascii().is_empty() => out.extend_from_slice(line),
-                    Err(_) => return Err(unreadable(NOT_ONE_READING)),
+                    Err(_) => return Err(not_one_reading(&error)),
                 }
             }
         }
@@ -501,14 +506,15 @@ impl Events {
         taken: &mut Taken,
     ) -> Result<(), Vec<Reason>> {
         let data: &[u8] = &event.data;
-        let Ok(doc) = json::parse(data) else {
-            if json::opens_like_one(data) {
-                return Err(unreadable(NOT_ONE_READING));
+        let doc = match json::parse(data) {
+            Ok(doc) => doc,
+            Err(error) if json::opens_like_one(data) => return Err(not_one_reading(&error)),
+            Err(_) => {
+                if data == b"[DONE]" {
+                    self.end(watch, taken, |_| true)?;
+                }
+                return self.stand_alone(watch, event.raw, taken);
             }
-            if data == b"[DONE]" {
-                self.end(watch, taken, |_| true)?;
-            }
-            return self.stand_alone(watch, event.raw, taken);
         };
         for line in besides_data(event.raw) {
             match watch.search(line)? {

@@ -27,7 +27,6 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::collections::{BTreeMap, btree_map::Entry};
 use tollgate_engine::{
     bundle::CLOCK_SKEW_SECS,
     bytes::Digest,
@@ -64,6 +63,8 @@ pub(crate) struct RecordFields {
     pub(crate) approval: Option<String>,
     /// Rules and the documents that they stand in.
     pub(crate) reasons: Vec<(String, String)>,
+    /// How many more ask for approval than stand there.
+    pub(crate) asked_by_more: u64,
     pub(crate) model: Option<String>,
     pub(crate) tools: Vec<String>,
     pub(crate) usage: RecordedUsage,
@@ -113,6 +114,10 @@ impl RecordFields {
                     Some((part("rule")?, part("document")?))
                 })
                 .collect(),
+            asked_by_more: value
+                .get("asked_by_more")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or(0),
             model: text("model"),
             tools: value
                 .get("tools")
@@ -497,7 +502,7 @@ struct Asked {
     #[serde(default)]
     #[param(minimum = 0, maximum = 9007199254740991i64)]
     after: i64,
-    /// How many records to read at most.
+    /// How many records to read at most. An answer ends before 4 MiB of records are passed, too.
     #[serde(default = "default_limit")]
     #[param(minimum = 1, maximum = 1000)]
     limit: u32,
@@ -518,6 +523,10 @@ fn default_limit() -> u32 {
 
 /// Most records of one answer: at 2 KiB each, 2 MiB.
 const MAX_LIMIT: u32 = 1_000;
+
+/// Bytes of records of one answer, where there is more than one record: records with content are longer than 2 KiB, and a batch of one may have
+/// 1 MiB.
+const MAX_PAGE_BYTES: i64 = 4 << 20;
 
 /// Records in order of acceptance.
 #[derive(Serialize, ToSchema)]
@@ -600,20 +609,26 @@ async fn list(
         .bind(i64::from(asked.limit))
         .fetch_all(&mut *connection)
         .await?;
-    let mut batches: BTreeMap<i64, StoredBatch> = BTreeMap::new();
-    let mut records = Vec::with_capacity(places.len());
+    // The records of a batch stand together, so that one batch in memory is enough.
+    let mut read: Option<(i64, StoredBatch)> = None;
+    let mut records: Vec<ListedRecord> = Vec::new();
+    let mut bytes = 0_i64;
     for place in &places {
-        let batch = match batches.entry(place.batch) {
-            Entry::Occupied(read) => read.into_mut(),
-            Entry::Vacant(unread) => unread.insert(
+        bytes = bytes.saturating_add(place.length);
+        if bytes > MAX_PAGE_BYTES && !records.is_empty() {
+            break;
+        }
+        let batch = match read.take() {
+            Some((id, batch)) if id == place.batch => batch,
+            _ => {
                 sqlx::query_as(
                     "SELECT holder, epoch, bytes FROM batches WHERE workspace = $1 AND id = $2",
                 )
                 .bind(operator.workspace.as_str())
                 .bind(place.batch)
                 .fetch_one(&mut *connection)
-                .await?,
-            ),
+                .await?
+            }
         };
         records.push(ListedRecord {
             id: place.id,
@@ -623,10 +638,15 @@ async fn list(
             record: cut(&batch.bytes, place)
                 .ok_or_else(|| Problem::internal("audit", &"the index does not fit its batch"))?,
         });
+        read = Some((place.batch, batch));
     }
     let full = u32::try_from(places.len()).is_ok_and(|found| found == asked.limit);
+    let cut_short = records.len() < places.len();
     Ok(Json(Records {
-        next: places.last().filter(|_| full).map(|place| place.id),
+        next: records
+            .last()
+            .filter(|_| full || cut_short)
+            .map(|record| record.id),
         records,
     }))
 }

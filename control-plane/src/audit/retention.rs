@@ -86,7 +86,15 @@ async fn forget_of(
     now: Time,
 ) -> Result<(), Problem> {
     let mut write = state.store().write().await?;
-    let mut documents = policies::having(&mut write, workspace, "retention_days").await?;
+    let policies::Enforced {
+        mut documents,
+        unread,
+    } = policies::enforced(&mut write, workspace).await?;
+    if let Some(name) = unread.first() {
+        // It may want records kept for longer than the others.
+        let why = format!("`{name}` is not read any more, so nothing is deleted");
+        return Err(Problem::internal("stored policy", &why));
+    }
     documents.retain(|document| document.audit.retention_days.is_some());
     let days = documents
         .iter()

@@ -3,7 +3,10 @@
 //! The signed checkpoint fixes every byte before it; the batches fix their own order and completeness. Both are checked, so that a
 //! control plane that would leave something out has to forge the gates' chains too.
 
-use super::export::{Checkpoint, ExportHeader, FORMAT, HolderHead};
+use super::{
+    Gap,
+    export::{Checkpoint, ExportHeader, FORMAT, HolderHead},
+};
 use std::{collections::BTreeMap, fmt};
 use tollgate_engine::{
     bytes::Digest,
@@ -150,7 +153,9 @@ pub fn verify(export: &[u8], pinned: Option<&PublicKey>) -> Result<Whole, Fault>
             "the checkpoint's counts and heads are not those of the batches before it",
         ));
     }
-    if let Some(disclosed) = walk.disclosed {
+    let reported = checkpoint.gaps.iter();
+    let mut reported = reported.filter_map(|gap| reported_fault(gap, &header, number));
+    if let Some(disclosed) = walk.disclosed.or_else(|| reported.next()) {
         return Err(disclosed);
     }
     Ok(Whole {
@@ -161,6 +166,35 @@ pub fn verify(export: &[u8], pinned: Option<&PublicKey>) -> Result<Whole, Fault>
         forgotten,
         issued: Time::from_millis(checkpoint.issued_ms),
         pinned: pinned.is_some(),
+    })
+}
+
+/// What the control plane reports of journals and the batches do not show: a fork, of which it keeps one side, or records that are missing. What is
+/// missing among those that were deleted is no fault of what is left.
+fn reported_fault(gap: &Gap, header: &ExportHeader, line: usize) -> Option<Fault> {
+    let Gap {
+        holder,
+        epoch,
+        kind,
+        from_seq,
+        records,
+        ..
+    } = gap;
+    let journal = format!("journal of {holder} epoch {epoch}");
+    if kind == "fork" {
+        let what = format!(
+            "{journal}: a fork at record {from_seq}: other {records} records came that do not follow what is here"
+        );
+        return Some(fault(line, what));
+    }
+    let is_deleted = header.begins.iter().any(|begin| {
+        begin.holder == *holder
+            && i64::try_from(begin.epoch) == Ok(*epoch)
+            && i64::try_from(begin.next_seq).is_ok_and(|begins| *from_seq <= begins)
+    });
+    (!is_deleted).then(|| {
+        let what = format!("{journal}: {records} records are {kind} from record {from_seq} on");
+        fault(line, what)
     })
 }
 
@@ -212,7 +246,7 @@ impl Walk {
             return Err(fault(
                 line,
                 format!(
-                    "{journal}: goes back to record {} where {} should follow",
+                    "{journal}: a fork: goes back to record {} where {} should follow",
                     header.first_seq, position.next_seq
                 ),
             ));
@@ -231,7 +265,10 @@ impl Walk {
         } else if header.previous != position.head {
             return Err(fault(
                 line,
-                format!("{journal}: does not follow the batch before it"),
+                format!(
+                    "{journal}: a fork: record {} does not follow the batch before it",
+                    header.first_seq
+                ),
             ));
         }
         if header.dropped > 0 {

@@ -271,7 +271,13 @@ async fn rollback(
         state.now().millis(),
     )
     .await?;
-    let published = bundles::publish(&state, &mut write, &operator.workspace).await?;
+    let published = bundles::publish(
+        &state,
+        &mut write,
+        &operator.workspace,
+        bundles::Change::Policies,
+    )
+    .await?;
     write.commit().await?;
     published.announce(&state);
     tracing::info!(

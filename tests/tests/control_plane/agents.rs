@@ -134,3 +134,18 @@ async fn what_is_no_chain_is_refused_with_the_reason() {
     let reply = exchange(&workspace, &searchers, &planners).await;
     assert_eq!(reply.status, 401);
 }
+
+/// Commands take an id or a name: what is an id must mean one agent.
+#[tokio::test]
+async fn an_agent_is_not_called_as_ids_are() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let id = workspace.agent("blue").await;
+    for name in [id.to_uppercase(), id.replace('-', ""), id] {
+        let body = json!({"name": name, "level": "L1"});
+        let refused = workspace.post("/agents", body).await;
+        assert_eq!(refused.status, 422, "{name}");
+        let said = refused.json();
+        assert!(text(&said["detail"]).contains("this is a UUID"), "{said}");
+    }
+}

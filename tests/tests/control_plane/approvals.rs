@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::{
     io::Write as _,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use tollgate_control_plane::{Settings, read_channels};
 use tollgate_engine::{
@@ -19,6 +20,7 @@ use tollgate_tests::{
     corpus::wire::{self, Message, Server},
     simulate::Dice,
 };
+use xtask::process::wait_until;
 
 const CALL: &str = "apr-00000000000000000000000000000001";
 
@@ -367,6 +369,61 @@ async fn policies_say_how_long_a_request_waits_and_who_is_asked() {
     }
 }
 
+/// A record has room for 16 reasons: the document that wants a role may be the one that is not in it.
+#[tokio::test]
+async fn where_a_record_does_not_tell_who_asks_every_role_is_wanted() {
+    const SECOND: &str = "{tools: {refund: {requires_approval_if: 'true'}}, approval: {timeout_seconds: 60, escalation_role: org-admin}}";
+    let rule = "tools.refund.requires_approval_if";
+    let reason = |document: &str| json!({"rule": rule, "document": document});
+    let rate = json!({"rule": "rate.requests_per_minute", "document": "p"});
+    for (reasons, more, roles) in [
+        // It is told: the second does not ask.
+        (vec![reason("p")], 0, json!([])),
+        (vec![reason("p"), reason("q")], 0, json!(["org-admin"])),
+        (vec![reason("p"); 16], 0, json!([])),
+        (vec![reason("p"); 16], 1, json!(["org-admin"])),
+        (vec![rate], 0, json!(["org-admin"])),
+        (vec![], 0, json!(["org-admin"])),
+    ] {
+        let plane = Plane::new().await;
+        let workspace = plane.workspace().await;
+        apply(&workspace, &[("p", ASKS), ("q", SECOND)]).await;
+        let agent = workspace.agent("blue").await;
+        let gate = workspace.gate().await;
+        let mut side = Side::new(&gate, 1, &agent).await;
+        let mut held = record(&agent, START, "hold", &[]);
+        held["reasons"] = json!(reasons);
+        held["asked_by_more"] = more.into();
+        side.records(held).await;
+        let asked = workspace.get(&format!("/approvals/{CALL}")).await;
+        assert_eq!(asked["roles"], roles, "{reasons:?}");
+        let may = roles == json!([]);
+        let (status, _) = says(&workspace, &workspace.operator, "granted").await;
+        assert_eq!(status, if may { 200 } else { 403 }, "{reasons:?}");
+    }
+}
+
+/// Who may approve stands in the policy that asks: without it nobody is asked, and the call is held.
+#[tokio::test]
+async fn nobody_is_asked_for_a_policy_that_nobody_knows() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    apply(&workspace, &[("p", ASKS)]).await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p", "gone"]))
+        .await;
+    assert_eq!(workspace.get("/approvals").await, json!([]));
+    let told = events(&workspace, "approval_unasked").await;
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("nobody knows who may approve"), "{told:?}");
+    // Nor where a record does not tell, and one that may ask is not read any more.
+    plane.execute("UPDATE policies SET text = 'scope: ['").await;
+    side.records(record(&agent, START + 1, "hold", &[])).await;
+    assert_eq!(workspace.get("/approvals").await, json!([]));
+}
+
 #[tokio::test]
 async fn who_has_a_role_alone_can_use_and_give_it() {
     let plane = Plane::new().await;
@@ -518,7 +575,7 @@ async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_reco
     let (fine, told) = channel(&[503, 200]);
     let (gone, refused) = channel(&[410]);
     let channels = format!(
-        r#"{{"slack:approvals": {{"url": "http://{}/hook", "secret": "s3"}}, "gone": {{"url": "http://{}/"}}}}"#,
+        r#"{{"slack:approvals": {{"workspaces": ["*"], "url": "http://{}/hook", "secret": "s3"}}, "gone": {{"workspaces": ["*"], "url": "http://{}/"}}}}"#,
         fine.address, gone.address
     );
     let plane = telling(&channels).await;
@@ -544,7 +601,7 @@ async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_reco
         untold,
         [
             "the channel `gone` was not told: it answered 410",
-            "the channel `nowhere` was not told: this control plane has no channel of that name",
+            "the channel `nowhere` was not told: this workspace has no channel of that name",
         ]
     );
     // Who could not hear it is told again a little later, once.
@@ -585,10 +642,58 @@ async fn the_channels_of_a_policy_are_told_and_who_cannot_be_told_is_put_on_reco
     );
 }
 
+/// A name in a policy leads to the channels of its own workspace only, and a channel that does not answer keeps no other from being told.
+#[tokio::test]
+async fn channels_are_of_their_workspaces_and_do_not_wait_for_one_another() {
+    let (theirs, heard) = channel(&[200]);
+    // The slow one answers when the other has been told.
+    let (fine, told) = channel(&[200]);
+    let seen = Arc::clone(&told);
+    let slow = Server::start(move |_, stream| {
+        let is_told = || (!seen.lock().unwrap().is_empty()).then_some(());
+        let status = match wait_until("the other", Duration::from_secs(5), is_told) {
+            Ok(()) => 200,
+            Err(_) => 500,
+        };
+        let _ = stream.write_all(&wire::response(status, &[], b""));
+    })
+    .unwrap();
+    let channels = format!(
+        r#"{{"theirs": {{"workspaces": ["ws-00000000-0000-4000-8000-0000000000ff"], "url": "http://{}/"}},
+            "a-slow": {{"workspaces": ["*"], "url": "http://{}/"}}, "fine": {{"workspaces": ["*"], "url": "http://{}/"}}}}"#,
+        theirs.address, slow.address, fine.address
+    );
+    let plane = telling(&channels).await;
+    let workspace = plane.workspace().await;
+    apply(
+        &workspace,
+        &[("p", "{tools: {refund: {requires_approval_if: 'true'}}, approval: {notify_channels: [a-slow, fine, theirs]}}")],
+    )
+    .await;
+    let agent = workspace.agent("blue").await;
+    let gate = workspace.gate().await;
+    let mut side = Side::new(&gate, 1, &agent).await;
+    side.records(record(&agent, START, "hold", &["p"])).await;
+    plane.state.notify().await.unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1);
+    assert_eq!(heard.lock().unwrap().len(), 0);
+    assert_eq!(
+        events(&workspace, "approval_untold").await,
+        ["the channel `theirs` was not told: this workspace has no channel of that name"]
+    );
+    // The slow one said 200, so nothing is left to be told.
+    plane.advance(60);
+    plane.state.notify().await.unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn a_channel_that_is_down_is_given_up_and_nobody_is_told_of_what_is_decided() {
     let (down, tries) = channel(&[500]);
-    let channels = format!(r#"{{"ops": {{"url": "http://{}/"}}}}"#, down.address);
+    let channels = format!(
+        r#"{{"ops": {{"workspaces": ["*"], "url": "http://{}/"}}}}"#,
+        down.address
+    );
     let plane = telling(&channels).await;
     let workspace = plane.workspace().await;
     apply(

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tollgate_control_plane::audit::verify;
 use tollgate_engine::journal::SealKey;
 
-use crate::harness::{Gate, Journal, Plane, START, Workspace, holder};
+use crate::harness::{Gate, Journal, Plane, START, Workspace, holder, text};
 
 async fn accepted(gate: &Gate<'_>, batch: &[u8], next_seq: u64) {
     let reply = gate.submit(batch).await;
@@ -68,6 +68,9 @@ async fn a_fork_is_refused_and_put_on_record() {
     refused(&gate, &forged, 409, "fork").await;
     refused(&gate, &forged, 409, "fork").await;
     refused(&gate, &other.seal(&["y"]), 409, "fork").await;
+    // What is stored is one chain; that there was another is told.
+    let fault = verify(&export(&workspace).await, None).unwrap_err();
+    assert!(fault.what.contains("a fork at record 1"), "{fault}");
     assert_eq!(ids(&workspace, "").await, ["a"]);
     let gaps = workspace.get("/audit/gaps").await;
     let kinds: Vec<(&Value, &Value)> = gaps
@@ -106,6 +109,21 @@ async fn a_gap_is_kept_and_reported() {
     assert_eq!(fault.line, 5);
     assert!(
         fault.what.ends_with("records 2 to 3 are missing"),
+        "{fault}"
+    );
+}
+
+#[tokio::test]
+async fn a_journal_whose_begin_is_missing_is_not_whole() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let mut journal = gate.journal(&holder(1), 1);
+    journal.seal(&["a", "b"]);
+    accepted(&gate, &journal.seal(&["c"]), 4).await;
+    let fault = verify(&export(&workspace).await, None).unwrap_err();
+    assert!(
+        fault.what.ends_with("records 1 to 2 are missing"),
         "{fault}"
     );
 }
@@ -221,6 +239,38 @@ async fn records_are_listed_as_they_were_sealed() {
     assert_eq!(ids(&workspace, "?id=2").await, ["2"]);
     assert_eq!(ids(&workspace, "?outcome=deny").await, ["2", "3"]);
     assert_eq!(ids(&workspace, "?newest=true&limit=2").await, ["3", "2"]);
+}
+
+/// Records with content are long: an answer has 4 MiB of them at most, and says where to go on.
+#[tokio::test]
+async fn a_page_of_long_records_ends_before_its_limit() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let mut journal = gate.journal(&holder(1), 1);
+    // Each some bytes more than 800,000: five of them are less than 4,194,304, and six are more.
+    for number in 0..7 {
+        let record = json!({"id": format!("r{number}"), "content": "c".repeat(800_000)});
+        accepted(&gate, &journal.seal_records(&[record], 0), number + 2).await;
+    }
+    let read = async |query: &str| {
+        let page = workspace.get(&format!("/audit?{query}")).await;
+        let ids: Vec<String> = page["records"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| text(&row["record"]["id"]))
+            .collect();
+        (ids, page["next"].as_i64())
+    };
+    let (first, next) = read("").await;
+    assert_eq!(first, ["r0", "r1", "r2", "r3", "r4"]);
+    let (rest, end) = read(&format!("after={}", next.unwrap())).await;
+    assert_eq!((rest, end), (vec!["r5".to_owned(), "r6".to_owned()], None));
+    let (newest, next) = read("newest=true").await;
+    assert_eq!(newest, ["r6", "r5", "r4", "r3", "r2"]);
+    let (rest, end) = read(&format!("newest=true&after={}", next.unwrap())).await;
+    assert_eq!((rest, end), (vec!["r1".to_owned(), "r0".to_owned()], None));
 }
 
 /// Two journals, three batches, four records.

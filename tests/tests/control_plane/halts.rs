@@ -2,7 +2,10 @@
 
 use crate::harness::{Plane, START, Workspace, text};
 use serde_json::{Value, json};
-use tollgate_engine::{bundle::Bundle, halt::Halt};
+use tollgate_engine::{
+    bundle::{Bundle, Payload},
+    halt::Halt,
+};
 
 /// What the gates' bundle says about it.
 async fn halts(workspace: &Workspace<'_>, gate: &crate::harness::Gate<'_>) -> Vec<Halt> {
@@ -182,6 +185,17 @@ async fn who_is_not_to_be_stopped_is_stopped_only_with_others() {
     let shadow = team.replace("name: team", "name: team, rollout: shadow");
     assert_eq!(workspace.apply(&shadow).await.status, 200);
     assert_eq!(order(&workspace, "team:calm", "killed").await.0, 200);
+}
+
+/// YAML has many ways to write the same key: what counts is what the document says.
+#[tokio::test]
+async fn who_is_not_to_be_stopped_may_be_written_in_other_letters() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    workspace.agent("calm").await;
+    let policy = r#"{apiVersion: tollgate/v1, kind: Policy, metadata: {name: one}, spec: {scope: 'team:calm', agent: {execution: {"enable\u005fpause": false}}}}"#;
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    assert_eq!(order(&workspace, "team:calm", "paused").await.0, 409);
 }
 
 #[tokio::test]
@@ -399,4 +413,107 @@ async fn runs_leave_room_to_stop_agents_and_nothing_keeps_the_workspace_from_it(
     assert_eq!(order(&workspace, &whole, "killed").await.0, 409);
     assert_eq!(order(&workspace, "global", "killed").await.0, 200);
     assert_eq!(order(&workspace, &of_run("r1"), "running").await.0, 200);
+}
+
+/// Who must stop an agent does not have to shorten policies first: those leave room for all halts there may be.
+#[tokio::test]
+async fn policies_leave_room_for_halts() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    // Each host is 62 bytes of JSON and so 83 of the envelope: 3 MiB are 37,950 of them. So many less the few KiB of everything else.
+    let apply = async |hosts: usize| {
+        let host = |at: usize| format!("  - {at:05}.{}.example\n", "h".repeat(45));
+        let policy = format!(
+            "scope: global\nnetwork:\n  allowlist:\n{}",
+            (0..hosts / 4).map(host).collect::<String>()
+        );
+        let mut refused = None;
+        for document in 0..4 {
+            let path = workspace.path(&format!("/policies?name=hosts-{document}"));
+            let body = policy.as_bytes();
+            let reply = plane.bytes(&workspace.operator, "PUT", &path, body).await;
+            refused = (reply.status != 200).then_some(reply);
+        }
+        refused
+    };
+    assert!(apply(37_000).await.is_none());
+    assert_eq!(apply(39_000).await.unwrap().status, 422);
+    // As many as there may be, each as long as it may be.
+    plane
+        .execute(
+            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 499)
+             INSERT INTO halts (workspace, scope, kind, reason, by, at_ms)
+             SELECT a.workspace, 'run:' || a.id || ':' || printf('%0128d', n), 'paused',
+               replace(printf('%0300d', 0), '0', char(128721)), (SELECT MIN(id) FROM operators WHERE workspace = a.workspace), a.created_ms
+             FROM number, agents AS a",
+        )
+        .await;
+    assert_eq!(
+        order(&workspace, &format!("agent:{agent}"), "killed")
+            .await
+            .0,
+        200
+    );
+    assert_eq!(order(&workspace, "global", "killed").await.0, 200);
+    assert_eq!(halts(&workspace, &gate).await.len(), 501);
+}
+
+/// One policy that an older version took and this one does not read keeps nobody from being stopped.
+#[tokio::test]
+async fn calls_are_stopped_whatever_is_wrong_with_policies() {
+    let plane = Plane::new().await;
+    let workspace = plane.workspace().await;
+    let gate = workspace.gate().await;
+    let agent = workspace.agent("blue").await;
+    let policy = "scope: global\nnetwork:\n  allowlist: [a.example]\n";
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    let payload = async || {
+        let envelope = workspace.get("/bundle").await.to_string();
+        Bundle::closed()
+            .successor(
+                envelope.as_bytes(),
+                &gate.trust,
+                &workspace.id,
+                "default",
+                plane.now(),
+            )
+            .unwrap()
+            .payload()
+            .unwrap()
+            .clone()
+    };
+    let before = payload().await;
+    plane.execute("UPDATE policies SET text = 'scope: ['").await;
+    plane.advance(60);
+    let scope = format!("agent:{agent}");
+    let (status, done) = order(&workspace, &scope, "killed").await;
+    assert_eq!(
+        (status, done["revision"].as_u64()),
+        (200, Some(before.revision + 1))
+    );
+    // The policies of before, and no longer than they were good for.
+    let after = payload().await;
+    let documents = |payload: &Payload| serde_json::to_value(&payload.documents).unwrap();
+    assert_eq!(documents(&after), documents(&before));
+    assert_eq!(after.expires_at, before.expires_at);
+    assert_eq!(after.halts.len(), 1);
+    // An agent is revoked, and calls are let go, as well.
+    let path = workspace.path(&format!("/agents/{agent}"));
+    let revoked = plane
+        .call(&workspace.operator, "DELETE", &path, Value::Null)
+        .await;
+    assert_eq!(revoked.status, 204);
+    assert_eq!(payload().await.revoked_agents, [agent]);
+    assert_eq!(order(&workspace, &scope, "running").await.0, 200);
+    assert_eq!(payload().await.halts, []);
+    // A policy cannot be changed by halves.
+    assert_eq!(workspace.apply(policy).await.status, 200);
+    plane.execute("UPDATE policies SET text = 'scope: ['").await;
+    let path = workspace.path("/policies?name=other");
+    let reply = plane
+        .bytes(&workspace.operator, "PUT", &path, policy.as_bytes())
+        .await;
+    assert_eq!(reply.status, 500);
 }

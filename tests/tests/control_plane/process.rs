@@ -451,12 +451,14 @@ fn an_operator_stops_runs_and_hears_what_still_stops_whom_it_lets_go() {
     let workspace = plane.create_workspace("demo").unwrap();
     let run = |arguments: &[&str]| printed(&plane, &workspace, arguments);
     let bot = plane.create_agent(&workspace, "bot", "blue").unwrap();
-    plane.create_agent(&workspace, "other", "green").unwrap();
+    let other = plane.create_agent(&workspace, "other", "green").unwrap();
     let order = |order: &[&str]| run(&[order, &["--reason", "INC-4711"]].concat());
 
     let paused = order(&["pause", "run", "bot", "night:7"]);
     assert!(
-        paused.starts_with("paused run night:7 of agent bot; bundle revision "),
+        paused.starts_with(&format!(
+            "paused run night:7 of agent bot ({bot}); bundle revision "
+        )),
         "{paused}"
     );
     order(&["kill", "run", &bot, "night:8"]);
@@ -464,10 +466,10 @@ fn an_operator_stops_runs_and_hears_what_still_stops_whom_it_lets_go() {
     order(&["pause", "agent", "other"]);
     let status = run(&["status"]);
     for line in [
-        "paused         run night:7 of agent bot, by ",
-        "killed         run night:8 of agent bot, by ",
+        format!("paused         run night:7 of agent bot ({bot}), by "),
+        format!("killed         run night:8 of agent bot ({bot}), by "),
     ] {
-        assert!(status.contains(line), "{status}");
+        assert!(status.contains(&line), "{status}");
     }
 
     let lines = |order: &[&str]| {
@@ -481,24 +483,30 @@ fn an_operator_stops_runs_and_hears_what_still_stops_whom_it_lets_go() {
     assert_eq!(
         still,
         [
-            "nothing was stopped as team blue",
-            "still killed agent bot",
-            "still killed run night:8 of agent bot",
-            "still paused run night:7 of agent bot",
+            "nothing was stopped as team blue".to_owned(),
+            format!("still killed agent bot ({bot})"),
+            format!("still killed run night:8 of agent bot ({bot})"),
+            format!("still paused run night:7 of agent bot ({bot})"),
         ]
     );
     // A run: what stops its agent, not other runs of it.
     assert_eq!(
         lines(&["resume", "run", "bot", "night:7"]),
-        ["running run night:7 of agent bot", "still killed agent bot"]
+        [
+            format!("running run night:7 of agent bot ({bot})"),
+            format!("still killed agent bot ({bot})")
+        ]
     );
     assert_eq!(
         lines(&["resume", "agent", "bot"]),
-        ["running agent bot", "still killed run night:8 of agent bot"]
+        [
+            format!("running agent bot ({bot})"),
+            format!("still killed run night:8 of agent bot ({bot})")
+        ]
     );
     assert_eq!(
         lines(&["resume", "agent", "other"]),
-        ["running agent other"]
+        [format!("running agent other ({other})")]
     );
     let refused = tollgate(
         &plane,
