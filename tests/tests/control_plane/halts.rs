@@ -7,8 +7,8 @@ use tollgate_engine::{
     halt::Halt,
 };
 
-/// What the gates' bundle says about it.
-async fn halts(workspace: &Workspace<'_>, gate: &crate::harness::Gate<'_>) -> Vec<Halt> {
+/// The gates' bundle.
+async fn bundle(workspace: &Workspace<'_>, gate: &crate::harness::Gate<'_>) -> Payload {
     let envelope = workspace.get("/bundle").await.to_string();
     Bundle::closed()
         .successor(
@@ -21,8 +21,12 @@ async fn halts(workspace: &Workspace<'_>, gate: &crate::harness::Gate<'_>) -> Ve
         .unwrap()
         .payload()
         .unwrap()
-        .halts
         .clone()
+}
+
+/// What it says about it.
+async fn halts(workspace: &Workspace<'_>, gate: &crate::harness::Gate<'_>) -> Vec<Halt> {
+    bundle(workspace, gate).await.halts
 }
 
 /// Status and body of an order.
@@ -469,22 +473,7 @@ async fn calls_are_stopped_whatever_is_wrong_with_policies() {
     let agent = workspace.agent("blue").await;
     let policy = "scope: global\nnetwork:\n  allowlist: [a.example]\n";
     assert_eq!(workspace.apply(policy).await.status, 200);
-    let payload = async || {
-        let envelope = workspace.get("/bundle").await.to_string();
-        Bundle::closed()
-            .successor(
-                envelope.as_bytes(),
-                &gate.trust,
-                &workspace.id,
-                "default",
-                plane.now(),
-            )
-            .unwrap()
-            .payload()
-            .unwrap()
-            .clone()
-    };
-    let before = payload().await;
+    let before = bundle(&workspace, &gate).await;
     plane.execute("UPDATE policies SET text = 'scope: ['").await;
     plane.advance(60);
     let scope = format!("agent:{agent}");
@@ -494,7 +483,7 @@ async fn calls_are_stopped_whatever_is_wrong_with_policies() {
         (200, Some(before.revision + 1))
     );
     // The policies of before, and no longer than they were good for.
-    let after = payload().await;
+    let after = bundle(&workspace, &gate).await;
     let documents = |payload: &Payload| serde_json::to_value(&payload.documents).unwrap();
     assert_eq!(documents(&after), documents(&before));
     assert_eq!(after.expires_at, before.expires_at);
@@ -505,9 +494,9 @@ async fn calls_are_stopped_whatever_is_wrong_with_policies() {
         .call(&workspace.operator, "DELETE", &path, Value::Null)
         .await;
     assert_eq!(revoked.status, 204);
-    assert_eq!(payload().await.revoked_agents, [agent]);
+    assert_eq!(bundle(&workspace, &gate).await.revoked_agents, [agent]);
     assert_eq!(order(&workspace, &scope, "running").await.0, 200);
-    assert_eq!(payload().await.halts, []);
+    assert_eq!(bundle(&workspace, &gate).await.halts, []);
     // A policy cannot be changed by halves.
     assert_eq!(workspace.apply(policy).await.status, 200);
     plane.execute("UPDATE policies SET text = 'scope: ['").await;
