@@ -353,7 +353,7 @@ fn an_operator_approves_calls_with_the_command_alone() {
     .unwrap();
     let scratch = Scratch::new("approvals");
     let channels = scratch.path().join("channels.json");
-    let json = serde_json::json!({"ops": {"url": format!("http://{}/", channel.address)}});
+    let json = serde_json::json!({"ops": {"workspaces": ["*"], "url": format!("http://{}/", channel.address)}});
     std::fs::write(&channels, json.to_string()).unwrap();
     let mut serve = Command::new(built::tollgate());
     serve.arg("serve").arg("--channels").arg(&channels);
