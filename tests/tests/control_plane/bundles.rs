@@ -159,7 +159,7 @@ async fn nothing_of_a_bad_set_goes_live() {
     let gate = workspace.gate().await;
     assert_eq!(workspace.apply(POLICY).await.status, 200);
     let before = installed(&gate, &Bundle::closed()).await;
-    let set = "scope: team:blue\n---\nscope: team:red\nbudget:\n  daily_limit_usd: plenty\n";
+    let set = "scope: team:blue\nnetwork: {}\n---\nscope: team:red\nbudget:\n  daily_limit_usd: plenty\n";
     let reply = workspace.apply(set).await;
     assert_eq!(
         (reply.status.as_u16(), reply.problem().as_str()),
@@ -168,7 +168,7 @@ async fn nothing_of_a_bad_set_goes_live() {
     let findings = reply.json()["diagnostics"].clone();
     let parsed = tollgate_policy::parse("test.yaml", set.as_bytes(), false);
     assert_eq!(findings.as_array().unwrap().len(), parsed.diagnostics.len());
-    assert_eq!(findings[0]["line"], 5);
+    assert_eq!(findings[0]["line"], 6);
     assert_eq!(findings[0]["message"], parsed.diagnostics[0].message);
     // Fine each, but not together.
     let twice =
