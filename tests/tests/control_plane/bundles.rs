@@ -159,7 +159,8 @@ async fn nothing_of_a_bad_set_goes_live() {
     let gate = workspace.gate().await;
     assert_eq!(workspace.apply(POLICY).await.status, 200);
     let before = installed(&gate, &Bundle::closed()).await;
-    let set = "scope: team:blue\nnetwork: {}\n---\nscope: team:red\nbudget:\n  daily_limit_usd: plenty\n";
+    let set =
+        "scope: team:blue\nnetwork: {}\n---\nscope: team:red\nbudget:\n  daily_limit_usd: plenty\n";
     let reply = workspace.apply(set).await;
     assert_eq!(
         (reply.status.as_u16(), reply.problem().as_str()),
