@@ -409,35 +409,32 @@ const BEDROCK_METHODS: [&str; 5] = [
     "invoke-with-bidirectional-stream",
 ];
 
-/// Whether a path names a method of an LLM API that has the model in the path, wherever it is mounted.
-fn generates_by_path(path: &str) -> bool {
-    // Whoever serves it may decode it.
-    let path = percent_decoded(path);
-    let path = String::from_utf8_lossy(&path);
+/// The model that a method of an LLM API is called of by this path, wherever it is mounted.
+fn method_of(path: &str) -> Option<&str> {
     let path = path.trim_end_matches('/');
-    let gemini = path.rsplit_once(':');
-    let bedrock = path.rsplit_once('/');
-    gemini.is_some_and(|(_, method)| GEMINI_METHODS.contains(&method))
-        || bedrock.is_some_and(|(model, method)| {
-            model.contains("/model/") && BEDROCK_METHODS.contains(&method)
-        })
+    if let Some((model, method)) = path.rsplit_once('/')
+        && BEDROCK_METHODS.contains(&method)
+        && let Some((_, model)) = model.rsplit_once("/model/")
+    {
+        return Some(model);
+    }
+    let (model, method) = path.rsplit_once(':')?;
+    GEMINI_METHODS
+        .contains(&method)
+        .then(|| model.rsplit('/').next().unwrap_or(model))
 }
 
-/// The model that a path names: in Azure's deployments (`/deployments/gpt-4o/chat/completions`), which go by it and not by the body, and as in [`generates_by_path`].
+/// A path as whoever serves it may decode it.
+fn decoded(path: &str) -> String {
+    String::from_utf8_lossy(&percent_decoded(path)).into_owned()
+}
+
+/// The model that a path names: as in [`method_of`], and in Azure's deployments (`/deployments/gpt-4o/chat/completions`), which go by it and not by the body.
 fn model_by_path(path: &str) -> Option<String> {
-    let path = percent_decoded(path);
-    let path = String::from_utf8_lossy(&path);
-    let path = path.trim_end_matches('/');
-    let deployment = path.rsplit_once("/deployments/");
-    let bedrock = path.rsplit_once('/');
-    let bedrock = bedrock.filter(|(_, method)| BEDROCK_METHODS.contains(method));
-    let gemini = path.rsplit_once(':');
-    let gemini = gemini.filter(|(_, method)| GEMINI_METHODS.contains(method));
-    let model = deployment
-        .and_then(|(_, rest)| rest.split('/').next())
-        .or(bedrock.and_then(|(model, _)| Some(model.rsplit_once("/model/")?.1)))
-        .or(gemini.and_then(|(model, _)| model.rsplit('/').next()))?;
-    Some(model.to_string())
+    let path = decoded(path);
+    let deployment = path.trim_end_matches('/').rsplit_once("/deployments/");
+    let deployment = deployment.and_then(|(_, rest)| rest.split('/').next());
+    deployment.or(method_of(&path)).map(String::from)
 }
 
 /// By path. A generation is recognised wherever the API is mounted; anything else on an LLM host that can carry a body is unknown.
@@ -448,7 +445,7 @@ fn route_of(method: &str, path: &str, llm: bool) -> Route {
         _ if path.ends_with("/chat/completions") => Route::Llm(Provider::OpenAiChat),
         _ if path.ends_with("/v1/messages") => Route::Llm(Provider::AnthropicMessages),
         _ if path.ends_with("/v1/messages/count_tokens") => Route::CountTokens,
-        _ if llm || generates_by_path(path) => Route::LlmUnknown,
+        _ if llm || method_of(&decoded(path)).is_some() => Route::LlmUnknown,
         _ => Route::Plain,
     }
 }

@@ -145,6 +145,15 @@ impl Watch {
         maskers.collect::<Result<_, _>>().map_err(|_| too_dear())
     }
 
+    /// Stops what is not to have anything in it.
+    fn clean(&self, verdict: Verdict) -> Result<(), Vec<Reason>> {
+        match verdict {
+            Verdict::Pass => Ok(()),
+            Verdict::TakeOut(patterns) => Err(self.out_of_place(&patterns)),
+            Verdict::Block(reasons) => Err(reasons),
+        }
+    }
+
     /// Why an answer is stopped in which these patterns cannot be taken out.
     fn out_of_place(&self, patterns: &[usize]) -> Vec<Reason> {
         let insisted = self
@@ -356,11 +365,8 @@ fn stream_in_one(watch: &Watch, text: &[u8], taken: &mut Taken) -> Result<Vec<u8
     reader.end();
     let mut out = Vec::new();
     Events::default().take(watch, &mut reader, true, taken, &mut out)?;
-    match watch.search(&out)? {
-        Verdict::Pass => Ok(out),
-        Verdict::TakeOut(patterns) => Err(watch.out_of_place(&patterns)),
-        Verdict::Block(reasons) => Err(reasons),
-    }
+    watch.clean(watch.search(&out)?)?;
+    Ok(out)
 }
 
 /// What may go out of a text, which is this JSON or none.
@@ -391,11 +397,7 @@ fn piece(
         (Some(_), Err(_)) => return Err(watch.out_of_place(&patterns)),
         (None, _) => watch.search(&redacted.body)?,
     };
-    match left {
-        Verdict::Pass => {}
-        Verdict::TakeOut(left) => return Err(watch.out_of_place(&left)),
-        Verdict::Block(reasons) => return Err(reasons),
-    }
+    watch.clean(left)?;
     taken.note(
         usize::try_from(redacted.count).unwrap_or(usize::MAX),
         &patterns,
@@ -517,11 +519,7 @@ impl Events {
             }
         };
         for line in besides_data(event.raw) {
-            match watch.search(line)? {
-                Verdict::Pass => {}
-                Verdict::TakeOut(patterns) => return Err(watch.out_of_place(&patterns)),
-                Verdict::Block(reasons) => return Err(reasons),
-            }
+            watch.clean(watch.search(line)?)?;
         }
         let told = told(doc.root());
         let number = self.first.saturating_add(self.waiting.len() as u64);

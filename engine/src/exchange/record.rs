@@ -325,12 +325,8 @@ fn asking_for_approval(reasons: &[Reason]) -> usize {
     reasons.iter().filter(|reason| asks(reason)).count()
 }
 
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
-fn is_none(count: &usize) -> bool {
-    *count == 0
+fn is_zero<N: Default + PartialEq>(count: &N) -> bool {
+    *count == N::default()
 }
 
 /// The first `max` bytes of `text`, cut at a character.
@@ -400,7 +396,7 @@ struct Record<'r> {
     approved: Vec<RecordedReason<'r>>,
     reasons: Vec<RecordedReason<'r>>,
     /// So many more ask for approval than stand here.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_zero")]
     asked_by_more: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<RecordedReason<'r>>,
